@@ -1,0 +1,1 @@
+"""What things look like: configuration, tables, targets, manifest. Imports neither ray nor torch nor vllm."""

@@ -1,0 +1,109 @@
+"""The data contract: Arrow schemas of everything that is written to disk.
+
+Not configuration (that is `schemas.config`). A stage may add columns to these; it never loses, adds or reorders rows.
+
+Shape legend: T tokens of a conversation, S supervised tokens (written by the teacher), K targets kept per token.
+"""
+
+from collections.abc import Sequence
+
+import pyarrow as pa
+
+
+def scores_type(labels: Sequence[str]) -> pa.StructType:
+    """The type of a scores column: struct<label: float32>, one child per label of the configured classifiers.
+
+    A struct and not a map, because `datasets` reads no maps. Parquet has no empty struct: with no classifier
+    configured the column is absent.
+    """
+    return pa.struct([pa.field(label, pa.float32()) for label in labels])
+
+
+PROMPTS = pa.schema(
+    [
+        # The source's conversation id, or a digest of the user turns where the source has none; unique in a run.
+        pa.field("prompt_id", pa.string()),
+        # All user turns kept, in order. The source's answers are not read past ingest.
+        pa.field("user_turns", pa.list_(pa.string())),
+        # The source's system prompt, kept aside; null where there is none.
+        pa.field("system_prompt", pa.string()),
+        pa.field("language", pa.string()),
+        # The source replaced names by placeholders such as NAME_1.
+        pa.field("redacted", pa.bool_()),
+        # The source's own moderation flagged one of the user turns kept.
+        pa.field("moderation_flagged", pa.bool_()),
+        # Tokens of the first prompt as the teacher will read it, chat template included.
+        pa.field("num_prompt_tokens", pa.int32()),
+        # Name of the data set it came from, and the row's ordinal in the source's stream (0-based).
+        pa.field("source", pa.string()),
+        pa.field("source_row", pa.int64()),
+    ]
+)
+
+DEDUPED = PROMPTS.append(pa.field("cluster_id", pa.string())).append(pa.field("cluster_size", pa.int32()))
+"""`cluster_id`: prompt_id of the cluster's representative; `cluster_size`: how many source prompts it stands for."""
+
+
+def screened(labels: Sequence[str]) -> pa.Schema:
+    """`DEDUPED` plus `prompt_scores`: for each label the highest score of any user turn."""
+    return DEDUPED.append(pa.field("prompt_scores", scores_type(labels))) if labels else DEDUPED
+
+
+MESSAGES = pa.list_(pa.struct([pa.field("role", pa.string()), pa.field("content", pa.string())]))
+
+COMPLETIONS = pa.schema(
+    [
+        pa.field("sample_id", pa.string()),  # <prompt_id>/<sample>
+        pa.field("prompt_id", pa.string()),
+        pa.field("messages", MESSAGES),  # the whole conversation, the teacher's words in the assistant turns
+        pa.field("input_ids", pa.list_(pa.int32())),  # [T] exactly the ids the teacher read and wrote
+        pa.field("labels", pa.list_(pa.int32())),  # [T] input_ids on the teacher's tokens, -100 elsewhere
+        pa.field("target_ids", pa.list_(pa.int32())),  # flat [S*K], most probable first
+        pa.field("target_logprobs", pa.list_(pa.float16())),  # flat [S*K], nats, temperature 1
+        pa.field("target_tail", pa.list_(pa.float16())),  # [S] log of the mass outside the K
+        pa.field("token_logprobs", pa.list_(pa.float32())),  # [S] log-probability of the token written
+        pa.field("finish_reasons", pa.list_(pa.string())),  # one per assistant turn: stop, length
+        pa.field("num_input_tokens", pa.int32()),  # T
+        pa.field("num_target_tokens", pa.int32()),  # S
+        pa.field("language", pa.string()),
+        pa.field("redacted", pa.bool_()),
+        pa.field("cluster_id", pa.string()),
+        pa.field("cluster_size", pa.int32()),
+        pa.field("source", pa.string()),
+        pa.field("source_row", pa.int64()),
+    ]
+)
+
+
+def completions(labels: Sequence[str]) -> pa.Schema:
+    """`COMPLETIONS` plus the `prompt_scores` that screen gave the prompt."""
+    return COMPLETIONS.append(pa.field("prompt_scores", scores_type(labels))) if labels else COMPLETIONS
+
+
+def reviewed(labels: Sequence[str]) -> pa.Schema:
+    """`completions` plus `loop_tokens` (longest self-repeating stretch of an answer, in tokens; 0 when none) and
+    `response_scores` (for each label the highest score of any answer)."""
+    schema = completions(labels).append(pa.field("loop_tokens", pa.int32()))
+    return schema.append(pa.field("response_scores", scores_type(labels))) if labels else schema
+
+
+LEDGER = pa.schema(
+    [
+        pa.field("prompt_id", pa.string()),  # null where the source row has no usable id
+        pa.field("sample_id", pa.string()),  # null before generate
+        pa.field("source", pa.string()),
+        pa.field("source_row", pa.int64()),
+        pa.field("stage", pa.string()),
+        pa.field("reason", pa.string()),
+        pa.field("scores", pa.list_(pa.struct([pa.field("label", pa.string()), pa.field("score", pa.float32())]))),
+    ]
+)
+"""Rows that were dropped, one per row: who, where, why. No text."""
+
+DROP_REASON = pa.field("drop_reason", pa.string())
+"""Set by a stage on the rows it gives up; the runner removes the column. Null means: keep."""
+
+
+def marked(schema: pa.Schema) -> pa.Schema:
+    """The schema of what a stage returns: `schema` plus `drop_reason`."""
+    return schema.append(DROP_REASON)

@@ -1,0 +1,1 @@
+"""What is done to a table. Every stage works on a five-row table without Ray."""
