@@ -12,7 +12,6 @@ import logging
 import os
 import secrets
 from collections.abc import AsyncIterator, Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 from pipeline import flow, manifest, shards, worker
@@ -30,22 +29,30 @@ class RunError(RuntimeError):
 
 
 def open_run(config: Config) -> Store:
-    """The run folder of `config`, made if need be.
-
-    Raises `ConfigError` when the folder belongs to a run whose data another configuration decides.
-    """
+    """The run folder of `config`, made if need be. Raises as `compare_with_folder` does."""
     store = Store(config.run_dir)
-    mine = {"config_hash": config_hash(config), "deciding": deciding_values(config)}
-    text = json.dumps({**mine, "config": config.model_dump(mode="json")}, indent=1, sort_keys=True)
-    if not store.put_if_absent(RUN_KEY, text.encode()):
-        theirs = json.loads(store.get(RUN_KEY))
-        if theirs["config_hash"] != mine["config_hash"]:
-            keys = differing_keys(theirs["deciding"], json.loads(text)["deciding"])
-            raise ConfigError(
-                f"run_dir {config.run_dir}: holds a run with other values of {', '.join(keys)}; "
-                "restore them, or choose another run_dir"
-            )
+    facts = {
+        "config_hash": config_hash(config),
+        "deciding": deciding_values(config),
+        "config": config.model_dump(mode="json"),
+    }
+    if not store.put_if_absent(RUN_KEY, json.dumps(facts, indent=1, sort_keys=True).encode()):
+        compare_with_folder(config)
     return store
+
+
+def compare_with_folder(config: Config) -> None:
+    """Raises `ConfigError` when `run_dir` holds a run whose data another configuration decides, with the keys."""
+    data = Store(config.run_dir).get_or_none(RUN_KEY)
+    if data is None:
+        return
+    theirs = json.loads(data)
+    if theirs["config_hash"] != config_hash(config):
+        keys = differing_keys(theirs["deciding"], json.loads(json.dumps(deciding_values(config))))
+        raise ConfigError(
+            f"run_dir {config.run_dir}: holds a run with other values of {', '.join(keys)}; "
+            "restore them, or choose another run_dir"
+        )
 
 
 def run(config: Config, report: Report, *, retry_set_aside: bool = False) -> dict[str, Any]:
@@ -68,7 +75,9 @@ def run(config: Config, report: Report, *, retry_set_aside: bool = False) -> dic
         for stage in flow.STAGES:
             ready = _existing(store, flow.previous(stage.name), names)
             if stage.assign is not None:
-                _pool(config, store, stage, "sketch", ready, len(names), report)
+                sketched = _pool(config, store, stage, "sketch", ready, len(names), report)
+                if failures := [done.error for done in sketched if done.error]:
+                    raise RunError(f"{stage.name}: the view of the whole data set cannot be made; {failures[0]}")
                 _assign(config, store, stage, ready)
             _pool(config, store, stage, "transform", ready, len(names), report)
             _check_budget(config, store, stage.name, names)
@@ -102,6 +111,7 @@ def _ray() -> Iterator[None]:
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     try:
         yield
     finally:
@@ -163,9 +173,10 @@ def _pool(
         compute=ray.data.ActorPoolStrategy(
             min_size=min(resources.min_workers, len(todo)),
             max_size=min(resources.max_workers, len(todo)),
-            max_tasks_in_flight_per_actor=in_flight,
+            max_concurrent_calls_per_actor=in_flight,
+            # Ray Data adds actors when the queued work exceeds 1.75 times what runs, so as much again must queue.
+            max_tasks_in_flight_per_actor=2 * in_flight,
         ),
-        max_concurrency=in_flight,
         num_cpus=resources.num_cpus,
         num_gpus=resources.num_gpus or None,
         resources=resources.resources or None,

@@ -198,7 +198,7 @@ def read(store: Store, key: str, columns: Sequence[str] | None = None) -> pa.Tab
     """A shard's table, page checksums verified. Raises `ShardError` when it is not whole or not Parquet."""
     try:
         with store.open(key) as file:
-            table = pq.read_table(file, columns=columns, page_checksum_verification=True)
+            table = pq.read_table(file, columns=None if columns is None else list(columns), page_checksum_verification=True)
             return table.replace_schema_metadata(None)
     except (pa.ArrowInvalid, OSError) as error:
         if isinstance(error, FileNotFoundError):

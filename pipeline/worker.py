@@ -110,7 +110,8 @@ class Worker:
                     self._store.delete(mark)
                 return done
         failure = f"{self._stage} {shard}: set aside after {limit} attempts; last: {reason}"
-        self._store.put_if_absent(set_aside_key(self._stage, shard), json.dumps({"error": failure}).encode())
+        if self._step != "sketch":  # without its sketches a stage cannot run at all, so nothing is set aside
+            self._store.put_if_absent(set_aside_key(self._stage, shard), json.dumps({"error": failure}).encode())
         return Done(self._stage, shard, time.monotonic() - started, error=failure)
 
     def close(self) -> None:

@@ -81,7 +81,7 @@ class DedupeConfig(Section):
     """Characters per shingle of a text too short for words."""
     max_per_cluster: Count = 1
     """Distinct texts kept of a cluster of near-duplicates."""
-    seed: int = 1
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 1
     """Of the permutations."""
     max_dropped_fraction: Annotated[Fraction, free] = 0.95
     """Fail when more than this share is dropped."""

@@ -48,10 +48,11 @@ def decode(table: pa.Table) -> list[Targets]:
     for row in range(table.num_rows):
         ids, logprobs, tail = (v[o[row] : o[row + 1]] for v, o in zip(values, offsets, strict=True))
         S = len(tail)
-        if len(ids) != len(logprobs) or (S and len(ids) % S) or (not S and len(ids)):
+        K = len(ids) // S if S else 0
+        if not len(ids) == len(logprobs) == S * K:
             raise ValueError(
                 f"targets of row {row}: {len(ids)} ids and {len(logprobs)} log-probabilities for {S} tokens; "
-                "the shard is damaged, run `stillhouse verify`"
+                "this is no table of completions, or a damaged one"
             )
-        rows.append(Targets(ids.reshape(S, -1), logprobs.reshape(S, -1), tail))
+        rows.append(Targets(ids.reshape(S, K), logprobs.reshape(S, K), tail))
     return rows

@@ -343,6 +343,8 @@ def _gather(signatures: list[pa.ChunkedArray], rows: NDArray[np.int64], num_perm
     end = sum(len(column) for column in signatures)
     while signatures:
         column = signatures.pop()
+        # Arrow keeps freed memory for later otherwise.
+        pa.default_memory_pool().release_unused()
         start = end - len(column)
         low, high = np.searchsorted(rows, [start, end])
         out_NP[position[low:high]] = _flat(column).reshape(-1, num_perm)[rows[low:high] - start]

@@ -51,11 +51,12 @@ COLUMNS = frozenset(
 _MESSAGE_FIELDS = frozenset({"role", "content", "from", "value", "toxic"})
 _SUFFIXES = {".parquet": "parquet", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json"}
 _COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
+_MAGIC = {"gzip": re.compile(rb"\x1f\x8b"), "zstd": re.compile(rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18")}
 _SCHEMES = ("s3", "gs", "file")
-_BATCH_BYTES = 16 << 20  # of a Parquet row group, uncompressed
+_BATCH_BYTES = 4 << 20  # of a Parquet row group, uncompressed
 _READ_BYTES = 1 << 20
 _STORE_READ_BYTES = 8 << 20  # an object store answers a request in ~100 ms: 1 MiB each would read 10 MB/s
-_COMPRESSED_BYTES = 4 << 10  # small, because zstd may expand a chunk 30,000-fold
+_COMPRESSED_BYTES = 1 << 10  # small, because zstd may expand a chunk 30,000-fold
 _BOM = b"\xef\xbb\xbf"
 _GLOB = re.compile(r"[*?\[]")
 
@@ -384,13 +385,14 @@ def _read_file(file: _File) -> Iterator[Row]:
         if kind == "parquet":
             yield from _read_parquet(file.name, stream)
             return
-        plain: Reader = io.BufferedReader(_Decompressed(stream, compression), _READ_BYTES) if compression else stream
+        plain: Reader = stream
+        if compression:
+            head = stream.peek(4)
+            if head and not _MAGIC[compression].match(head):
+                raise SourceError(f"{file.name}: is not a {compression} stream; check the file or rename it")
+            plain = io.BufferedReader(_Decompressed(stream, compression), _READ_BYTES)
         try:
-            head = plain.peek(1)
-        except _BrokenStream:
-            raise SourceError(f"{file.name}: is not a {compression} stream; check the file or rename it") from None
-        is_array = kind == "json" and head.removeprefix(_BOM).lstrip().startswith(b"[")
-        try:
+            is_array = kind == "json" and plain.peek(1).removeprefix(_BOM).lstrip().startswith(b"[")
             yield from _read_array(plain) if is_array else _read_lines(plain)
         except _BrokenStream:
             yield Row(None, TRUNCATED_SOURCE)
@@ -509,8 +511,8 @@ def _read_parquet(name: str, stream: "Reader") -> Iterator[Row]:
     import pyarrow.parquet as pq
 
     try:
-        # Without a buffer size Arrow holds whole column chunks.
-        parquet = pq.ParquetFile(stream, buffer_size=_READ_BYTES)
+        # By default Arrow fetches whole row groups ahead, and without a buffer size whole column chunks.
+        parquet = pq.ParquetFile(stream, buffer_size=_READ_BYTES, pre_buffer=False)
     except (pa.ArrowException, OSError) as error:
         _raise_if_io(error)
         raise SourceError(f"{name}: is not a readable Parquet file; its footer is damaged or missing") from None

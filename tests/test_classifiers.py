@@ -4,7 +4,7 @@ import hashlib
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,6 +31,17 @@ class Tiny(NamedTuple):
     def config(self, **changes: Any) -> DetoxifyConfig:
         values = {"checkpoint": str(self.checkpoint), "huggingface_config_path": str(self.folder), "thresholds": {}}
         return DetoxifyConfig(name="detoxify", **(values | changes))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Threads that wait for each other on a busy machine cost a model this small ten times its arithmetic."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")
@@ -142,7 +153,7 @@ def test_long_texts_score_as_the_highest_of_their_windows(
     tiny: Tiny, classifier: classifiers.DetoxifyClassifier, detoxify: Any, prompts: list[str]
 ) -> None:
     tokenizer = detoxify.tokenizer
-    texts = [text for text in prompts if len(text) > 600][:25]
+    texts = [text for text in prompts if 600 < len(text) < 3000][:20]
     ids_of = [tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] for text in texts]
     assert min(len(ids) for ids in ids_of) > MAX_TOKENS
     expected = np.array([np.max([forward(tiny, tokenizer, w) for w in windows_of(ids)], axis=0) for ids in ids_of])
@@ -168,13 +179,13 @@ def test_what_is_only_at_the_end_of_a_long_text_is_seen(
 ) -> None:
     calm, words = "the " * 1000, [word for word in detoxify.tokenizer.get_vocab() if word.isalpha() and len(word) > 3]
     texts = [calm + f"{word} " * 60 for word in words[:60]]
-    toxicity = classifier.score(texts)[:, 0]
-    toxic = texts[int(toxicity.argmax())]
-    ids = detoxify.tokenizer(toxic, add_special_tokens=False, verbose=False)["input_ids"]
-    by_window = [forward(tiny, detoxify.tokenizer, window)[0] for window in windows_of(ids)]
+    scores, calm_scores = classifier.score(texts), classifier.score([calm])
+    toxic, label = np.unravel_index((scores - calm_scores).argmax(), scores.shape)
+    ids = detoxify.tokenizer(texts[toxic], add_special_tokens=False, verbose=False)["input_ids"]
+    by_window = [forward(tiny, detoxify.tokenizer, window)[label] for window in windows_of(ids)]
     assert by_window[0] < max(by_window) - 0.1, "no word of this model is toxic enough for the test"
     assert int(np.argmax(by_window)) >= len(by_window) - 2
-    assert toxicity.max() == pytest.approx(max(by_window), abs=2e-6)
+    assert scores[toxic, label] == pytest.approx(max(by_window), abs=2e-6)
 
 
 def test_order_and_batching_do_not_matter(tiny: Tiny, prompts: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -203,8 +214,8 @@ def test_few_texts(classifier: classifiers.DetoxifyClassifier) -> None:
     np.testing.assert_allclose(classifier.score([""]), classifier.score(["", "a b"])[:1], atol=2e-6)
 
 
-def test_a_very_long_text_is_read_to_its_end(classifier: classifiers.DetoxifyClassifier) -> None:
-    text = "lorem ipsum " * 33_000
+def test_a_very_long_text_is_read_to_its_end(tiny: Tiny) -> None:
+    classifier, text = classifiers.DetoxifyClassifier(tiny.config(batch_size=64)), "lorem ipsum " * 33_000
     windows, _ = classifier._windows([text])
     assert len(text) > 394_000
     assert sum(len(window) - 2 - classifier.overlap for window in windows) + classifier.overlap >= 66_000

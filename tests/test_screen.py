@@ -72,6 +72,13 @@ def test_highest_turn_per_label_and_thresholds(monkeypatch: pytest.MonkeyPatch) 
     assert result["drop_reason"].to_pylist() == [None, "unsafe_prompt", None, None, "unsafe_prompt"]
 
 
+def test_a_turn_that_is_null_scores_as_an_empty_one() -> None:
+    result = Screen(ScreenConfig(classifiers=[PROFANITY]))(prompts([[None], [""], None, [], [None, "a"]], [None] * 5))
+    scores = [row["profanity"] for row in result["prompt_scores"].to_pylist()]
+    assert scores[0] == scores[1] > 0.0 == scores[2] == scores[3]
+    assert result["drop_reason"].null_count == 5
+
+
 def test_slices_and_chunks_score_as_the_whole() -> None:
     stage, table = Screen(ScreenConfig(classifiers=[PROFANITY])), prompts()
     whole = stage(table)

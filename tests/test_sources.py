@@ -53,7 +53,10 @@ def array(rows: list[Any]) -> bytes:
 def parquet(rows: list[Any], **options: Any) -> bytes:
     sink = pa.BufferOutputStream()
     pq.write_table(pa.Table.from_pylist(rows), sink, **options)
-    return sink.getvalue().to_pybytes()
+    return bytes(sink.getvalue())
+
+
+COMPRESS: dict[str, Callable[[bytes], bytes]] = {"gz": gzip.compress, "zst": zstandard.compress}
 
 
 def read(*paths: Path | str) -> list[Row]:
@@ -85,6 +88,7 @@ ENCODINGS: dict[str, Callable[[list[Any]], bytes]] = {
     "crlf.jsonl": lambda rows: jsonl(rows).replace(b"\n", b"\r\n"),
     "blank.jsonl": lambda rows: b"\n \n" + jsonl(rows).replace(b"\n", b"\n\n\t\n"),
     "no-end.jsonl": lambda rows: jsonl(rows).rstrip(),
+    "skippable.jsonl.zst": lambda rows: b"\x50\x2a\x4d\x18\x04\0\0\0skip" + zstandard.compress(jsonl(rows)),
     "members.jsonl.gz": lambda rows: gzip.compress(jsonl(rows[:5])) + gzip.compress(jsonl(rows[5:])) + bytes(9000),
     "frames.jsonl.zst": lambda rows: zstandard.compress(jsonl(rows[:5])) + zstandard.compress(jsonl(rows[5:])),
 }
@@ -100,9 +104,7 @@ def test_every_format_locally_and_through_a_store(name: str, place: str, tmp_pat
 @pytest.mark.parametrize("name", ["e.jsonl", "e.jsonl.gz", "e.json", "e.json.zst"])
 def test_an_empty_file_has_no_rows(name: str, tmp_path: Path) -> None:
     empty = b" [ ] \n" if ".json" in name and "jsonl" not in name else b""
-    (tmp_path / name).write_bytes(
-        {"gz": gzip.compress, "zst": zstandard.compress}.get(name[-3:].strip("."), bytes)(empty)
-    )
+    (tmp_path / name).write_bytes(COMPRESS.get(name[-3:].strip("."), bytes)(empty))
     assert read(tmp_path / name) == []
 
 
@@ -113,6 +115,7 @@ def folder(tmp_path: Path) -> Path:
         ["b.jsonl", "c/d/e.jsonl.gz", "c/x y%20é.parquet", "d.json", "p.parquet/part-0.parquet", "z.jsonl"]
     ):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        encode: dict[str, Callable[[list[Any]], bytes]]
         encode = {"parquet": parquet, "gz": lambda rows: gzip.compress(jsonl(rows)), "json": array}
         (tmp_path / name).write_bytes(encode.get(name.rpartition(".")[2], jsonl)([ROWS[i]]))
     for name in [
@@ -151,6 +154,10 @@ def test_a_glob_may_cross_folders_and_a_literal_name_beats_a_glob(folder: Path) 
     assert values(read(f"{folder}/**/*.gz")) == [ROWS[1]]
     (folder / "q[1].jsonl").write_bytes(jsonl([ROWS[9]]))
     assert values(read(f"{folder}/q[1].jsonl")) == [ROWS[9]]
+
+
+def test_a_file_url_is_percent_encoded(folder: Path) -> None:
+    assert values(read((folder / "c/x y%20é.parquet").as_uri())) == [ROWS[2]]
 
 
 @pytest.mark.parametrize(
@@ -207,9 +214,9 @@ def test_rows_are_read_when_asked_for(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["jsonl", "json"])
 def test_a_cut_off_stream_gives_what_came_before_and_one_last_row(compression: str, kind: str, tmp_path: Path) -> None:
     generator = random.Random(1)
-    rows = [{"id": i, "noise": generator.randbytes(2000).hex()} for i in range(60)]
+    rows = [{"id": i, "noise": generator.randbytes(2000).hex()} for i in range(200)]
     plain = (jsonl if kind == "jsonl" else array)(rows)
-    whole = {"gz": gzip.compress, "zst": zstandard.compress}[compression](plain)
+    whole = COMPRESS[compression](plain)
     path = tmp_path / f"a.{kind}.{compression}"
     lengths = set()
     for size in [len(whole) // 3, len(whole) // 2, len(whole) - 30, len(whole) - 1]:
@@ -219,7 +226,7 @@ def test_a_cut_off_stream_gives_what_came_before_and_one_last_row(compression: s
         assert values(before) == rows[: len(before)]
         lengths.add(len(before))
     assert len(lengths) >= 3
-    assert max(lengths) >= 55
+    assert max(lengths) >= 160  # a zstd block is 128 KiB, 32 rows
     damaged = bytearray(whole)
     damaged[len(whole) // 2 :] = os.urandom(len(whole) - len(whole) // 2)
     path.write_bytes(damaged)
@@ -401,7 +408,8 @@ class HubHandler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         path = self.path.partition("?")[0]
         self.server.requests.append(path)
-        self.server.tokens.add(self.headers.get("Authorization"))
+        if "org/chats" in path:  # the hub's client also asks for things of its own
+            self.server.tokens.add(self.headers.get("Authorization"))
         api, commit = "/api/datasets/org/chats", self.server.commit
         resolve = f"/datasets/org/chats/resolve/{commit}/"
         if path == f"{api}/revision/v1":
@@ -489,7 +497,8 @@ print(count, peak() - before)
 @pytest.mark.parametrize("place", ["", "file://"])
 @pytest.mark.parametrize("name", ["a.jsonl.gz", "a.json.zst", "a.parquet"])
 def test_memory_does_not_grow_with_the_file(name: str, place: str, tmp_path: Path) -> None:
-    num_rows, mib = 5000, 1 << 20
+    is_parquet, mib = name.endswith("parquet"), 1 << 20
+    num_rows = 15_000 if is_parquet else 5000  # 180 or 60 MB of text
     generator = random.Random(1)
     noise = [generator.randbytes(6000).hex() for _ in range(50)]
 
@@ -505,11 +514,13 @@ def test_memory_does_not_grow_with_the_file(name: str, place: str, tmp_path: Pat
                     file.write(b"," + json.dumps(row).encode())
                 file.write(b"]")
         else:  # one row group, no dictionary to shrink it
-            pq.write_table(pa.Table.from_pylist(list(rows)), path, use_dictionary=False, compression="none")
+            pq.write_table(
+                pa.Table.from_pylist(list(rows)), path, use_dictionary=False, compression="none", write_batch_size=64
+            )
 
     write(tmp_path / name, num_rows)
     write(tmp_path / f"small-{name}", 10)
     out = run_python(PEAK_GROWTH, f"{place}{tmp_path}/{name}", f"{place}{tmp_path}/small-{name}")
     count, growth = map(int, out.split())
-    assert count == num_rows  # 60 MB of text
-    assert growth < 40 * mib if name.endswith("parquet") else growth < 20 * mib
+    assert count == num_rows
+    assert growth < (100 if is_parquet else 20) * mib

