@@ -5,6 +5,7 @@ With `--json` the result is JSON on standard output; what people read goes to st
 """
 
 import argparse
+import contextlib
 import json
 import logging
 import signal
@@ -35,7 +36,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     command = {"check": _check, "run": _run, "status": _status}[arguments.command]
     try:
-        return command(config, arguments)
+        # Standard output is for the result: libraries that print (Ray does) print to standard error.
+        with contextlib.redirect_stdout(sys.stderr):
+            result, code = command(config, arguments)
+        if arguments.json:
+            print(json.dumps(result))
+        return code
     except ConfigError as error:
         return _fail(str(error), EXIT_USAGE)
     except KeyboardInterrupt:
@@ -130,7 +136,7 @@ class Progress:
             self._bar = None
 
 
-def _run(config: Config, arguments: argparse.Namespace) -> int:
+def _run(config: Config, arguments: argparse.Namespace) -> tuple[dict[str, Any], int]:
     from pipeline import runner
 
     started = time.monotonic()
@@ -139,10 +145,8 @@ def _run(config: Config, arguments: argparse.Namespace) -> int:
         manifest = runner.run(config, progress, retry_set_aside=arguments.retry_set_aside)
     finally:
         progress.close()
-    if arguments.json:
-        print(json.dumps({**manifest, "run_dir": config.run_dir}))
     _summary(config, manifest, progress, time.monotonic() - started)
-    return EXIT_SET_ASIDE if manifest["set_aside"] else 0
+    return manifest, EXIT_SET_ASIDE if manifest["set_aside"] else 0
 
 
 def _summary(config: Config, manifest: dict[str, Any], progress: Progress, seconds: float) -> None:
@@ -172,25 +176,17 @@ def _summary(config: Config, manifest: dict[str, Any], progress: Progress, secon
         say("some shards are missing from the dataset; `run --retry-set-aside` tries them again")
 
 
-def _status(config: Config, arguments: argparse.Namespace) -> int:
+def _status(config: Config, arguments: argparse.Namespace) -> tuple[dict[str, Any], int]:
     from pipeline import status
 
     result = status.status(config)
-    if arguments.json:
-        print(json.dumps(result))
-    else:
-        status.show(result)
-    return EXIT_SET_ASIDE if result["set_aside"] else 0
+    status.show(result)
+    return result, EXIT_SET_ASIDE if result["set_aside"] else 0
 
 
-def _check(config: Config, arguments: argparse.Namespace) -> int:
+def _check(config: Config, arguments: argparse.Namespace) -> tuple[dict[str, Any], int]:
     from pipeline import check
 
     result = check.check(config, rows=arguments.rows, tokens_per_second=arguments.tokens_per_second)
-    if arguments.json:
-        print(json.dumps(result))
-    else:
-        check.show(result)
-    return 0
-
-
+    check.show(result)
+    return result, 0

@@ -107,10 +107,10 @@ class DetoxifyConfig(Section):
     """Refuse the checkpoint file unless it has this digest."""
     huggingface_config_path: str | None = None
     """Folder with the model's config and tokenizer, for machines without the hub."""
-    thresholds: dict[str, Fraction] = {"toxicity": 0.8, "severe_toxicity": 0.3, "sexual_explicit": 0.8, "threat": 0.5}
+    thresholds: dict[str, Fraction] = {"toxicity": 0.8, "severe_toxicity": 0.3, "threat": 0.5}
     """Drop at or above this score, per label. Labels without a threshold are scored and kept."""
-    batch_size: Annotated[int, Field(ge=1), free] = 32
-    """Windows per forward pass."""
+    batch_size: Count = 32
+    """Windows per forward pass. Decides the data, if only in a score's sixth digit: padding changes rounding."""
 
 
 ClassifierConfig = Annotated[ProfanityCheckConfig | DetoxifyConfig, Field(discriminator="name")]

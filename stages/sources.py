@@ -93,6 +93,22 @@ def read_rows(config: SourceConfig) -> Iterator[Row]:
     return (row for file in files for row in _read_file(file))
 
 
+def count_rows(config: SourceConfig) -> int | None:
+    """How many rows `read_rows` will give up to `source.limit`, where that can be known without reading them all: for
+    Parquet that need not be downloaded first. None otherwise."""
+    import pyarrow.parquet as pq
+
+    if config.dataset is not None:
+        return config.limit
+    total = 0
+    for file in _files(config):
+        if not file.name.lower().endswith(".parquet"):
+            return config.limit
+        with file.open() as stream:
+            total += pq.read_metadata(stream).num_rows
+    return total if config.limit is None else min(total, config.limit)
+
+
 def source_name(config: SourceConfig) -> str:
     """What goes into the `source` column: the configured name, the data set's id or the (first) path's last part."""
     if config.name is not None:

@@ -21,11 +21,10 @@ def _prepared() -> None:
     assert CONVERSATIONS.exists() and TEACHER.exists(), "run `make data` first: tests use the quick start's data"
 
 
-@pytest.fixture
-def raw_config(tmp_path: Path) -> dict[str, Any]:
+def make_raw_config(folder: Path) -> dict[str, Any]:
     """A configuration as YAML would give it: real prompts, real tokenizer, the tests' own teacher."""
     return {
-        "run_dir": str(tmp_path / "run"),
+        "run_dir": str(folder / "run"),
         "source": {"path": str(CONVERSATIONS), "name": "sharegpt", "limit": 60},
         "ingest": {"rows_per_shard": 10, "max_prompt_tokens": 400, "max_dropped_fraction": 1.0},
         "screen": {"classifiers": [{"name": "profanity-check", "thresholds": {"profanity": 0.9}}]},
@@ -34,6 +33,11 @@ def raw_config(tmp_path: Path) -> dict[str, Any]:
         "targets": {"top_k": 8},
         "review": {"max_dropped_fraction": 1.0},
     }
+
+
+@pytest.fixture
+def raw_config(tmp_path: Path) -> dict[str, Any]:
+    return make_raw_config(tmp_path)
 
 
 @pytest.fixture(scope="session")

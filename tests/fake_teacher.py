@@ -1,6 +1,6 @@
 """A teacher for tests of other parts: the real protocol, no model. What it writes is a pure function of seed and prompt.
 
-It misbehaves on demand: a prompt that holds a token of `KILLER_IDS` ends its process.
+It misbehaves on demand, by environment variables.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ class FakeTeacher:
         self.vocab_size = 49152
         self._top_k = config.targets.top_k
         self._stop = stop_token_ids[0]
-        self._die_on = os.environ.get("FAKE_TEACHER_DIES_ON")
+        self._die_on = os.environ.get("FAKE_TEACHER_DIES_ON")  # a prefix of request ids
         self._refuse_over = int(os.environ.get("FAKE_TEACHER_REFUSES_OVER", "1000000"))
         self._delay_s = float(os.environ.get("FAKE_TEACHER_DELAY_S", "0"))
 

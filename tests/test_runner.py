@@ -1,0 +1,299 @@
+"""Runs on a real Ray cluster with the tests' own teacher: nothing lost, nothing twice, resumed, refused, set aside."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from tests.conftest import CONVERSATIONS, ROOT, make_raw_config
+
+pytestmark = pytest.mark.cluster
+STAGES = ("ingest", "dedupe", "screen", "generate", "review")
+
+
+class Command:
+    """`python -m pipeline COMMAND config.yaml` as a user runs it."""
+
+    def __init__(self, folder: Path, raw: dict[str, Any]) -> None:
+        self.file = folder / "config.yaml"
+        self.file.write_text(yaml.safe_dump(raw))
+        self.run_dir = Path(raw["run_dir"])
+
+    def start(self, command: str, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-m", "pipeline", command, str(self.file), "--json", *arguments],
+            cwd=ROOT,
+            env={**os.environ, **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def __call__(self, command: str, *arguments: str, expect: int = 0, **environment: str) -> tuple[dict[str, Any], str]:
+        process = self.start(command, *arguments, **environment)
+        out, err = process.communicate(timeout=300)
+        assert process.returncode == expect, err
+        return (json.loads(out) if out.strip() else {}), err
+
+
+@pytest.fixture
+def command(tmp_path: Path, raw_config: dict[str, Any]) -> Command:
+    return Command(tmp_path, raw_config)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Command:
+    """One undisturbed run, shared: tests copy what they change."""
+    folder = tmp_path_factory.mktemp("finished")
+    raw = make_raw_config(folder)
+    raw["sampling"]["n"] = 2
+    raw["ingest"]["turns"] = "all"
+    command = Command(folder, raw)
+    command("run")
+    return command
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file that is data, by its path in the run folder."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and not path.relative_to(folder).parts[0] == "state" and path.name != "run.json"
+    }
+
+
+def read(folder: Path) -> pa.Table:
+    files = sorted(folder.glob("*.parquet"))
+    return pa.concat_tables([pq.read_table(file).replace_schema_metadata(None) for file in files])
+
+
+def test_every_source_row_is_published_or_in_the_ledger_once(finished: Command) -> None:
+    published = read(finished.run_dir / "dataset/data")
+    ledger = pa.concat_tables([read(folder) for folder in sorted((finished.run_dir / "ledger").iterdir())])
+    assert ledger.num_rows and published.num_rows
+    # Before generate a row is a prompt, after it two samples.
+    early = ledger.filter(pc.is_null(ledger.column("sample_id"))).column("source_row").to_pylist()
+    late = ledger.filter(pc.is_valid(ledger.column("sample_id"))).column("source_row").to_pylist()
+    samples = sorted(late + published.column("source_row").to_pylist())
+    assert samples == sorted(samples[::2] * 2)
+    assert sorted(early + samples[::2]) == list(range(60))
+    assert len(set(published.column("sample_id").to_pylist())) == published.num_rows
+    assert set(ledger.column("reason").to_pylist()) >= {"starts_with_assistant", "too_long"}
+
+
+def test_stages_are_file_for_file_and_add_columns_only(finished: Command) -> None:
+    names = [path.name for path in sorted((finished.run_dir / "ingest").glob("*.parquet"))]
+    assert names == [f"{n:05d}.parquet" for n in range(6)]
+    for before, after in zip(STAGES, STAGES[1:], strict=False):
+        for name in names:
+            old = pq.read_table(finished.run_dir / before / name)
+            new = pq.read_table(finished.run_dir / after / name)
+            if after != "generate":
+                assert new.column_names[: old.num_columns] == old.column_names or after == "review"
+                assert set(old.column_names) <= set(new.column_names)
+            assert set(new.column("source_row").to_pylist()) <= set(old.column("source_row").to_pylist())
+    assert [p.name for p in sorted((finished.run_dir / "dataset/data").iterdir())] == [
+        f"train-{n:05d}-of-00006.parquet" for n in range(6)
+    ]
+
+
+def test_source_answers_never_pass_ingest(finished: Command) -> None:
+    conversations = pq.read_table(CONVERSATIONS, columns=["conversation"]).column(0)[:60].to_pylist()
+    answers = {m["content"] for messages in conversations for m in messages if m["role"] == "assistant" and len(m["content"]) > 80}
+    assert len(answers) > 50
+    everything = b"".join(contents(finished.run_dir).values())
+    texts = " ".join(read(finished.run_dir / "ingest").column("user_turns").combine_chunks().flatten().to_pylist())
+    for answer in answers:
+        assert answer not in texts
+        assert answer.encode() not in everything
+    for messages in read(finished.run_dir / "dataset/data").column("messages").to_pylist():
+        assert not {m["content"] for m in messages} & answers
+
+
+def test_manifest_tells_the_truth(finished: Command) -> None:
+    import hashlib
+
+    dataset = finished.run_dir / "dataset"
+    manifest = json.loads((dataset / "manifest.json").read_text())
+    table = read(dataset / "data")
+    assert manifest["rows"] == table.num_rows
+    assert manifest["target_tokens"] == pc.sum(table.column("num_target_tokens")).as_py()
+    for file in manifest["files"]:
+        data = (dataset / file["file"]).read_bytes()
+        assert (file["bytes"], file["sha256"]) == (len(data), hashlib.sha256(data).hexdigest())
+    for stage, counts in manifest["stages"].items():
+        assert counts["rows_in"] - sum(counts["dropped"].values()) == counts["rows_out"]
+        assert counts["rows_out"] == read(finished.run_dir / stage).num_rows
+    assert manifest["stages"]["ingest"]["rows_in"] == 60
+    assert manifest["teacher"]["vocab_size"] == 49152
+    assert manifest["targets"] == {
+        "method": "top_k", "top_k": 8, "alignment": "own-token",
+        "logprobs": "log-softmax over the whole vocabulary at temperature 1, before sampling settings",
+    }  # fmt: skip
+    card = (dataset / "README.md").read_text()
+    front_matter = yaml.safe_load(card.split("---")[1])
+    assert front_matter["configs"][0]["data_files"][0]["path"] == "data/train-*.parquet"
+
+
+def test_datasets_reads_the_published_folder(finished: Command, tmp_path: Path) -> None:
+    import datasets
+
+    folder = finished.run_dir / "dataset"
+    for arguments in (
+        {"path": "parquet", "data_files": str(folder / "data/*.parquet")},
+        {"path": str(folder)},
+    ):
+        loaded = datasets.load_dataset(**arguments, split="train", cache_dir=str(tmp_path / "cache"))
+        assert loaded.num_rows == read(folder / "data").num_rows
+        assert set(loaded[0]) >= {"input_ids", "labels", "target_ids", "target_logprobs", "messages"}
+
+
+def test_finished_run_does_nothing_again(finished: Command) -> None:
+    before = {path: path.stat().st_mtime_ns for path in finished.run_dir.rglob("*")}
+    manifest, err = finished("run")
+    assert "nothing was missing" in err
+    assert {path: path.stat().st_mtime_ns for path in finished.run_dir.rglob("*")} == before
+    status, _ = finished("status")
+    assert status["state"] == "finished"
+    assert status["stages"]["generate"] == {"done": 6, "of": 6}
+    assert status["rows"] == manifest["rows"]
+
+
+def copy_of(finished: Command, folder: Path, **changes: Any) -> Command:
+    raw = yaml.safe_load(finished.file.read_text())
+    raw["run_dir"] = str(folder / "run")
+    for key, value in changes.items():
+        raw[key] = {**raw.get(key, {}), **value}
+    shutil.copytree(finished.run_dir, raw["run_dir"])
+    return Command(folder, raw)
+
+
+def test_missing_shards_come_back_the_same_with_other_workers(finished: Command, tmp_path: Path) -> None:
+    workers = {"min_workers": 2, "max_workers": 2, "num_cpus": 0.5}
+    command = copy_of(finished, tmp_path, resources={"generate": {**workers, "shards_in_flight": 3}, "screen": workers})
+    before = contents(command.run_dir)
+    for key in (
+        "dataset/manifest.json", "dataset/data/train-00004-of-00006.parquet", "dataset/data/train-00001-of-00006.parquet",
+        "review/00004.parquet", "review/00002.parquet", "ledger/review/00002.parquet", "generate/00004.parquet",
+        "generate/00002.parquet", "screen/00004.parquet", "dedupe/00004.parquet", "ingest/00004.parquet", "ingest/00005.parquet",
+        "state/partition.json", "state/dedupe/assignments/00001.parquet", "state/review/sketches/00002.parquet",
+    ):  # fmt: skip
+        (command.run_dir / key).unlink()
+    status, _ = command("status")
+    assert (status["state"], status["stages"]["ingest"]) == ("unfinished", {"done": 4, "of": None})
+    command("run")
+    assert contents(command.run_dir) == before
+
+
+def test_other_configuration_on_the_same_folder_is_refused_with_its_keys(finished: Command, tmp_path: Path) -> None:
+    command = copy_of(finished, tmp_path)
+    _, err = command("run", "--set", "sampling.seed=9", "--set", "targets.top_k=4", expect=2)
+    assert "sampling.seed, targets.top_k" in err
+    command("run", "--set", "resources.generate.max_workers=5")
+
+
+def test_changed_source_under_an_unfinished_ingest_is_refused(command: Command, tmp_path: Path) -> None:
+    lines = [{"messages": [{"role": "user", "content": f"question number {n}"}]} for n in range(30)]
+    source = tmp_path / "source.jsonl"
+    source.write_text("\n".join(map(json.dumps, lines)))
+    settings = ("--set", f"source.path={source}")
+    command("run", *settings)
+    (command.run_dir / "state/partition.json").unlink()
+    (command.run_dir / "dataset/manifest.json").unlink()
+    lines[15]["messages"][0]["content"] = "changed"
+    source.write_text("\n".join(map(json.dumps, lines)))
+    _, err = command("run", *settings, expect=1)
+    assert "00001.parquet: differs from what the source gives now" in err
+
+
+def test_dropping_more_than_the_budget_fails_and_says_why(command: Command) -> None:
+    _, err = command("run", "--set", "ingest.max_dropped_fraction=0.1", expect=1)
+    assert "ingest: dropped" in err
+    assert "starts_with_assistant" in err
+    assert "ingest.max_dropped_fraction 0.1" in err
+
+
+def test_shard_that_kills_its_worker_is_set_aside_and_can_be_tried_again(finished: Command, tmp_path: Path) -> None:
+    command = copy_of(finished, tmp_path)
+    undisturbed = contents(command.run_dir)
+    for folder in ("dataset", "review", "generate", "state/review", "ledger/review", "ledger/generate"):
+        shutil.rmtree(command.run_dir / folder)
+    victim = pq.read_table(command.run_dir / "screen/00003.parquet").column("prompt_id")[0].as_py()
+    manifest, err = command("run", expect=3, FAKE_TEACHER_DIES_ON=victim)
+    assert len(manifest["files"]) == 5
+    assert "generate 00003.parquet: set aside after 3 attempts; last: its worker died each time" in manifest["set_aside"]
+    status, _ = command("status", expect=3)
+    assert status["set_aside"] == manifest["set_aside"]
+    manifest, _ = command("run", "--retry-set-aside")
+    assert manifest["set_aside"] == []
+    assert contents(command.run_dir) == undisturbed
+
+
+def test_two_drivers_on_one_folder_write_every_shard_once(command: Command, tmp_path: Path) -> None:
+    drivers = [command.start("run") for _ in range(2)]
+    results = [driver.communicate(timeout=300) for driver in drivers]
+    assert [driver.returncode for driver in drivers] == [0, 0], [err for _, err in results]
+    first, second = (json.loads(out) for out, _ in results)
+    assert first == second
+    published = read(command.run_dir / "dataset/data")
+    assert len(set(published.column("sample_id").to_pylist())) == published.num_rows == first["rows"]
+
+
+def test_killed_driver_is_resumed(finished: Command, tmp_path: Path) -> None:
+    raw = yaml.safe_load(finished.file.read_text())
+    raw["run_dir"] = str(tmp_path / "run")
+    command = Command(tmp_path, raw)
+    driver = command.start("run", FAKE_TEACHER_DELAY_S="0.5")
+    assert driver.stderr is not None
+    for line in driver.stderr:
+        if line.startswith("generate 0000"):
+            break
+    driver.kill()
+    driver.communicate()
+    command("run")
+    assert contents(command.run_dir).keys() == contents(finished.run_dir).keys()
+    mine, theirs = contents(command.run_dir), contents(finished.run_dir)
+    assert [key for key in mine if mine[key] != theirs[key]] == []
+
+
+def test_interrupt_ends_with_130(command: Command) -> None:
+    import signal
+
+    driver = command.start("run", FAKE_TEACHER_DELAY_S="30")
+    assert driver.stderr is not None
+    for line in driver.stderr:
+        if line.startswith("screen 0000"):
+            break
+    driver.send_signal(signal.SIGTERM)
+    _, err = driver.communicate(timeout=60)
+    assert driver.returncode == 130
+    assert "run the same command again" in err
+
+
+def test_check_estimates_without_writing(command: Command) -> None:
+    result, err = command("check", "--rows", "40", "--set", "source.limit=null")
+    assert result["rows_looked_at"] == 40
+    assert result["source_rows"] == 17671
+    assert result["rows_accepted"] + sum(result["refused"].values()) == 40
+    estimate = result["estimate"]
+    assert estimate["prompts"] == round(17671 * result["rows_accepted"] / 40)
+    assert estimate["max_answer_tokens"] == estimate["prompts"] * 24
+    assert not command.run_dir.exists()
+
+
+def test_no_prompt_text_in_logs(command: Command, tmp_path: Path) -> None:
+    canary = "zebra-crossing-in-the-moonlight"
+    rows = [{"messages": [{"role": "user", "content": f"{canary} {n}"}]} for n in range(8)]
+    source = tmp_path / "source.jsonl"
+    source.write_text("\n".join(map(json.dumps, rows)) + f'\n{{"messages": "{canary}"}}\n{canary}\n')
+    _, err = command("run", "--set", f"source.path={source}", "--verbose", expect=3, FAKE_TEACHER_DIES_ON="")
+    assert canary not in err
