@@ -2,8 +2,13 @@
 
 import json
 import os
+import shutil
+import socket
 import subprocess
 import sys
+import tempfile
+import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -38,46 +43,59 @@ def test_cluster_file_runs_the_recipe_it_names() -> None:
     assert teacher["max_workers"] * teacher["resources"]["GPU"] // per_replica == recipe["resources"]["generate"]["max_workers"]
 
 
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 @pytest.fixture
-def head(tmp_path: Path) -> Iterator[dict[str, str]]:
-    """A Ray head on loopback with its dashboard, ended by its own process ids."""
+def head(tmp_path: Path) -> Iterator[tuple[str, dict[str, str]]]:
+    """A Ray head on loopback: its job address and the environment for its clients. Ended by its own process id."""
+    # Ray keeps sockets below this folder, and a socket's path may have 107 characters: pytest's folders are too deep.
+    folder = tempfile.mkdtemp(prefix="ray-")
     environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "PATH": f"{BIN}:{os.environ['PATH']}"}
+    dashboard = free_port()
+    log = (tmp_path / "head.log").open("w")
     process = subprocess.Popen(
-        [BIN / "ray", "start", "--head", "--block", "--port=16379", "--node-ip-address=127.0.0.1", "--num-cpus=2",
-         "--dashboard-host=127.0.0.1", "--dashboard-port=18265", "--disable-usage-stats",
-         "--temp-dir=/tmp/stillhouse-test-ray"],
-        env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        [BIN / "ray", "start", "--head", "--block", f"--port={free_port()}", "--node-ip-address=127.0.0.1", "--num-cpus=2",
+         "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={free_port()}",
+         f"--ray-client-server-port={free_port()}", "--disable-usage-stats", f"--temp-dir={folder}"],
+        env=environment, stdout=log, stderr=log,
     )  # fmt: skip
+    address = f"http://127.0.0.1:{dashboard}"
     try:
-        yield environment
+        for _ in range(90):
+            try:
+                urllib.request.urlopen(f"{address}/api/version", timeout=5).close()
+                break
+            except OSError:
+                assert process.poll() is None, (tmp_path / "head.log").read_text()
+                time.sleep(1)
+        yield address, environment
     finally:
         process.terminate()
         process.wait(60)
+        log.close()
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.mark.cluster
 @pytest.mark.engine
-def test_run_as_a_ray_job(head: dict[str, str], tmp_path: Path) -> None:
-    import time
-    import urllib.error
-    import urllib.request
-
-    for _ in range(120):
-        try:
-            urllib.request.urlopen("http://127.0.0.1:18265/api/version", timeout=5).close()
-            break
-        except (urllib.error.URLError, OSError):
-            time.sleep(1)
+def test_run_as_a_ray_job(head: tuple[str, dict[str, str]], tmp_path: Path) -> None:
+    address, environment = head
     run_dir = tmp_path / "run"
+    settings = {"source.limit": 24, "ingest.rows_per_shard": 12, "sampling.max_tokens": 16, "ingest.max_dropped_fraction": 1.0}
+    overrides = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
     result = subprocess.run(
-        [BIN / "ray", "job", "submit", "--address", "http://127.0.0.1:18265", "--no-wait" if False else "--verbose", "--",
-         f"cd {ROOT} && {sys.executable} -m pipeline run configs/quickstart.yaml --set run_dir={run_dir}"
-         " --set source.limit=24 --set ingest.rows_per_shard=12 --set sampling.max_tokens=16"
-         " --set ingest.max_dropped_fraction=1.0"],
-        env=head, capture_output=True, text=True, check=False, timeout=500,
+        [BIN / "ray", "job", "submit", "--address", address, "--working-dir", ROOT / "configs", "--",
+         "env", f"--chdir={ROOT}", sys.executable, "-m", "pipeline", "run", "configs/quickstart.yaml",
+         "--set", f"run_dir={run_dir}", *overrides],
+        env=environment, capture_output=True, text=True, check=False, timeout=500,
     )  # fmt: skip
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
-    assert "succeeded" in result.stdout.lower() + result.stderr.lower()
+    assert "succeeded" in result.stdout + result.stderr
     manifest = json.loads((run_dir / "dataset/manifest.json").read_text())
     assert manifest["rows"] > 5
-    assert sum(pq.read_metadata(run_dir / "dataset" / file["file"]).num_rows for file in manifest["files"]) == manifest["rows"]
+    files = [run_dir / "dataset" / file["file"] for file in manifest["files"]]
+    assert sum(pq.read_metadata(file).num_rows for file in files) == manifest["rows"]

@@ -68,43 +68,55 @@ def test_ids_are_the_conversation(published: pa.Table, tokenizer: Any) -> None:
     assert num_turns > published.num_rows, "no conversation of two turns in the sample"
 
 
+def forward(row: dict[str, Any], model: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Log-probabilities [S, V] float32 of each supervised token's own distribution, and the tokens [S]."""
+    import torch
+
+    tokens = np.array(row["input_ids"])
+    supervised = np.flatnonzero(np.array(row["labels"]) != -100)
+    with torch.no_grad():
+        logits_TV = model(torch.tensor(tokens[None])).logits[0].float()
+    return torch.log_softmax(logits_TV[supervised - 1], dim=-1).numpy(), tokens[supervised]
+
+
 def test_targets_are_the_teachers_distribution(published: pa.Table) -> None:
-    """Every supervised token of every row. Noise: bfloat16 keeps 8 bits, so logits near 20 are known to about 0.1."""
+    """Every supervised token of every row, against the same weights in float32. What bfloat16 alone costs is measured
+    beside it with transformers, in the same places: that is the noise that vLLM is allowed."""
     import torch
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(TEACHER, dtype=torch.bfloat16)
-    model.eval()
-    differences, shifted, tails, own = [], [], [], []
-    disagreements = num_tokens = 0
+    exact = AutoModelForCausalLM.from_pretrained(TEACHER, dtype=torch.float32).eval()
+    rounded = AutoModelForCausalLM.from_pretrained(TEACHER, dtype=torch.bfloat16).eval()
+    stored_errors, rounded_errors, shifted_errors, own_errors, tail_errors, wrong_margins = ([] for _ in range(6))
     for row, stored in zip(published.to_pylist(), targets.decode(published), strict=True):
-        supervised = np.flatnonzero(np.array(row["labels"]) != -100)
-        with torch.no_grad():
-            logits_TV = model(torch.tensor([row["input_ids"]])).logits[0].float()
-        logprobs_SV = torch.log_softmax(logits_TV[supervised - 1], dim=-1).numpy()
+        logprobs_SV, tokens = forward(row, exact)
         ids_SK = stored.ids.astype(np.int64)
-        expected_SK = np.take_along_axis(logprobs_SV, ids_SK, axis=1)
-        differences.append(np.abs(stored.logprobs.astype(np.float32) - expected_SK)[:, :16].ravel())
-        shifted.append(np.abs(stored.logprobs.astype(np.float32)[1:] - np.take_along_axis(logprobs_SV[:-1], ids_SK[1:], 1))[:, :16].ravel())
-        tails.append(np.exp(stored.tail.astype(np.float64)) - (1 - np.exp(expected_SK.astype(np.float64)).sum(1)))
-        tokens = np.array(row["input_ids"])[supervised]
-        own.append(np.abs(np.array(row["token_logprobs"]) - logprobs_SV[np.arange(len(tokens)), tokens]))
+        exact_SK = np.take_along_axis(logprobs_SV, ids_SK, axis=1)
+        stored_SK = stored.logprobs.astype(np.float32)
+        rounded_SK = np.take_along_axis(forward(row, rounded)[0], ids_SK, axis=1)
+        stored_errors.append(np.abs(stored_SK - exact_SK)[:, :16].ravel())
+        rounded_errors.append(np.abs(rounded_SK - exact_SK)[:, :16].ravel())
+        next_SK = np.take_along_axis(logprobs_SV[1:], ids_SK[:-1], axis=1)
+        shifted_errors.append(np.abs(stored_SK[:-1] - next_SK)[:, :16].ravel())
+        own_errors.append(np.abs(np.array(row["token_logprobs"]) - logprobs_SV[np.arange(len(tokens)), tokens]))
+        tail_errors.append(np.abs(np.exp(stored.tail.astype(float)) - (1 - np.exp(exact_SK.astype(float)).sum(1))))
         top2 = np.sort(logprobs_SV, axis=1)[:, -2:]
-        clear = top2[:, 1] - top2[:, 0] > 0.5
-        disagreements += int((stored.ids[clear, 0] != logprobs_SV[clear].argmax(1)).sum())
-        num_tokens += len(tokens)
-    noise, shift = np.concatenate(differences).mean(), np.concatenate(shifted).mean()
+        wrong_margins.append((top2[:, 1] - top2[:, 0])[ids_SK[:, 0] != logprobs_SV.argmax(1)])
+    error, noise, shift, own, tail = (
+        float(np.concatenate(e).mean()) for e in (stored_errors, rounded_errors, shifted_errors, own_errors, tail_errors)
+    )
+    num_tokens, worst = sum(map(len, own_errors)), float(max(np.concatenate(wrong_margins), default=0.0))
     print(
-        f"\n{num_tokens} tokens: mean |dlogp| of the top 16 {noise:.4f} nats, shifted by one {shift:.3f} "
-        f"({shift / noise:.0f}x), tail {np.abs(np.concatenate(tails)).mean():.4f}, own {np.concatenate(own).mean():.4f}, "
-        f"top-1 disagreements beyond the noise {disagreements}"
+        f"\n{num_tokens} tokens, mean |dlogp| of the top 16 against float32: stored {error:.4f} nats, transformers in "
+        f"bfloat16 {noise:.4f}, shifted by one {shift:.2f} ({shift / error:.0f}x); written token {own:.4f}; tail mass "
+        f"{tail:.4f}; widest margin at which the top-1 differs {worst:.3f}"
     )
     assert num_tokens > 500
-    assert noise < 0.06
-    assert shift > 20 * noise
-    assert np.abs(np.concatenate(tails)).mean() < 0.01
-    assert np.concatenate(own).mean() < 0.06
-    assert disagreements == 0
+    assert error < 1.5 * noise
+    assert shift > 20 * error
+    assert own < 1.5 * noise
+    assert tail < 0.01
+    assert worst < 0.5
 
 
 def test_shards_hold_k_targets_per_supervised_token(published: pa.Table) -> None:
