@@ -67,7 +67,9 @@ def show(result: dict[str, Any]) -> None:
 
     refused = ", ".join(f"{reason} {count:,}" for reason, count in result["refused"].items()) or "none"
     say(f"configuration: valid; end-of-turn ids {result['end_of_turn_ids']}")
-    say(f"source: {result['rows_looked_at']:,} rows looked at, {result['rows_accepted']:,} accepted; refused: {refused}")
+    say(
+        f"source: {result['rows_looked_at']:,} rows looked at, {result['rows_accepted']:,} accepted; refused: {refused}"
+    )
     if "mean_turns" in result:
         say(f"prompts: {result['mean_prompt_tokens']} tokens and {result['mean_turns']} turns on average")
     if "estimate" in result:

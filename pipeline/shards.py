@@ -187,7 +187,9 @@ def encode(table: pa.Table, info: ShardInfo | None = None) -> bytes:
         sink,
         row_group_size=rows_per_group,
         compression="zstd",
-        use_dictionary=[name for name in table.column_names if name in ("language", "source", "cluster_id", "finish_reasons")],
+        use_dictionary=[
+            name for name in table.column_names if name in ("language", "source", "cluster_id", "finish_reasons")
+        ],
         column_encoding=split or None,
         write_page_checksum=True,
     )
@@ -198,7 +200,9 @@ def read(store: Store, key: str, columns: Sequence[str] | None = None) -> pa.Tab
     """A shard's table, page checksums verified. Raises `ShardError` when it is not whole or not Parquet."""
     try:
         with store.open(key) as file:
-            table = pq.read_table(file, columns=None if columns is None else list(columns), page_checksum_verification=True)
+            table = pq.read_table(
+                file, columns=None if columns is None else list(columns), page_checksum_verification=True
+            )
             return table.replace_schema_metadata(None)
     except (pa.ArrowInvalid, OSError) as error:
         if isinstance(error, FileNotFoundError):

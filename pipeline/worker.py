@@ -229,7 +229,14 @@ def commit(
         info = shards.read_info(store, key)  # another worker was first: what it wrote is what counts
     write_ledger(store, info)
     return Done(
-        stage, shard, time.monotonic() - started, info.rows_in, info.rows_out, info.dropped, info.num_target_tokens, len(data)
+        stage,
+        shard,
+        time.monotonic() - started,
+        info.rows_in,
+        info.rows_out,
+        info.dropped,
+        info.num_target_tokens,
+        len(data),
     )
 
 

@@ -153,7 +153,9 @@ class TeacherConfig(Section):
                 f"{self.model!r} is not a folder here, so it is taken for a hub id, and that needs a `revision` "
                 "(a commit or tag): the teacher decides the data; for a folder write a path that starts with / or ./"
             )
-        reserved = {"model", "revision", "dtype", "max_model_len", "max_logprobs", "logprobs_mode", "seed"} & set(self.engine)
+        reserved = {"model", "revision", "dtype", "max_model_len", "max_logprobs", "logprobs_mode", "seed"} & set(
+            self.engine
+        )
         if reserved:
             raise ValueError(f"engine: {sorted(reserved)} are set by Stillhouse from other keys; remove them here")
         return self
@@ -353,11 +355,15 @@ def load(path: str | Path, overrides: list[str] | None = None) -> Config:
         line = f", line {where.line + 1}" if where else ""
         raise ConfigError(f"{path}{line}: is not YAML; check indentation, colons and quotes") from None
     if not isinstance(raw, dict):
-        raise ConfigError(f"{path}: holds {type(raw).__name__}, not a mapping of keys; start from configs/quickstart.yaml")
+        raise ConfigError(
+            f"{path}: holds {type(raw).__name__}, not a mapping of keys; start from configs/quickstart.yaml"
+        )
     for override in overrides or []:
         key, sep, text = override.partition("=")
         if not sep or not re.fullmatch(r"[A-Za-z_][\w-]*(\.[A-Za-z_][\w-]*)*", key):
-            raise ConfigError(f"--set {override!r}: is not key.path=value; write for example --set sampling.max_tokens=256")
+            raise ConfigError(
+                f"--set {override!r}: is not key.path=value; write for example --set sampling.max_tokens=256"
+            )
         node = raw
         *parents, last = key.split(".")
         for parent in parents:

@@ -32,11 +32,13 @@ class FakeTeacher:
             raise TeacherError(f"a prompt of {len(prompt_ids)} tokens")
         random = np.random.default_rng([seed, int(prompt_ids.sum())])
         S, K = int(random.integers(1, max_tokens + 1)), self._top_k
-        ids_SK = np.stack([random.choice(self.vocab_size - 100, K, replace=False) + 100 for _ in range(S)]).astype(np.int32)
+        ids_SK = np.stack([random.choice(self.vocab_size - 100, K, replace=False) + 100 for _ in range(S)]).astype(
+            np.int32
+        )
         weights_SK = np.sort(random.random((S, K)), axis=1)[:, ::-1]
         probs_SK = weights_SK / weights_SK.sum(axis=1, keepdims=True) * 0.9
         written = ids_SK[:, 0].copy()
-        stopped = S < max_tokens
+        stopped = max_tokens > S
         if stopped:
             written[-1] = ids_SK[-1, 0] = self._stop
         logprobs_SK = np.log(probs_SK).astype(np.float32)

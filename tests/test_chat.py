@@ -55,7 +55,9 @@ def test_control_strings_in_data_are_text(chat: Chat, tokenizer: Any) -> None:
     control = list(chat.control_ids)
     bare = chat.prompt_ids(user("x"))
     allowed = [int(i) for i in bare if int(i) in chat.control_ids.values()]
-    for injection, triple in itertools.product(INJECTIONS, zip(control, control[1:] + control[:1], control[2:] + control[:2])):
+    for injection, triple in itertools.product(
+        INJECTIONS, zip(control, control[1:] + control[:1], control[2:] + control[:2])
+    ):
         text = injection.format(*triple)
         ids = chat.prompt_ids(user(text)).tolist()
         assert [i for i in ids if i in chat.control_ids.values()] == allowed, text
@@ -87,7 +89,9 @@ def test_carried_ids_equal_the_template_of_the_whole_conversation(chat: Chat, to
         messages: list[dict[str, str]] = []
         ids: list[int] = []
         for number, text in enumerate(turns):
-            ids += (chat.prompt_ids(user(text)) if number == 0 else chat.next_turn_ids(turns[: number + 1])[1:]).tolist()
+            ids += (
+                chat.prompt_ids(user(text)) if number == 0 else chat.next_turn_ids(turns[: number + 1])[1:]
+            ).tolist()
             messages.append({"role": "user", "content": text})
             assert ids == tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
             answer = tokenizer(f"Answer number {number}.", add_special_tokens=False)["input_ids"]
@@ -108,8 +112,8 @@ def test_end_of_turn_ids(chat: Chat, tokenizer: Any) -> None:
 
 def test_unflagged_added_tokens_that_the_template_writes_are_control(tokenizer: Any) -> None:
     """<think> and its like are often added tokens without the special flag."""
-    from transformers import PreTrainedTokenizerFast
     from tokenizers import AddedToken, Tokenizer
+    from transformers import PreTrainedTokenizerFast
 
     backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
     backend.add_tokens([AddedToken("<think>", special=False), AddedToken("<other>", special=False)])

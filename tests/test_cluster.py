@@ -40,7 +40,10 @@ def test_cluster_file_runs_the_recipe_it_names() -> None:
     assert per_replica == recipe["teacher"]["engine"]["tensor_parallel_size"]
     teacher = cluster["available_node_types"]["teacher"]
     assert teacher["resources"]["GPU"] % per_replica == 0
-    assert teacher["max_workers"] * teacher["resources"]["GPU"] // per_replica == recipe["resources"]["generate"]["max_workers"]
+    assert (
+        teacher["max_workers"] * teacher["resources"]["GPU"] // per_replica
+        == recipe["resources"]["generate"]["max_workers"]
+    )
 
 
 def free_port() -> int:
@@ -85,7 +88,12 @@ def head(tmp_path: Path) -> Iterator[tuple[str, dict[str, str]]]:
 def test_run_as_a_ray_job(head: tuple[str, dict[str, str]], tmp_path: Path) -> None:
     address, environment = head
     run_dir = tmp_path / "run"
-    settings = {"source.limit": 24, "ingest.rows_per_shard": 12, "sampling.max_tokens": 16, "ingest.max_dropped_fraction": 1.0}
+    settings = {
+        "source.limit": 24,
+        "ingest.rows_per_shard": 12,
+        "sampling.max_tokens": 16,
+        "ingest.max_dropped_fraction": 1.0,
+    }
     overrides = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
     result = subprocess.run(
         [BIN / "ray", "job", "submit", "--address", address, "--working-dir", ROOT / "configs", "--",

@@ -111,13 +111,17 @@ def test_every_key_is_documented() -> None:
     assert [key for key in visit(Config, "") if key not in {"resources", "source"}] == []
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["run", "{file}", "--set", "sampling.max_token=1"], ["run", "missing.yaml"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["run", "{file}", "--set", "sampling.max_token=1"], ["run", "missing.yaml"]]
+)
 def test_command_answers_at_once(file: Path, arguments: list[str]) -> None:
     """Measured by what is imported, because the machine may be busy; the answer takes 0.2 s on an idle one."""
     command = [sys.executable, "-X", "importtime", "-m", "pipeline", *(a.format(file=file) for a in arguments)]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == (0 if arguments == ["--help"] else 2)
-    imported = {line.rpartition("|")[2].strip() for line in result.stderr.splitlines() if line.startswith("import time:")}
+    imported = {
+        line.rpartition("|")[2].strip() for line in result.stderr.splitlines() if line.startswith("import time:")
+    }
     assert "pydantic" in imported
     assert not imported & {"ray", "torch", "vllm", "transformers", "pyarrow", "numpy", "datasets"}
 
@@ -131,4 +135,6 @@ def test_exit_codes_and_messages(file: Path) -> None:
     assert result.stderr.startswith("stillhouse: ")
     assert result.stderr.count("\n") == 1
     assert result.stdout == ""
-    assert subprocess.run([sys.executable, "-m", "pipeline"], cwd=ROOT, capture_output=True, check=False).returncode == 2
+    assert (
+        subprocess.run([sys.executable, "-m", "pipeline"], cwd=ROOT, capture_output=True, check=False).returncode == 2
+    )

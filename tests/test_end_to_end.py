@@ -53,7 +53,9 @@ def test_ids_are_the_conversation(published: pa.Table, tokenizer: Any) -> None:
     source = {c["conversation_id"]: c["conversation"] for c in pq.read_table(CONVERSATIONS).slice(0, ROWS).to_pylist()}
     num_turns = 0
     for row in published.to_pylist():
-        assert tokenizer.apply_chat_template(row["messages"], tokenize=False).startswith(tokenizer.decode(row["input_ids"]))
+        assert tokenizer.apply_chat_template(row["messages"], tokenize=False).startswith(
+            tokenizer.decode(row["input_ids"])
+        )
         first = row["messages"][:1]
         prompt = tokenizer.apply_chat_template(first, add_generation_prompt=True)["input_ids"]
         assert row["input_ids"][: len(prompt)] == prompt
@@ -103,7 +105,8 @@ def test_targets_are_the_teachers_distribution(published: pa.Table) -> None:
         top2 = np.sort(logprobs_SV, axis=1)[:, -2:]
         wrong_margins.append((top2[:, 1] - top2[:, 0])[ids_SK[:, 0] != logprobs_SV.argmax(1)])
     error, noise, shift, own, tail = (
-        float(np.concatenate(e).mean()) for e in (stored_errors, rounded_errors, shifted_errors, own_errors, tail_errors)
+        float(np.concatenate(e).mean())
+        for e in (stored_errors, rounded_errors, shifted_errors, own_errors, tail_errors)
     )
     num_tokens, worst = sum(map(len, own_errors)), float(max(np.concatenate(wrong_margins), default=0.0))
     print(

@@ -38,7 +38,9 @@ class Command:
             text=True,
         )
 
-    def __call__(self, command: str, *arguments: str, expect: int = 0, **environment: str) -> tuple[dict[str, Any], str]:
+    def __call__(
+        self, command: str, *arguments: str, expect: int = 0, **environment: str
+    ) -> tuple[dict[str, Any], str]:
         process = self.start(command, *arguments, **environment)
         out, err = process.communicate(timeout=300)
         assert process.returncode == expect, err
@@ -108,7 +110,12 @@ def test_stages_are_file_for_file_and_add_columns_only(finished: Command) -> Non
 
 def test_source_answers_never_pass_ingest(finished: Command) -> None:
     conversations = pq.read_table(CONVERSATIONS, columns=["conversation"]).column(0)[:60].to_pylist()
-    answers = {m["content"] for messages in conversations for m in messages if m["role"] == "assistant" and len(m["content"]) > 80}
+    answers = {
+        m["content"]
+        for messages in conversations
+        for m in messages
+        if m["role"] == "assistant" and len(m["content"]) > 80
+    }
     assert len(answers) > 50
     everything = b"".join(contents(finished.run_dir).values())
     texts = " ".join(read(finished.run_dir / "ingest").column("user_turns").combine_chunks().flatten().to_pylist())
@@ -230,7 +237,9 @@ def test_shard_that_kills_its_worker_is_set_aside_and_can_be_tried_again(finishe
     victim = pq.read_table(command.run_dir / "screen/00003.parquet").column("prompt_id")[0].as_py()
     manifest, err = command("run", expect=3, FAKE_TEACHER_DIES_ON=victim)
     assert len(manifest["files"]) == 5
-    assert "generate 00003.parquet: set aside after 3 attempts; last: its worker died each time" in manifest["set_aside"]
+    assert (
+        "generate 00003.parquet: set aside after 3 attempts; last: its worker died each time" in manifest["set_aside"]
+    )
     status, _ = command("status", expect=3)
     assert status["set_aside"] == manifest["set_aside"]
     manifest, _ = command("run", "--retry-set-aside")
@@ -288,6 +297,27 @@ def test_check_estimates_without_writing(command: Command) -> None:
     assert estimate["prompts"] == round(17671 * result["rows_accepted"] / 40)
     assert estimate["max_answer_tokens"] == estimate["prompts"] * 24
     assert not command.run_dir.exists()
+
+
+def test_broken_rows_reach_the_ledger_of_a_run(command: Command, tmp_path: Path) -> None:
+    """The same 200 and more malformed rows that tests/test_ingest.py judges, through a whole run."""
+    from tests.test_ingest import mixed
+
+    data, expected = mixed(seed=0)
+    source = tmp_path / "source.jsonl"
+    source.write_bytes(data)
+    settings = {"source.path": source, "source.limit": "null", "ingest.rows_per_shard": 100}
+    settings |= {"ingest.languages": "[English, French]", "ingest.max_prompt_tokens": 110}
+    command("run", *(part for key, value in settings.items() for part in ("--set", f"{key}={value}")))
+    ledger = read(command.run_dir / "ledger/ingest")
+    reasons = dict(zip(ledger.column("source_row").to_pylist(), ledger.column("reason").to_pylist(), strict=True))
+    assert reasons == {row: reason for row, reason in enumerate(expected) if reason is not None}
+    assert len(reasons) >= 200
+    assert len(set(reasons.values())) >= 13
+    arrived = set(read(command.run_dir / "ingest").column("source_row").to_pylist())
+    assert arrived == {row for row, reason in enumerate(expected) if reason is None}
+    manifest = json.loads((command.run_dir / "dataset/manifest.json").read_text())
+    assert manifest["rows"] > 50
 
 
 def test_no_prompt_text_in_logs(command: Command, tmp_path: Path) -> None:

@@ -68,7 +68,15 @@ def test_shard_gives_back_table_and_info(store: Store) -> None:
     assert info == INFO
     assert info.dropped == {"x": 1}
     assert shards.ledger_table([info]).to_pylist() == [
-        {"prompt_id": "a", "sample_id": None, "source": None, "source_row": 1, "stage": "screen", "reason": "x", "scores": None}
+        {
+            "prompt_id": "a",
+            "sample_id": None,
+            "source": None,
+            "source_row": 1,
+            "stage": "screen",
+            "reason": "x",
+            "scores": None,
+        }
     ]
 
 

