@@ -1,12 +1,12 @@
 """What a run would meet and cost, before any of it is paid for: reads the first rows of the source for real."""
 
-import sys
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import runner
+from pipeline.report import say
 from schemas.config import Config
 
 BYTES_PER_TARGET = 2.5
@@ -61,9 +61,6 @@ def check(config: Config, rows: int, tokens_per_second: float) -> dict[str, Any]
 
 def show(result: dict[str, Any]) -> None:
     """`check` for people, on standard error."""
-
-    def say(text: str) -> None:
-        print(text, file=sys.stderr)
 
     refused = ", ".join(f"{reason} {count:,}" for reason, count in result["refused"].items()) or "none"
     say(f"configuration: valid; end-of-turn ids {result['end_of_turn_ids']}")

@@ -10,15 +10,11 @@ import json
 import logging
 import signal
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from schemas.config import Config, ConfigError, is_local_path, load
-
-if TYPE_CHECKING:
-    from pipeline.worker import Done
 
 EXIT_FAILED, EXIT_USAGE, EXIT_SET_ASIDE, EXIT_INTERRUPTED = 1, 2, 3, 130
 
@@ -107,91 +103,16 @@ def absolute(config: Config) -> Config:
     return config.model_copy(update={"run_dir": fix(config.run_dir), "source": source, "teacher": teacher})
 
 
-class Progress:
-    """A bar per stage on a terminal; elsewhere a line per shard."""
-
-    def __init__(self) -> None:
-        self._bar: Any = None
-        self._terminal = sys.stderr.isatty()
-        self.generate_seconds, self.generate_tokens = 0.0, 0
-        self._started = time.monotonic()
-
-    def __call__(self, step: str, total: int, done: "Done | None") -> None:
-        if done is None:
-            self._started = time.monotonic()
-            if self._terminal:
-                from tqdm import tqdm
-
-                self.close()
-                self._bar = tqdm(
-                    total=total if total >= 0 else None, desc=f"{step:16}", unit="shard", disable=total == 0
-                )
-            return
-        if step == "generate":
-            self.generate_seconds = time.monotonic() - self._started
-            self.generate_tokens += done.num_target_tokens
-        if self._bar is not None:
-            self._bar.update()
-            if done.error:
-                self._bar.write(done.error, file=sys.stderr)
-            return
-        tokens = f", {done.num_target_tokens:,} tokens" if done.num_target_tokens else ""
-        text = (
-            done.error
-            or f"{step} {done.shard}: {done.rows_in:,} rows in, {done.rows_out:,} out{tokens}, {done.seconds:.1f} s"
-        )
-        print(text, file=sys.stderr, flush=True)
-
-    def close(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
-
-
 def _run(config: Config, arguments: argparse.Namespace) -> tuple[dict[str, Any], int]:
-    from pipeline import runner
+    from pipeline import report, runner
 
-    started = time.monotonic()
-    progress = Progress()
+    progress = report.Progress()
     try:
         manifest = runner.run(config, progress, retry_set_aside=arguments.retry_set_aside)
     finally:
         progress.close()
-    _summary(config, manifest, progress, time.monotonic() - started)
+    report.summary(config, manifest, progress)
     return manifest, EXIT_SET_ASIDE if manifest["set_aside"] else 0
-
-
-def _summary(config: Config, manifest: dict[str, Any], progress: Progress, seconds: float) -> None:
-    say = lambda text="": print(text, file=sys.stderr)  # noqa: E731
-    say()
-    say(f"{'stage':10}{'rows in':>10}{'rows out':>10}   dropped")
-    for stage, counts in manifest["stages"].items():
-        dropped = ", ".join(f"{reason} {count:,}" for reason, count in counts["dropped"].items()) or "-"
-        say(f"{stage:10}{counts['rows_in']:>10,}{counts['rows_out']:>10,}   {dropped}")
-    say()
-    per_token = manifest["bytes"] / max(manifest["target_tokens"], 1)
-    say(
-        f"{manifest['rows']:,} conversations, {manifest['target_tokens']:,} supervised tokens with their distributions, "
-        f"{manifest['bytes'] / 1e6:,.1f} MB ({per_token:,.0f} bytes per token)"
-    )
-    if progress.generate_tokens:
-        rate = progress.generate_tokens / progress.generate_seconds
-        say(
-            f"generate: {rate:,.0f} tokens/s over {progress.generate_seconds:,.0f} s, engine start included; "
-            f"all: {seconds:,.0f} s"
-        )
-    else:
-        say(f"nothing was missing ({seconds:.1f} s)")
-    say(f"dataset:  {config.run_dir}/dataset   (data/*.parquet, manifest.json, README.md)")
-    say(
-        f"look:     python -c \"import datasets; print(datasets.load_dataset('parquet', "
-        f"data_files='{config.run_dir}/dataset/data/*.parquet', split='train')[0]['messages'])\""
-    )
-    say(f"dropped:  {config.run_dir}/ledger/<stage>/*.parquet")
-    for line in manifest["set_aside"]:
-        say(f"set aside: {line}")
-    if manifest["set_aside"]:
-        say("some shards are missing from the dataset; `run --retry-set-aside` tries them again")
 
 
 def _status(config: Config, arguments: argparse.Namespace) -> tuple[dict[str, Any], int]:

@@ -65,7 +65,7 @@ def write(config: Config, store: Store, names: list[str], done: list[Done]) -> d
     """
     known = {result.shard: result for result in done if result.error is None}
     published = store.list("dataset/data")
-    files = []
+    files: list[dict[str, Any]] = []
     for name in names:
         key = worker.published_key(name, len(names))
         file = key.rpartition("/")[2]
@@ -143,6 +143,7 @@ def _card(config: Config, manifest: dict[str, Any]) -> str:
     """A dataset card; the front matter lets `datasets` and the hub load the folder as it is."""
     rows, tokens, size = manifest["rows"], manifest["target_tokens"], manifest["bytes"]
     teacher, K = config.teacher, config.targets.top_k
+    name = teacher.model.rstrip("/").rpartition("/")[2]
     lines = [
         "---",
         f"license: {config.export.license}",
@@ -155,7 +156,7 @@ def _card(config: Config, manifest: dict[str, Any]) -> str:
         "    path: data/train-*.parquet",
         "---",
         "",
-        f"# Distillation targets of {teacher.model.rstrip('/').rpartition('/')[2]}",
+        f"# Distillation targets of {name}",
         "",
         f"{rows:,} conversations, {tokens:,} supervised tokens, {size / 1e6:,.1f} MB. Prompts from "
         f"`{config.source.dataset or config.source.name or 'a local source'}`; every assistant turn was written by the "
@@ -163,8 +164,8 @@ def _card(config: Config, manifest: dict[str, Any]) -> str:
         "",
         "| | |",
         "|---|---|",
-        f"| teacher | `{teacher.model.rstrip('/').rpartition('/')[2]}`, revision `{teacher.revision}`, {teacher.dtype} |",
-        f"| targets | top {K}, log-probabilities in nats over {manifest['teacher']['vocab_size']:,} tokens at temperature 1 |",
+        f"| teacher | `{name}`, revision `{teacher.revision}`, {teacher.dtype} |",
+        f"| targets | top {K} of {manifest['teacher']['vocab_size']:,}, log-probabilities in nats at temperature 1 |",
         "| alignment | own-token: row s is the distribution that produced supervised token s |",
         f"| sampling | temperature {config.sampling.temperature}, top_p {config.sampling.top_p}, "
         f"top_k {config.sampling.top_k}, at most {config.sampling.max_tokens} tokens per turn |",
@@ -172,9 +173,9 @@ def _card(config: Config, manifest: dict[str, Any]) -> str:
         "",
         "## Columns",
         "",
-        "`input_ids` are exactly the ids the teacher read and wrote; `labels` equal them on the teacher's tokens and are "
-        f"-100 elsewhere. `target_ids` and `target_logprobs` are flat, {K} per supervised token in order; `target_tail` is "
-        "the log of the mass outside them. Reshape to `(-1, K)`.",
+        "`input_ids` are exactly the ids the teacher read and wrote; `labels` equal them on the teacher's tokens and "
+        f"are -100 elsewhere. `target_ids` and `target_logprobs` are flat, {K} per supervised token in order "
+        f"(reshape to `(-1, {K})`); `target_tail` is the log of the mass outside them.",
         "",
         "```python",
         "from datasets import load_dataset",

@@ -24,7 +24,7 @@ ROW_GROUP_BYTES = 32 << 20
 """Uncompressed size that a row group aims at: large enough to compress, small enough to stream and shuffle."""
 
 SPLIT_COLUMNS = ("target_ids", "target_logprobs", "target_tail", "token_logprobs")
-"""Columns stored as BYTE_STREAM_SPLIT: high bytes of neighbouring ids and floats resemble each other, low ones do not."""
+"""Stored as BYTE_STREAM_SPLIT: high bytes of neighbouring ids and floats resemble each other, low ones do not."""
 
 
 class ShardError(RuntimeError):
@@ -187,9 +187,7 @@ def encode(table: pa.Table, info: ShardInfo | None = None) -> bytes:
         sink,
         row_group_size=rows_per_group,
         compression="zstd",
-        use_dictionary=[
-            name for name in table.column_names if name in ("language", "source", "cluster_id", "finish_reasons")
-        ],
+        use_dictionary=[name for name in ("language", "source") if name in table.column_names],
         column_encoding=split or None,
         write_page_checksum=True,
     )
@@ -220,7 +218,7 @@ def read_info(store: Store, key: str) -> ShardInfo:
         return ShardInfo(**json.loads(metadata[METADATA_KEY]))
     except (pa.ArrowInvalid, KeyError, TypeError, json.JSONDecodeError) as error:
         raise ShardError(
-            f"{store.path(key)}: is damaged or was not written by a run ({type(error).__name__}); delete it and run again"
+            f"{store.path(key)}: is damaged or not written by a run ({type(error).__name__}); delete it and run again"
         ) from None
 
 

@@ -1,9 +1,9 @@
 """How far a run is, read from its folder alone: works while it runs, after it died, and from any machine."""
 
-import sys
 from typing import Any
 
 from pipeline import flow, manifest, runner, worker
+from pipeline.report import say
 from pipeline.shards import Store
 from schemas.config import Config
 
@@ -30,11 +30,11 @@ def status(config: Config) -> dict[str, Any]:
 
 def show(result: dict[str, Any]) -> None:
     """`status` for people, on standard error."""
-    print(f"{result['run_dir']}: {result['state']}", file=sys.stderr)
+    say(f"{result['run_dir']}: {result['state']}")
     for stage, counts in result["stages"].items():
         total = "?" if counts["of"] is None else counts["of"]
-        print(f"  {stage:10}{counts['done']:>7} of {total} shards", file=sys.stderr)
+        say(f"  {stage:10}{counts['done']:>7} of {total} shards")
     for line in result["set_aside"]:
-        print(f"  set aside: {line}", file=sys.stderr)
+        say(f"  set aside: {line}")
     if result["rows"] is not None:
-        print(f"  {result['rows']:,} conversations, {result['target_tokens']:,} supervised tokens", file=sys.stderr)
+        say(f"  {result['rows']:,} conversations, {result['target_tokens']:,} supervised tokens")

@@ -255,10 +255,7 @@ def check_contract(stage: str, before: pa.Table, after: pa.Table, samples: int) 
             f"{stage}: returned {after.num_rows} rows for {before.num_rows} x {samples}; a stage keeps the row set"
         )
     rows = pa.array(np.repeat(np.arange(before.num_rows), samples))
-    if stage == "generate":
-        names = ["prompt_id", "source_row"]
-    else:
-        names = before.column_names
+    names = ["prompt_id", "source_row"] if stage == "generate" else before.column_names
     for name in names:
         if name not in after.column_names or not after.column(name).equals(before.column(name).take(rows)):
             raise StageError(f"{stage}: lost, changed or reordered column {name!r}; a stage only adds columns")

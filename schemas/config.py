@@ -35,7 +35,7 @@ class ConfigError(ValueError):
 
 class SourceConfig(Section):
     path: str | list[str] | None = None
-    """File, folder, glob or object-store URL of Parquet, JSONL or JSON (also .gz, .zst); a list is read in its order."""
+    """File, folder, glob or object-store URL of Parquet, JSONL or JSON (also .gz, .zst); a list is read in order."""
     dataset: str | None = None
     """Instead of `path`: a data set on the Hugging Face hub, such as lmsys/lmsys-chat-1m (token from HF_TOKEN)."""
     revision: str | None = None

@@ -18,7 +18,8 @@ CONVERSATIONS = DATA / "conversations.parquet"
 
 @pytest.fixture(scope="session", autouse=True)
 def _prepared() -> None:
-    assert CONVERSATIONS.exists() and TEACHER.exists(), "run `make data` first: tests use the quick start's data"
+    for path in (CONVERSATIONS, TEACHER):
+        assert path.exists(), "run `make data` first: tests use the quick start's data"
 
 
 def make_raw_config(folder: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A teacher for tests of other parts: the real protocol, no model. What it writes is a pure function of seed and prompt.
+"""A teacher for tests of other parts: the real protocol, no model; a pure function of seed and prompt.
 
 It misbehaves on demand, by environment variables.
 """

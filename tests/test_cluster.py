@@ -61,8 +61,10 @@ def head(tmp_path: Path) -> Iterator[tuple[str, dict[str, str]]]:
     dashboard = free_port()
     log = (tmp_path / "head.log").open("w")
     process = subprocess.Popen(
-        [BIN / "ray", "start", "--head", "--block", f"--port={free_port()}", "--node-ip-address=127.0.0.1", "--num-cpus=2",
-         "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={free_port()}",
+        [BIN / "ray", "start", "--head", "--block", f"--port={free_port()}", "--node-ip-address=127.0.0.1",
+         "--num-cpus=2",
+         "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}",
+         f"--dashboard-agent-listen-port={free_port()}",
          f"--ray-client-server-port={free_port()}", "--disable-usage-stats", f"--temp-dir={folder}"],
         env=environment, stdout=log, stderr=log,
     )  # fmt: skip

@@ -1,5 +1,6 @@
 """Runs on a real Ray cluster with the tests' own teacher: nothing lost, nothing twice, resumed, refused, set aside."""
 
+import itertools
 import json
 import os
 import shutil
@@ -69,7 +70,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and not path.relative_to(folder).parts[0] == "state" and path.name != "run.json"
+        if path.is_file() and path.relative_to(folder).parts[0] != "state" and path.name != "run.json"
     }
 
 
@@ -81,7 +82,8 @@ def read(folder: Path) -> pa.Table:
 def test_every_source_row_is_published_or_in_the_ledger_once(finished: Command) -> None:
     published = read(finished.run_dir / "dataset/data")
     ledger = pa.concat_tables([read(folder) for folder in sorted((finished.run_dir / "ledger").iterdir())])
-    assert ledger.num_rows and published.num_rows
+    assert ledger.num_rows
+    assert published.num_rows
     # Before generate a row is a prompt, after it two samples.
     early = ledger.filter(pc.is_null(ledger.column("sample_id"))).column("source_row").to_pylist()
     late = ledger.filter(pc.is_valid(ledger.column("sample_id"))).column("source_row").to_pylist()
@@ -95,7 +97,7 @@ def test_every_source_row_is_published_or_in_the_ledger_once(finished: Command) 
 def test_stages_are_file_for_file_and_add_columns_only(finished: Command) -> None:
     names = [path.name for path in sorted((finished.run_dir / "ingest").glob("*.parquet"))]
     assert names == [f"{n:05d}.parquet" for n in range(6)]
-    for before, after in zip(STAGES, STAGES[1:], strict=False):
+    for before, after in itertools.pairwise(STAGES):
         for name in names:
             old = pq.read_table(finished.run_dir / before / name)
             new = pq.read_table(finished.run_dir / after / name)
@@ -188,12 +190,13 @@ def test_missing_shards_come_back_the_same_with_other_workers(finished: Command,
     workers = {"min_workers": 2, "max_workers": 2, "num_cpus": 0.5}
     command = copy_of(finished, tmp_path, resources={"generate": {**workers, "shards_in_flight": 3}, "screen": workers})
     before = contents(command.run_dir)
-    for key in (
-        "dataset/manifest.json", "dataset/data/train-00004-of-00006.parquet", "dataset/data/train-00001-of-00006.parquet",
-        "review/00004.parquet", "review/00002.parquet", "ledger/review/00002.parquet", "generate/00004.parquet",
-        "generate/00002.parquet", "screen/00004.parquet", "dedupe/00004.parquet", "ingest/00004.parquet", "ingest/00005.parquet",
-        "state/partition.json", "state/dedupe/assignments/00001.parquet", "state/review/sketches/00002.parquet",
-    ):  # fmt: skip
+    lost = """
+        dataset/manifest.json dataset/data/train-00004-of-00006.parquet dataset/data/train-00001-of-00006.parquet
+        review/00004.parquet review/00002.parquet ledger/review/00002.parquet generate/00004.parquet
+        generate/00002.parquet screen/00004.parquet dedupe/00004.parquet ingest/00004.parquet ingest/00005.parquet
+        state/partition.json state/dedupe/assignments/00001.parquet state/review/sketches/00002.parquet
+    """
+    for key in lost.split():
         (command.run_dir / key).unlink()
     status, _ = command("status")
     assert (status["state"], status["stages"]["ingest"]) == ("unfinished", {"done": 4, "of": None})
@@ -235,7 +238,7 @@ def test_shard_that_kills_its_worker_is_set_aside_and_can_be_tried_again(finishe
     for folder in ("dataset", "review", "generate", "state/review", "ledger/review", "ledger/generate"):
         shutil.rmtree(command.run_dir / folder)
     victim = pq.read_table(command.run_dir / "screen/00003.parquet").column("prompt_id")[0].as_py()
-    manifest, err = command("run", expect=3, FAKE_TEACHER_DIES_ON=victim)
+    manifest, _ = command("run", expect=3, FAKE_TEACHER_DIES_ON=victim)
     assert len(manifest["files"]) == 5
     assert (
         "generate 00003.parquet: set aside after 3 attempts; last: its worker died each time" in manifest["set_aside"]
@@ -289,7 +292,7 @@ def test_interrupt_ends_with_130(command: Command) -> None:
 
 
 def test_check_estimates_without_writing(command: Command) -> None:
-    result, err = command("check", "--rows", "40", "--set", "source.limit=null")
+    result, _ = command("check", "--rows", "40", "--set", "source.limit=null")
     assert result["rows_looked_at"] == 40
     assert result["source_rows"] == 17671
     assert result["rows_accepted"] + sum(result["refused"].values()) == 40

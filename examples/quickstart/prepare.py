@@ -43,7 +43,7 @@ LMSYS = pa.schema(
 
 
 def prepare_conversations(source: Path, target: Path) -> None:
-    """ShareGPT's JSON array as LMSYS-Chat-1M Parquet. The package's file is cut off at its end; what is whole is used."""
+    """ShareGPT's JSON array as LMSYS-Chat-1M Parquet. The package's file is cut off; what is whole is used."""
     rows: list[dict[str, Any]] = []
     for row in read_rows(SourceConfig(path=str(source), format="sharegpt")):
         if row.error is not None or not isinstance(row.value, dict):
