@@ -8,8 +8,10 @@ strings come from the template alone. Those are renamed to unguessable names, th
 text is encoded in one call by a copy of the tokenizer in which the control tokens carry the new names and the old ids.
 Encoding stays one call over the whole text, so whitespace, prefix and merge rules act as they do in the original.
 
-Control strings are the tokenizer's special tokens and those of its other added tokens that the template itself writes
-(`<think>` and the like are often not flagged special). Other added tokens, such as Gemma's runs of newlines, are text.
+Control strings are the tokenizer's special tokens, and of its other added tokens those shaped `<|...|>` and those with
+punctuation that the template itself writes (`<think>` and the like are often not flagged special). Other added tokens,
+such as Gemma's runs of newlines, are text. A template that marks turns with plain words (Llama 2's `[INST]`) has no
+token there for anyone to guard: data that spells the words gets the same ids, as it does everywhere else.
 
 Leaf module: imports no stage. Measured against transformers 5.19, tokenizers 0.22.
 """
@@ -33,6 +35,11 @@ IntArray = npt.NDArray[np.int32]
 # treated like one that holds a control string.
 _MARK = "\U0010fffd\U0010fffc"
 
+# How templates spell a teacher's thinking: what opens it and what closes it.
+_THINKING = (("<think>", "</think>"), ("[THINK]", "[/THINK]"), ("<|channel>thought", "<channel|>"))
+
+_BYTE_NAME = re.compile("<0x[0-9A-F]{2}>")
+
 
 class TemplateError(ValueError):
     """A template or tokenizer that cannot be used, or that refuses a conversation; the message says why."""
@@ -47,8 +54,16 @@ class Chat:
     def __init__(
         self, tokenizer: Any, template: str | None = None, template_kwargs: dict[str, Any] | None = None
     ) -> None:
+        from jinja2 import TemplateSyntaxError
+
         self.tokenizer = tokenizer
-        self.template: str | None = template or tokenizer.get_chat_template()
+        try:
+            self.template: str | None = template or tokenizer.get_chat_template()
+        except ValueError:
+            raise TemplateError(
+                "teacher.model: its tokenizer has no chat template; choose an instruct model or set "
+                "teacher.chat_template"
+            ) from None
         self.template_kwargs = template_kwargs or {}
         backend = getattr(tokenizer, "backend_tokenizer", None)
         if backend is None:
@@ -56,36 +71,50 @@ class Chat:
                 f"teacher.model: its tokenizer ({type(tokenizer).__name__}) has no tokenizer.json form, which the "
                 "guard against control tokens needs; convert it to a fast tokenizer"
             )
+        nonce = secrets.token_hex(8)
+        self._question, self._answer, self._system = f"question{nonce}", f"answer{nonce}", f"system{nonce}"
+        written = [str(self.template)]
+        for messages in (
+            self._conversation(1),
+            self._conversation(2),
+            self._conversation(2, system_prompt=self._system),
+        ):
+            try:
+                written.append(self._template(messages, True))
+            except TemplateError as error:  # told where such a conversation is asked for
+                if isinstance(error.__context__, TemplateSyntaxError):
+                    raise
         added = json.loads(backend.to_str())["added_tokens"]
         self.control_ids: dict[str, int] = {
-            token["content"]: token["id"]
-            for token in added
-            if token["special"] or token["content"] in str(self.template)
+            token["content"]: token["id"] for token in added if _is_control(token, "\n".join(written))
         }
         self._strings = [_MARK, *self.control_ids]
-        # Longest first: where one control string begins another, the tokenizer takes the longer.
-        self._control = re.compile("|".join(map(re.escape, sorted(self._strings, key=len, reverse=True))))
+        self._control = _any_of(self._strings)
         self._placeholder = re.compile(re.escape(_MARK) + "([0-9]+)" + re.escape(_MARK))
         self._index = {text: i for i, text in enumerate(self._strings)}
-        nonce = secrets.token_hex(8)
         self._renamed = {text: f"{_MARK}{nonce}:{i}{_MARK}" for i, text in enumerate(self.control_ids)}
         self._encoder = _renamed_tokenizer(backend, self.control_ids, self._renamed)
+        self._speaks_bytes = _speaks_bytes(self._encoder)
         self._expected: dict[tuple[str, ...], list[str]] = {}
+        self._rewrites: dict[bool, str | None] = {}
 
-    def prompt_ids(self, messages: Sequence[Message]) -> IntArray:
-        """Token ids [T] int32 of `messages` and the opening of the assistant's turn.
+    def prompt_ids(self, messages: Sequence[Message], system_prompt: str | None = None) -> IntArray:
+        """Token ids [T] int32 of `messages` and the opening of the assistant's turn. A system prompt is given here or as
+        the first of `messages`.
 
         Raises `TemplateError` when the template refuses the conversation or a control token would come from data.
         """
+        if system_prompt is not None:
+            messages = [{"role": "system", "content": system_prompt}, *messages]
         return self.encode(self.render(messages))
 
-    def num_prompt_tokens(self, user_turns: Sequence[str]) -> list[int]:
+    def num_prompt_tokens(self, user_turns: Sequence[str], system_prompt: str | None = None) -> list[int]:
         """Length in tokens of the prompt that each text makes as a first user turn; 0 where the template refuses it,
         which generate will say again with its reason."""
         lengths = []
         for text in user_turns:
             try:
-                lengths.append(len(self.prompt_ids([{"role": "user", "content": text}])))
+                lengths.append(len(self.prompt_ids([{"role": "user", "content": text}], system_prompt)))
             except TemplateError:
                 lengths.append(0)
         return lengths
@@ -94,16 +123,17 @@ class Chat:
         """The rendered conversation, control strings renamed where the template wrote them and as they were where a
         message holds them. For `encode`; nothing else understands the names.
         """
+        if self._speaks_bytes and any(self._names_byte(message["content"]) for message in messages):
+            raise TemplateError(
+                "a message spells the name of a byte token, which this tokenizer would read as the byte; the row is "
+                "refused"
+            )
         defused = [{**message, "content": self._control.sub(self._defuse, message["content"])} for message in messages]
         text = self._template(defused, add_generation_prompt)
         pieces = self._placeholder.split(text)  # template and plain text, then an index into self._strings, in turn
         written = [string for piece in pieces[::2] for string in self._control.findall(piece)]
         # A control string can still arise where data meets template text; neutral messages show which ones belong.
-        shape = (*(message["role"] for message in messages), str(add_generation_prompt))
-        if shape not in self._expected:
-            neutral = [{"role": message["role"], "content": "x"} for message in messages]
-            self._expected[shape] = self._control.findall(self._template(neutral, add_generation_prompt))
-        if written != self._expected[shape]:
+        if written != self._belonging(messages, add_generation_prompt):
             raise TemplateError("a control token would arise where a message meets the template; the row is refused")
         for i in range(0, len(pieces), 2):
             pieces[i] = self._control.sub(lambda match: self._renamed[match.group()], pieces[i])
@@ -114,15 +144,108 @@ class Chat:
     def next_turn_ids(self, user_turns: Sequence[str], system_prompt: str | None = None) -> IntArray:
         """Token ids [T] int32 between the teacher's last words and its next: the end of its turn, the newest of
         `user_turns`, and the opening of its next turn. The teacher's answers themselves are carried as ids, so their
-        text is not needed.
+        text is not needed, and whitespace that the template would trim or put around them stays as the teacher wrote it.
+
+        Raises `TemplateError` as `prompt_ids` does, and when the template rewrites earlier turns.
         """
-        answer = "answer"
-        while any(answer in turn for turn in user_turns):
-            answer += "_"
+        if len(user_turns) < 2:
+            raise ValueError(f"next_turn_ids: {len(user_turns)} user turns; give all of them, two or more")
+        rewrites = self.rewrites(system_prompt is not None)
+        if rewrites is not None:
+            raise TemplateError(
+                f"{rewrites}, so the ids of earlier turns cannot be carried into the next; generate first turns only "
+                "or set teacher.chat_template to one that keeps them"
+            )
         messages = [{"role": "system", "content": system_prompt}] if system_prompt is not None else []
         for turn in user_turns:
-            messages += [{"role": "user", "content": turn}, {"role": "assistant", "content": answer}]
-        return self.encode(self.render(messages[:-1]).rpartition(answer)[2])
+            messages += [{"role": "user", "content": turn}, {"role": "assistant", "content": self._answer}]
+        return self.encode(self.render(messages[:-1]).rpartition(self._answer)[2].lstrip())
+
+    def rewrites(self, system_prompt: bool = False) -> str | None:
+        """What the template does to earlier turns that keeps their ids from being carried, in words; None when it
+        leaves them as they were read and written. Whitespace around answers does not count: see `next_turn_ids`.
+
+        Raises `TemplateError` when the template refuses a first turn, or a system prompt when that is asked for.
+        """
+        if system_prompt not in self._rewrites:
+            self._rewrites[system_prompt] = self._find_rewrite(self._system if system_prompt else None)
+        return self._rewrites[system_prompt]
+
+    def _find_rewrite(self, system_prompt: str | None) -> str | None:
+        """`rewrites` by trial: two and three turns, answers with and without thinking."""
+        opening = self._template(self._conversation(1, system_prompt), True).rpartition(self._question)[2]
+        opened = [pair for pair in _THINKING if opening.rstrip().endswith(pair[0])]
+        if opened:  # the teacher has no other way to answer than to think first
+            forms = [f"{start}\nthought\n{end}\n\n" for start, end in opened]
+        elif any(end in opening for _, end in _THINKING):  # told not to think
+            forms = [""]
+        else:
+            forms = ["", *(f"{start}\nthought\n{end}\n\n" for start, end in _THINKING)]
+        for form in forms:
+            for num_turns in (2, 3):
+                before = self._template(self._conversation(num_turns - 1, system_prompt, form), True)
+                try:
+                    after = self._template(self._conversation(num_turns, system_prompt, form), True)
+                except TemplateError as error:
+                    return f"the chat template refuses a conversation of {num_turns} turns ({error})"
+                change = self._change(before, after, form, bool(opened), system_prompt is not None)
+                if change is not None:
+                    return f"the chat template {change}"
+        return None
+
+    def _change(self, before: str, after: str, form: str, opened: bool, has_system_prompt: bool) -> str | None:
+        """What became of the rendered prompt `before` in `after`, one answer and one question later."""
+        answers = before.count(self._answer) + 1
+        if after.count(self._answer) < answers or after.count(self._question) <= before.count(self._question):
+            return "leaves out earlier turns"
+        if form and after.count("thought") - after.count("<|channel>thought") < answers:
+            return "strips the thinking from earlier answers"
+        if after.startswith(before):
+            lead, _, rest = after[len(before) :].partition(self._answer)
+            if opened:
+                form = form.split("\n", 1)[1]
+            if "".join(lead.split()) != "".join(form.split()):
+                return "writes text before an answer that the teacher was not shown"
+            match = self._control.match(rest.lstrip())
+            if match is None or match.group() not in self.control_ids:
+                return "ends an answer with text and not with a control token"
+            return None
+        if has_system_prompt and after.find(self._system) > after.find(self._answer):
+            return "moves the system prompt to the last user turn"
+        if before[before.rfind(self._question) :].count("</think>") and not form:
+            return "drops the empty thinking block before earlier answers"
+        return "rewrites earlier turns"
+
+    def _conversation(self, num_turns: int, system_prompt: str | None = None, form: str = "") -> list[Message]:
+        """Neutral messages up to the last of `num_turns` user turns; `form` goes before each answer."""
+        messages = [{"role": "system", "content": system_prompt}] if system_prompt is not None else []
+        for _ in range(num_turns):
+            messages += [
+                {"role": "user", "content": self._question},
+                {"role": "assistant", "content": f"{form}{self._answer}"},
+            ]
+        return messages[:-1]
+
+    def _belonging(self, messages: Sequence[Message], add_generation_prompt: bool) -> list[str]:
+        """The control strings that the template writes for a conversation of this shape, in order."""
+        # Templates may tell empty messages from others, and trim before they do.
+        neutral = [
+            {**message, "content": self._system if message["content"].strip() else message["content"][:1]}
+            for message in messages
+        ]
+        shape = (*(f"{message['role']}:{message['content']}" for message in neutral), str(add_generation_prompt))
+        if shape not in self._expected:
+            text = self._template(neutral, add_generation_prompt)
+            if neutral[0]["role"] == "system" and text.count(self._system) < sum(
+                message["content"] == self._system for message in neutral
+            ):
+                raise TemplateError("the chat template leaves out a message of a conversation with a system prompt")
+            self._expected[shape] = self._control.findall(text)
+        return self._expected[shape]
+
+    def _names_byte(self, text: str) -> bool:
+        normalizer = self._encoder.normalizer
+        return _BYTE_NAME.search(text if normalizer is None else normalizer.normalize_str(text)) is not None
 
     def encode(self, rendered: str) -> IntArray:
         """Token ids [T] int32 of what `render` returned."""
@@ -146,6 +269,9 @@ class Chat:
             )
         except JinjaError as error:
             raise TemplateError(f"the chat template refuses the conversation: {error.message}") from None
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            # Raised inside the template; its words may quote a message.
+            raise TemplateError(f"the chat template fails on the conversation: {type(error).__name__}") from None
 
     def end_of_turn_ids(self) -> list[int]:
         """Ids that end the teacher's turn: the tokenizer's EOS and the control token the template writes after an
@@ -153,17 +279,54 @@ class Chat:
         ids = set()
         if self.tokenizer.eos_token_id is not None:
             ids.add(int(self.tokenizer.eos_token_id))
-        marker = "answer"
-        conversation = [{"role": "user", "content": "question"}, {"role": "assistant", "content": marker}]
-        after = self._template(conversation, False).rpartition(marker)[2]
-        match = self._control.search(after)
+        conversation = [*self._conversation(1), {"role": "assistant", "content": self._answer}]
+        after = self._template(conversation, False).rpartition(self._answer)[2]
+        match = self._control.match(after.lstrip())
         if match is not None and match.group() in self.control_ids:
             ids.add(self.control_ids[match.group()])
         return sorted(ids)
 
 
+def _is_control(token: dict[str, Any], written: str) -> bool:
+    """Whether an entry of tokenizer.json's `added_tokens` is a control token; `written` is what the template writes."""
+    text = token["content"]
+    if token["special"] or re.fullmatch(r"<[|｜].+[|｜]>", text):
+        return True
+    return text in written and any(not char.isalnum() and not char.isspace() for char in text)
+
+
+def _any_of(strings: Sequence[str]) -> re.Pattern[str]:
+    """A pattern for the leftmost and there longest of `strings`, as a tokenizer looks for added tokens; thousands of
+    them (Gemma has them) cost no more than a few."""
+    trie: dict[str, Any] = {}
+    for text in strings:
+        node = trie
+        for char in text:
+            node = node.setdefault(char, {})
+        node[""] = {}
+
+    def pattern(node: dict[str, Any]) -> str:
+        branches = [re.escape(char) + pattern(child) for char, child in node.items() if char]
+        if "" not in node:
+            return branches[0] if len(branches) == 1 else f"(?:{'|'.join(branches)})"
+        return f"(?:{'|'.join(branches)})?" if branches else ""
+
+    return re.compile(pattern(trie))
+
+
+def _speaks_bytes(encoder: Any) -> bool:
+    """Whether text that spells a byte token's name becomes the byte: Unigram models that fall back to bytes do that."""
+    index = encoder.token_to_id("<0x41>")
+    return index is not None and any(
+        index in encoder.encode(text, add_special_tokens=False).ids for text in ("<0x41>", "a <0x41>")
+    )
+
+
 def _renamed_tokenizer(backend: Any, control_ids: dict[str, int], renamed: dict[str, str]) -> Any:
-    """A copy of a `tokenizers.Tokenizer` in which control tokens have other names and the same ids."""
+    """A copy of a `tokenizers.Tokenizer` in which control tokens have other names and the same ids.
+
+    Raises `TemplateError` when the copy does not treat the new names as the original treats the old.
+    """
     from tokenizers import Tokenizer
 
     spec = json.loads(backend.to_str())
@@ -171,22 +334,28 @@ def _renamed_tokenizer(backend: Any, control_ids: dict[str, int], renamed: dict[
     # Templates already name every special token; a post-processor would add a second BOS.
     spec["post_processor"] = None
     for token in spec["added_tokens"]:
-        if token["content"] in renamed:
-            token["content"] = renamed[token["content"]]
-            token["normalized"] = False
-    vocab = spec["model"].get("vocab")
+        token["content"] = renamed.get(token["content"], token["content"])
+    model = spec["model"]
+    vocab = model.get("vocab")
     if isinstance(vocab, dict):
-        spec["model"]["vocab"] = {renamed.get(piece, piece): index for piece, index in vocab.items()}
-        if spec["model"].get("unk_token") in renamed:
-            spec["model"]["unk_token"] = renamed[spec["model"]["unk_token"]]
+        model["vocab"] = {renamed.get(piece, piece): index for piece, index in vocab.items()}
+        if model.get("unk_token") in renamed:
+            model["unk_token"] = renamed[model["unk_token"]]
     elif isinstance(vocab, list):  # Unigram: [piece, score] pairs
-        spec["model"]["vocab"] = [[renamed.get(piece, piece), score] for piece, score in vocab]
+        model["vocab"] = [[renamed.get(piece, piece), score] for piece, score in vocab]
+    if "merges" in model:
+        # Some converters list merges that would spell a control token, which is also in the vocabulary: not for data.
+        pairs = [merge.split(" ", 1) if isinstance(merge, str) else merge for merge in model["merges"]]
+        model["merges"] = [pair for pair in pairs if renamed.keys().isdisjoint([*pair, "".join(pair)])]
     encoder = Tokenizer.from_str(json.dumps(spec))
     for text, index in control_ids.items():
-        if encoder.token_to_id(renamed[text]) != index:
+        probe = f"a {text} b{text}{text}\n"
+        unguarded = backend.encode(probe, add_special_tokens=False).ids
+        guarded = encoder.encode(probe.replace(text, renamed[text]), add_special_tokens=False).ids
+        if encoder.token_to_id(renamed[text]) != index or guarded != unguarded:
             raise TemplateError(
-                f"teacher.model: control token {text!r} has id {index} but {encoder.token_to_id(renamed[text])} in the "
-                "guarded copy of the tokenizer; this tokenizer cannot be used safely"
+                f"teacher.model: control token {text!r} (id {index}) is not read alike by the guarded copy of the "
+                "tokenizer; this tokenizer cannot be used safely"
             )
     return encoder
 

@@ -1,0 +1,37 @@
+"""What the documents say of the code stays true."""
+
+import re
+
+from pipeline import flow
+from stages import ingest
+from tests.conftest import ROOT
+
+
+def test_every_drop_reason_is_documented() -> None:
+    text = (ROOT / "docs/format.md").read_text().partition("### Reasons")[2].partition("## Size")[0]
+    documented = {
+        row.split("|")[1].strip(): set(re.findall(r"`(\w+)`", row.split("|")[2]))
+        for row in text.splitlines()
+        if "`" in row
+    }
+    assert documented["ingest"] == set(ingest.REASONS)
+    for stage in flow.STAGES:
+        source = (ROOT / "stages" / f"{stage.name}.py").read_text()
+        for reason in documented[stage.name]:
+            assert f'"{reason}"' in source, reason
+
+
+def test_published_columns_are_documented() -> None:
+    from schemas import tables
+
+    text = (ROOT / "docs/format.md").read_text().partition("## The run folder")[0]
+    names = set(
+        re.findall(r"`(\w+)`", " ".join(line.split("|")[1] for line in text.splitlines() if line.startswith("|")))
+    )
+    assert set(tables.reviewed(["label"]).names) == names
+
+
+def test_links_lead_somewhere() -> None:
+    for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+        for target in re.findall(r"\]\(([^)#:]+)\)", path.read_text()):
+            assert (path.parent / target).exists(), f"{path.name}: {target}"
