@@ -1,5 +1,5 @@
 # make run    the quick start, end to end          make test   all default tests
-# make check  format, lint, types                  make env    the environment alone
+# make check  format, lint, types                  make test-slow    the long ones; results in docs/
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
@@ -8,7 +8,7 @@ DATA := data/quickstart
 # PyTorch's index.
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 
-.PHONY: env data run test check clean
+.PHONY: env data run test test-slow check clean
 
 env: $(VENV)/.installed
 data: $(DATA)/.prepared
@@ -18,6 +18,9 @@ run: env data
 
 test: env data
 	$(BIN)/pytest tests
+
+test-slow: env data
+	$(BIN)/pytest tests -m slow -s
 
 check: env
 	$(BIN)/ruff format --check .

@@ -11,10 +11,9 @@ import logging
 import signal
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from schemas.config import Config, ConfigError, is_local_path, load
+from schemas.config import Config, ConfigError, load
 
 EXIT_FAILED, EXIT_USAGE, EXIT_SET_ASIDE, EXIT_INTERRUPTED = 1, 2, 3, 130
 
@@ -24,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     # Heavy imports wait until the configuration is valid: a typo answers at once.
     try:
-        config = absolute(load(arguments.config, arguments.set))
+        config = load(arguments.config, arguments.set)
     except ConfigError as error:
         return _fail(str(error), EXIT_USAGE)
     logging.basicConfig(level=logging.INFO if arguments.verbose else logging.WARNING, stream=sys.stderr)
@@ -85,22 +84,6 @@ def _parser() -> argparse.ArgumentParser:
 def _fail(message: str, code: int) -> int:
     print(f"stillhouse: {message}", file=sys.stderr)
     return code
-
-
-def absolute(config: Config) -> Config:
-    """`config` with local paths made absolute: workers need not share the driver's folder."""
-
-    def fix(path: str | None) -> str | None:
-        return path if path is None or "://" in path else str(Path(path).expanduser().absolute())
-
-    source = config.source
-    if source.path is not None:
-        paths = [source.path] if isinstance(source.path, str) else source.path
-        source = source.model_copy(update={"path": [fix(path) for path in paths]})
-    teacher = config.teacher
-    local = {"model": fix(teacher.model)} if is_local_path(teacher.model) else {}
-    teacher = teacher.model_copy(update={**local, "chat_template": fix(teacher.chat_template)})
-    return config.model_copy(update={"run_dir": fix(config.run_dir), "source": source, "teacher": teacher})
 
 
 def _run(config: Config, arguments: argparse.Namespace) -> tuple[dict[str, Any], int]:

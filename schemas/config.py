@@ -7,7 +7,7 @@ change what is written; every other key is part of the configuration hash, and a
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -131,7 +131,7 @@ class TeacherConfig(Section):
     revision: str | None = None
     """Commit or tag of a hub model; required for one, because it decides the data."""
     chat_template: str | None = None
-    """Jinja file used instead of the tokenizer's own template."""
+    """Jinja text used instead of the tokenizer's own template. In YAML the name of the file that holds it."""
     chat_template_kwargs: dict[str, Any] = {}
     """Passed to the template, such as enable_thinking."""
     max_model_len: Annotated[int, Field(ge=8)]
@@ -220,6 +220,15 @@ class ReviewConfig(Section):
 
 
 class GenerateConfig(Section):
+    system_prompts: list[str | None] | None = None
+    """System prompts for the teacher: each prompt gets one of them, drawn by its id and `sampling.seed`; null stands
+    for none. In YAML either the list or the name of a YAML file that holds it. The source's own system prompts are
+    kept aside in `system_prompt` and not used."""
+    thinking: Literal["supervise", "keep", "drop"] = "supervise"
+    """What becomes of a reasoning teacher's thinking: tokens like any others; kept in `input_ids` without labels and
+    targets; or cut out (the answer's targets then are conditioned on thinking that the student does not see)."""
+    thinking_tokens: tuple[str, str] = ("<think>", "</think>")
+    """What opens and closes thinking; each must be a single token of the teacher."""
     max_dropped_fraction: Annotated[Fraction, free] = 0.2
     """Fail when more than this share gets no answer."""
 
@@ -340,7 +349,7 @@ def differing_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 
 
 def load(path: str | Path, overrides: list[str] | None = None) -> Config:
-    """Read a YAML file, apply `key.path=value` overrides (values are YAML), validate.
+    """Read a YAML file, apply `key.path=value` overrides (values are YAML), validate, make paths absolute.
 
     Raises `ConfigError` with one line per wrong key.
     """
@@ -372,8 +381,10 @@ def load(path: str | Path, overrides: list[str] | None = None) -> Config:
                 raise ConfigError(f"--set {key}: {parent!r} is not a section; check the key")
             node = child
         node[last] = yaml.safe_load(text)
+    _inline(raw, "generate", "system_prompts", yaml.safe_load)
+    _inline(raw, "teacher", "chat_template", str)
     try:
-        return Config.model_validate(raw)
+        return absolute(Config.model_validate(raw))
     except ValidationError as error:
         lines = []
         for problem in error.errors(include_url=False, include_input=False):
@@ -383,3 +394,34 @@ def load(path: str | Path, overrides: list[str] | None = None) -> Config:
                 message = "is not a known key; check its spelling"
             lines.append(f"{key}: {message}" if key else message)
         raise ConfigError(f"{path}: " + "; ".join(lines)) from None
+
+
+def _inline(raw: dict[str, Any], section: str, key: str, parse: Callable[[str], Any]) -> None:
+    """Puts a file's content where `raw` names the file, so that the hash covers it and no worker needs the file."""
+    import yaml
+
+    values = raw.get(section)
+    if not isinstance(values, dict) or not isinstance(values.get(key), str):
+        return
+    try:
+        values[key] = parse(Path(values[key]).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8"
+        raise ConfigError(f"{section}.{key}: {values[key]} cannot be read ({reason}); check the path") from None
+    except yaml.YAMLError:
+        raise ConfigError(f"{section}.{key}: {values[key]} is not YAML; write a list of strings") from None
+
+
+def absolute(config: Config) -> Config:
+    """`config` with local paths made absolute: workers need not share the driver's folder."""
+
+    def fix(path: str) -> str:
+        return path if "://" in path else str(Path(path).expanduser().absolute())
+
+    source, teacher = config.source, config.teacher
+    if source.path is not None:
+        paths = [source.path] if isinstance(source.path, str) else source.path
+        source = source.model_copy(update={"path": [fix(path) for path in paths]})
+    if is_local_path(teacher.model):
+        teacher = teacher.model_copy(update={"model": fix(teacher.model)})
+    return config.model_copy(update={"run_dir": fix(config.run_dir), "source": source, "teacher": teacher})

@@ -33,7 +33,9 @@ def encode(ids_SK: npt.NDArray[Any], logprobs_SK: npt.NDArray[Any]) -> Targets:
     """
     mass_S = np.exp(logprobs_SK.astype(np.float64)).sum(axis=1)
     tail_S = np.log(np.maximum(1.0 - mass_S, np.exp(TAIL_FLOOR)))
-    return Targets(ids_SK.astype(np.int32), logprobs_SK.astype(np.float16), tail_S.astype(np.float16))
+    return Targets(
+        np.ascontiguousarray(ids_SK, dtype=np.int32), logprobs_SK.astype(np.float16), tail_S.astype(np.float16)
+    )
 
 
 def decode(table: pa.Table) -> list[Targets]:

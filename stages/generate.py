@@ -6,7 +6,7 @@ Shape legend: T tokens of a conversation, S supervised tokens, K targets kept pe
 """
 
 import asyncio
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from typing import Any
 
@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from schemas import tables, targets
-from schemas.config import Config
+from schemas.config import Config, GenerateConfig
 from stages.chat import Chat, TemplateError
 from stages.teacher import Answer, Teacher, TeacherError
 
@@ -46,13 +46,14 @@ class Sample:
         self.input_ids.append(ids)
         self.labels.append(np.full(len(ids), IGNORED, dtype=np.int32))
 
-    def add_answer(self, text: str, answer: Answer) -> None:
+    def add_answer(self, text: str, answer: Answer, supervised: npt.NDArray[np.bool_]) -> None:
+        """`supervised` [S]: which of the answer's tokens get labels and targets."""
         self.messages.append({"role": "assistant", "content": text})
         self.input_ids.append(answer.token_ids)
-        self.labels.append(answer.token_ids)
+        self.labels.append(np.where(supervised, answer.token_ids, IGNORED).astype(np.int32))
         # Rounded here, not at the shard's end: float32 rows would double what a shard in flight holds.
-        self.distributions.append(targets.encode(answer.target_ids, answer.target_logprobs))
-        self.token_logprobs.append(answer.token_logprobs)
+        self.distributions.append(targets.encode(answer.target_ids[supervised], answer.target_logprobs[supervised]))
+        self.token_logprobs.append(answer.token_logprobs[supervised])
         self.finish_reasons.append(answer.finish_reason)
 
 
@@ -60,7 +61,10 @@ class Generate:
     """Prompts in, completions out: `sampling.n` rows per prompt, in the prompts' order.
 
     Drop reasons: `template_refused` (the chat template or the guard against control tokens refuses the prompt),
-    `too_long` (no room for an answer), `teacher_failed` (the engine refuses this prompt).
+    `too_long` (no room for an answer), `teacher_failed` (the engine refuses this prompt), `no_answer` (thinking never
+    came to an end and is not to be learned).
+
+    Raises `TemplateError` when the teacher's template or tokenizer cannot do what the configuration asks.
     """
 
     def __init__(self, config: Config, chat: Chat, teacher: Teacher) -> None:
@@ -68,30 +72,38 @@ class Generate:
         self._chat = chat
         self._teacher = teacher
         self._end_ids = {*chat.end_of_turn_ids(), *config.sampling.stop_token_ids}
+        self._thinking = None if config.generate.thinking == "supervise" else Thinking(config.generate, chat)
 
     async def __call__(self, prompts: pa.Table) -> pa.Table:
         turns = prompts.column("user_turns").to_pylist()
+        prompt_ids = prompts.column("prompt_id").to_pylist()
         samples = [
             Sample(f"{prompt_id}/{number}", row)
-            for row, prompt_id in enumerate(prompts.column("prompt_id").to_pylist())
+            for row, prompt_id in enumerate(prompt_ids)
             for number in range(self._config.sampling.n)
         ]
-        await asyncio.gather(*(self._converse(sample, turns[sample.row]) for sample in samples))
+        systems = [
+            draw_system_prompt(self._config.generate.system_prompts, self._config.sampling.seed, prompt_id)
+            for prompt_id in prompt_ids
+        ]
+        await asyncio.gather(*(self._converse(s, turns[s.row], systems[s.row]) for s in samples))
         return _completions(prompts, samples)
 
     def close(self) -> None:
         """Ends the teacher."""
         self._teacher.shutdown()
 
-    async def _converse(self, sample: Sample, user_turns: list[str]) -> None:
+    async def _converse(self, sample: Sample, user_turns: list[str], system_prompt: str | None) -> None:
         """Fills `sample`. A conversation ends at its last turn, at a truncated answer, or before a turn that no longer
         fits the context; what was complete by then is kept."""
+        system = [] if system_prompt is None else [{"role": "system", "content": system_prompt}]
         for turn, text in enumerate(user_turns):
             try:
                 if turn == 0:
-                    ids = self._chat.prompt_ids([{"role": "user", "content": text}])
+                    sample.messages += system
+                    ids = self._chat.prompt_ids([*system, {"role": "user", "content": text}])
                 else:
-                    ids = self._chat.next_turn_ids(user_turns[: turn + 1])
+                    ids = self._chat.next_turn_ids(user_turns[: turn + 1], system_prompt)
                     if len(ids) and ids[0] == sample.input_ids[-1][-1]:
                         ids = ids[1:]  # the end of turn that the teacher wrote itself
             except TemplateError:
@@ -114,8 +126,22 @@ class Generate:
                 if turn == 0:
                     sample.drop_reason = "teacher_failed"
                 return
+            supervised = np.ones(len(answer.token_ids), dtype=np.bool_)
+            if self._thinking is not None:
+                span = self._thinking.span(answer.token_ids)
+                supervised[span] = False
+                if not supervised.any():
+                    if turn == 0:
+                        sample.drop_reason = "no_answer"
+                    return
+                if self._config.generate.thinking == "drop":
+                    ids, answer, supervised = (
+                        self._thinking.cut(ids),
+                        _taken(answer, supervised),
+                        supervised[supervised],
+                    )
             sample.add_prompt(text, ids)
-            sample.add_answer(self._text(answer.token_ids), answer)
+            sample.add_answer(self._text(answer.token_ids), answer, supervised)
             if answer.finish_reason != "stop":
                 return
 
@@ -127,9 +153,81 @@ class Generate:
         return str(self._chat.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
 
+def _taken(answer: Answer, rows: npt.NDArray[np.bool_]) -> Answer:
+    return replace(
+        answer,
+        token_ids=answer.token_ids[rows],
+        target_ids=answer.target_ids[rows],
+        target_logprobs=answer.target_logprobs[rows],
+        token_logprobs=answer.token_logprobs[rows],
+    )
+
+
+class Thinking:
+    """Finds a reasoning teacher's thinking in what it wrote.
+
+    Raises `TemplateError` when the teacher has no single tokens for `thinking_tokens`, or when its template opens
+    thinking and something else behind it.
+    """
+
+    def __init__(self, config: GenerateConfig, chat: Chat) -> None:
+        ids = []
+        for text in config.thinking_tokens:
+            encoded = chat.tokenizer.encode(text, add_special_tokens=False)
+            if len(encoded) != 1:
+                raise TemplateError(
+                    f"generate.thinking: {text!r} is {len(encoded)} tokens of this teacher, not one; set "
+                    "generate.thinking_tokens to what it writes, or generate.thinking to supervise"
+                )
+            ids.append(encoded[0])
+        self._open, self._close = ids
+        self._tokenizer = chat.tokenizer
+        # Some templates open the thinking themselves, so that the teacher's first token is already inside.
+        prompt = chat.prompt_ids([{"role": "user", "content": "x"}])
+        opened = np.flatnonzero(prompt == self._open)
+        closed = np.flatnonzero(prompt == self._close)
+        self._num_opening = 0
+        if len(opened) and (not len(closed) or closed[-1] < opened[-1]):
+            self._num_opening = len(prompt) - int(opened[-1])
+
+    def span(self, token_ids: npt.NDArray[np.int32]) -> slice:
+        """Where in `token_ids` [S] the thinking is, its tokens and the blank ones behind it included; empty if none."""
+        start = 0
+        while start < len(token_ids) and not self._num_opening and self._blank(token_ids[start]):
+            start += 1
+        if not self._num_opening and (start == len(token_ids) or token_ids[start] != self._open):
+            return slice(0, 0)
+        closed = np.flatnonzero(token_ids == self._close)
+        if not len(closed):
+            return slice(0, len(token_ids))
+        stop = int(closed[-1]) + 1
+        while stop < len(token_ids) and self._blank(token_ids[stop]):
+            stop += 1
+        return slice(0, stop)
+
+    def cut(self, prompt_ids: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
+        """`prompt_ids` without the opening of thinking that the template wrote."""
+        return prompt_ids[: len(prompt_ids) - self._num_opening]
+
+    def _blank(self, token_id: int) -> bool:
+        text = self._tokenizer.decode([int(token_id)])
+        return bool(text) and text.isspace()
+
+
+def draw_system_prompt(system_prompts: list[str | None] | None, seed: int, prompt_id: str) -> str | None:
+    """The one of `system_prompts` that `prompt_id` gets; the same for every sample of it, on every machine."""
+    if not system_prompts:
+        return None
+    return system_prompts[_digest(seed, "system", prompt_id) % len(system_prompts)]
+
+
 def sample_seed(seed: int, sample_id: str, turn: int) -> int:
     """A 63-bit seed that depends on nothing but the run's seed, the sample and the turn."""
-    return int.from_bytes(blake2b(f"{seed}/{turn}/{sample_id}".encode(), digest_size=8).digest()) >> 1
+    return _digest(seed, str(turn), sample_id) >> 1
+
+
+def _digest(seed: int, purpose: str, name: str) -> int:
+    return int.from_bytes(blake2b(f"{seed}/{purpose}/{name}".encode(), digest_size=8).digest())
 
 
 def _completions(prompts: pa.Table, samples: list[Sample]) -> pa.Table:

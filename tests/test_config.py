@@ -63,6 +63,23 @@ def test_overrides_are_yaml(file: Path) -> None:
     assert config.teacher.engine == {"max_num_seqs": 8}
 
 
+def test_files_named_by_the_configuration_become_part_of_it(file: Path, tmp_path: Path) -> None:
+    prompts, template = tmp_path / "prompts.yaml", tmp_path / "chat.jinja"
+    prompts.write_text("- Be brief.\n- null\n- |\n  Two\n  lines.\n")
+    template.write_text("{{ messages }}")
+    settings = [f"generate.system_prompts={prompts}", f"teacher.chat_template={template}"]
+    config = load(file, settings)
+    assert config.generate.system_prompts == ["Be brief.", None, "Two\nlines.\n"]
+    assert config.teacher.chat_template == "{{ messages }}"
+    template.write_text("{{ message }}")
+    assert differing_keys(deciding_values(config), deciding_values(load(file, settings))) == ["teacher.chat_template"]
+    prompts.write_text("just text")
+    with pytest.raises(ConfigError, match=r"generate\.system_prompts"):
+        load(file, settings)
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load(file, ["teacher.chat_template=/missing"])
+
+
 FREE = [
     "run_dir=/elsewhere",
     "resources.generate.max_workers=7",

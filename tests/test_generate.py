@@ -9,7 +9,7 @@ import pytest
 
 from schemas import tables, targets
 from schemas.config import Config
-from stages.chat import Chat
+from stages.chat import Chat, TemplateError
 from stages.generate import IGNORED, Generate, sample_seed
 from stages.teacher import Answer, TeacherError
 
@@ -19,8 +19,11 @@ class Scripted:
 
     vocab_size = 49152
 
-    def __init__(self, lengths: list[int], stops: bool = True, fails_at: int | None = None) -> None:
+    def __init__(
+        self, lengths: list[int], stops: bool = True, fails_at: int | None = None, starts: list[list[int]] | None = None
+    ) -> None:
         self.lengths, self.stops, self.fails_at = lengths, stops, fails_at
+        self.starts = starts or [[]] * len(lengths)
         self.prompts: list[np.ndarray] = []
         self.seeds: list[int] = []
 
@@ -35,6 +38,7 @@ class Scripted:
         token_ids = np.arange(1000, 1000 + S, dtype=np.int32) + 100 * turn
         if self.stops:
             token_ids[-1] = 2
+        token_ids[: len(self.starts[turn])] = self.starts[turn]
         ids_SK = token_ids[:, None] + 10_000 * np.arange(K, dtype=np.int32)
         logprobs_SK = np.log(np.tile(np.array([0.5, 0.2, 0.1, 0.1], dtype=np.float32), (S, 1)))
         return Answer(token_ids, ids_SK, logprobs_SK, logprobs_SK[:, 0], "stop" if self.stops else "length")
@@ -139,6 +143,85 @@ def test_refused_request_costs_its_turn(
     (row,) = run(raw_config, chat, Scripted([3, 3], fails_at=turn), [["a", "b"]]).to_pylist()
     assert row["drop_reason"] == reason
     assert len(row["messages"]) == messages
+
+
+def test_system_prompts_are_drawn_by_prompt_and_stay_with_it(raw_config: dict[str, Any], chat: Chat) -> None:
+    raw_config["generate"] = {"system_prompts": ["Be brief.", "Rhyme.", None]}
+    raw_config["sampling"]["n"] = 2
+    table = run(raw_config, chat, Scripted([3]), [[f"question {n}"] for n in range(40)])
+    drawn = []
+    for first, second in zip(table.to_pylist()[::2], table.to_pylist()[1::2], strict=True):
+        assert first["messages"] == second["messages"]
+        *system, user, _ = first["messages"]
+        drawn.append(system[0]["content"] if system else None)
+        rendered = chat.tokenizer.apply_chat_template([*system, user], add_generation_prompt=True)["input_ids"]
+        assert first["input_ids"][: len(rendered)] == rendered
+    assert set(drawn) == {"Be brief.", "Rhyme.", None}
+    shuffled = run(raw_config, chat, Scripted([3]), [["x"]] * 40)
+    again = [
+        m[0]["content"] if m[0]["role"] == "system" else None for m in shuffled.column("messages").to_pylist()[::2]
+    ]
+    assert again == drawn
+
+
+@pytest.fixture(scope="module")
+def thinking_chat(tokenizer: Any) -> Any:
+    """Chats of the real tokenizer with <think> and </think> added, whose template opens thinking itself or does not."""
+    from tokenizers import AddedToken, Tokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    backend.add_tokens([AddedToken("<think>", special=False), AddedToken("</think>", special=False)])
+    thinking = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|im_end|>")
+    opens = tokenizer.chat_template.replace("<|im_start|>assistant\n", "<|im_start|>assistant\n<think>\n")
+    assert opens != tokenizer.chat_template
+    return {False: Chat(thinking, tokenizer.chat_template), True: Chat(thinking, opens)}
+
+
+@pytest.mark.parametrize("opened", [False, True])
+@pytest.mark.parametrize("mode", ["supervise", "keep", "drop"])
+def test_thinking(raw_config: dict[str, Any], thinking_chat: Any, mode: str, opened: bool) -> None:
+    chat = thinking_chat[opened]
+    think, end = (chat.tokenizer.convert_tokens_to_ids(t) for t in ("<think>", "</think>"))
+    newline = chat.tokenizer.encode("\n", add_special_tokens=False)[0]
+    thoughts = [5000, 5001, end, newline, newline] if opened else [think, 5000, 5001, end, newline, newline]
+    raw_config["generate"] = {"thinking": mode}
+    teacher = Scripted([10], starts=[thoughts])
+    (row,) = (table := run(raw_config, chat, teacher, [["Hello"]])).to_pylist()
+    answer = [*range(1000 + len(thoughts), 1009), 2]
+    prompt = teacher.prompts[0].tolist()
+    assert (prompt[-2] == think) == opened
+    if mode == "drop":
+        prompt = prompt[:-2] if opened else prompt
+        assert row["input_ids"] == prompt + answer
+    else:
+        assert row["input_ids"] == prompt + thoughts + answer
+    supervised = thoughts + answer if mode == "supervise" else answer
+    assert [label for label in row["labels"] if label != IGNORED] == supervised
+    (decoded,) = targets.decode(table)
+    assert decoded.ids[:, 0].tolist() == supervised
+    assert len(row["token_logprobs"]) == len(decoded.tail) == len(supervised)
+
+
+@pytest.mark.parametrize(("mode", "reason"), [("supervise", None), ("keep", "no_answer"), ("drop", "no_answer")])
+def test_thinking_without_an_end(raw_config: dict[str, Any], thinking_chat: Any, mode: str, reason: str | None) -> None:
+    raw_config["generate"] = {"thinking": mode}
+    think = thinking_chat[False].tokenizer.convert_tokens_to_ids("<think>")
+    teacher = Scripted([10], stops=False, starts=[[think]])
+    (row,) = run(raw_config, thinking_chat[False], teacher, [["Hello"]]).to_pylist()
+    assert row["drop_reason"] == reason
+
+
+def test_answers_without_thinking_are_left_alone(raw_config: dict[str, Any], thinking_chat: Any) -> None:
+    raw_config["generate"] = {"thinking": "drop"}
+    (row,) = run(raw_config, thinking_chat[False], Scripted([4]), [["Hello"]]).to_pylist()
+    assert row["num_target_tokens"] == 4
+
+
+def test_teacher_without_thinking_tokens_is_refused(raw_config: dict[str, Any], chat: Chat) -> None:
+    raw_config["generate"] = {"thinking": "drop"}
+    with pytest.raises(TemplateError, match="not one"):
+        Generate(Config.model_validate(raw_config), chat, Scripted([1]))
 
 
 def test_no_rows(raw_config: dict[str, Any], chat: Chat) -> None:
