@@ -19,6 +19,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from stages.sources import open_object
+
 METADATA_KEY = b"stillhouse"
 ROW_GROUP_BYTES = 32 << 20
 """Uncompressed size that a row group aims at: large enough to compress, small enough to stream and shuffle."""
@@ -44,7 +46,7 @@ class Store:
         if "://" in url and not url.startswith("file://"):
             from obstore.store import from_url
 
-            self._remote = from_url(self.url, client_options={"allow_http": True})
+            self._remote = from_url(self.url, client_options={"allow_http": True})  # S3-compatible stores on loopback
         self._root = Path(url.removeprefix("file://"))
 
     def path(self, key: str) -> str:
@@ -94,9 +96,7 @@ class Store:
     def open(self, key: str) -> Any:
         """A seekable reader of `key`, for a part of it (a footer, a row group). Raises FileNotFoundError."""
         if self._remote is not None:
-            import obstore
-
-            return pa.PythonFile(obstore.open_reader(self._remote, key), mode="r")
+            return open_object(self._remote, key)
         return pa.OSFile(str(self._root / key))
 
     def get_or_none(self, key: str) -> bytes | None:

@@ -232,10 +232,11 @@ def _store_files(url: str) -> Iterator[_File]:
         raise SourceError(
             f"{url}: cannot be listed ({type(error).__name__}); check bucket, endpoint, region and credentials"
         ) from None
-    yield from (_File(f"{root.rstrip('/')}/{name}", partial(_open_object, store, name)) for name in found)
+    yield from (_File(f"{root.rstrip('/')}/{name}", partial(open_object, store, name)) for name in found)
 
 
-def _open_object(store: "ObjectStore", name: str) -> "Reader":
+def open_object(store: "ObjectStore", name: str) -> "Reader":
+    """An object as a seekable buffered file: what is read is fetched, in ranges. Raises FileNotFoundError."""
     import obstore
 
     reader = obstore.open_reader(store, name, buffer_size=_STORE_READ_BYTES)
