@@ -5,7 +5,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline import runner
+from pipeline import runner, worker
 from pipeline.report import say
 from schemas.config import Config
 
@@ -21,15 +21,14 @@ def check(config: Config, rows: int, tokens_per_second: float) -> dict[str, Any]
     as long as `sampling.max_tokens`.
     """
     runner.compare_with_folder(config)
-    from stages.chat import load_chat
     from stages.ingest import Ingest
     from stages.sources import count_rows, read_rows
 
-    chat = load_chat(config.teacher)
+    num_prompt_tokens = worker.prompt_counter(config)
     total = count_rows(config.source)
     looked = min(filter(None, (rows, config.source.limit)))
     sample = config.model_copy(update={"source": config.source.model_copy(update={"limit": looked})})
-    table = pa.concat_tables(Ingest(sample, chat.num_prompt_tokens)(read_rows(sample.source)))
+    table = pa.concat_tables(Ingest(sample, num_prompt_tokens)(read_rows(sample.source)))
     reasons = table.column("drop_reason")
     kept = table.filter(pc.is_null(reasons))
     counts = {item["values"]: item["counts"] for item in pc.value_counts(reasons.drop_null()).to_pylist()}
@@ -38,7 +37,6 @@ def check(config: Config, rows: int, tokens_per_second: float) -> dict[str, Any]
         "rows_accepted": kept.num_rows,
         "refused": dict(sorted(counts.items())),
         "source_rows": total,
-        "end_of_turn_ids": chat.end_of_turn_ids(),
     }
     if kept.num_rows:
         turns = pc.sum(pc.list_value_length(kept.column("user_turns"))).as_py()
@@ -63,7 +61,7 @@ def show(result: dict[str, Any]) -> None:
     """`check` for people, on standard error."""
 
     refused = ", ".join(f"{reason} {count:,}" for reason, count in result["refused"].items()) or "none"
-    say(f"configuration: valid; end-of-turn ids {result['end_of_turn_ids']}")
+    say("configuration: valid")
     say(
         f"source: {result['rows_looked_at']:,} rows looked at, {result['rows_accepted']:,} accepted; refused: {refused}"
     )

@@ -60,7 +60,7 @@ def _generate(config: Config) -> Transform:
     from stages.generate import Generate
     from stages.teacher import load_teacher
 
-    chat = load_chat(config.teacher)
+    chat = load_chat(config.teacher, drops_thinking=config.generate.thinking == "drop")
     return Generate(config, chat, load_teacher(config, chat.end_of_turn_ids()))
 
 

@@ -9,13 +9,16 @@ Keys in a run folder (`<n>` is a shard such as 00017):
 """
 
 import asyncio
+import contextlib
+import functools
 import hashlib
 import inspect
 import json
 import logging
+import os
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -82,6 +85,7 @@ class Worker:
         self._store = Store(config.run_dir)
         self._stage, self._step, self._run_id, self._num_shards = stage, step, run_id, num_shards
         self._transform: flow.Transform | None = None
+        self._changed, self._num_inside, self._is_alone = asyncio.Condition(), 0, False
         spec = next((spec for spec in flow.STAGES if spec.name == stage), None)
         self._assigned = spec is not None and spec.assign is not None
         self._columns = spec.sketch_columns if spec is not None and step == "sketch" else None
@@ -96,23 +100,44 @@ class Worker:
         limit = self._config.resources.max_attempts
         marks = [f"state/attempts/{self._run_id}/{self._stage}.{self._step}.{shard}.{n}" for n in range(limit)]
         reason = "its worker died each time"
-        for mark in marks:
-            if not self._store.put_if_absent(mark, b""):
+        for attempt, mark in enumerate(marks):
+            if self._store.get_or_none(mark) is not None:
                 continue  # an attempt of an earlier worker, which died in it
-            try:
-                done = await self._make(shard, started)
-            except Exception as error:
-                # The one place where an error of any kind is survived: it costs this shard only, and is counted.
-                reason = describe(error)
-                logger.warning("%s %s: an attempt failed: %s", self._stage, shard, reason)
-            else:
-                for mark in marks:
-                    self._store.delete(mark)
-                return done
+            # A shard that takes its worker down takes the shards beside it along. Tried again it runs alone, so that
+            # only the guilty one uses up its attempts.
+            async with self._gate(alone=attempt > 0):
+                self._store.put_if_absent(mark, b"")
+                try:
+                    done = await self._make(shard, started)
+                except Exception as error:
+                    # The one place where an error of any kind is survived: it costs this shard only, and is counted.
+                    reason = describe(error)
+                    logger.warning("%s %s: an attempt failed: %s", self._stage, shard, reason)
+                    if getattr(self._transform, "broken", False):
+                        # Nothing works in this process any more. Ray starts another and gives it what was under way.
+                        self.close()
+                        os._exit(1)
+                else:
+                    for made in marks[: attempt + 1]:
+                        self._store.delete(made)
+                    return done
         failure = f"{self._stage} {shard}: set aside after {limit} attempts; last: {reason}"
         if self._step != "sketch":  # without its sketches a stage cannot run at all, so nothing is set aside
             self._store.put_if_absent(set_aside_key(self._stage, shard), json.dumps({"error": failure}).encode())
         return Done(self._stage, shard, time.monotonic() - started, error=failure)
+
+    @contextlib.asynccontextmanager
+    async def _gate(self, *, alone: bool) -> AsyncIterator[None]:
+        """Lets shards in together, or one with none beside it."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: not self._is_alone and not (alone and self._num_inside))
+            self._num_inside, self._is_alone = self._num_inside + 1, alone
+        try:
+            yield
+        finally:
+            async with self._changed:
+                self._num_inside, self._is_alone = self._num_inside - 1, False
+                self._changed.notify_all()
 
     def close(self) -> None:
         """Ends what the transform started (an engine's processes)."""
@@ -159,18 +184,17 @@ class Worker:
         )
 
 
-def ingest(config: Config, num_prompt_tokens: Any = None) -> Iterator[Done]:
+def ingest(config: Config, num_prompt_tokens: Callable[[list[str]], list[int]] | None = None) -> Iterator[Done]:
     """Reads the source from its start and commits its shards one after the other; shards that exist are checked against
     what the source says now. Ends by fixing the partition. `num_prompt_tokens` replaces the teacher's tokenizer.
 
     Raises `StageError` when a shard that exists differs: the source changed under a run.
     """
-    from stages.chat import load_chat
     from stages.ingest import Ingest
     from stages.sources import read_rows
 
     if num_prompt_tokens is None:
-        num_prompt_tokens = load_chat(config.teacher).num_prompt_tokens
+        num_prompt_tokens = prompt_counter(config)
     store, digest = Store(config.run_dir), config_hash(config)
     number, rows = 0, 0
     started = time.monotonic()
@@ -181,6 +205,19 @@ def ingest(config: Config, num_prompt_tokens: Any = None) -> Iterator[Done]:
     if not rows:
         raise StageError("ingest: the source has no rows; check source.path and source.limit")
     store.put_if_absent(PARTITION_KEY, json.dumps({"num_shards": number, "num_rows": rows}).encode())
+
+
+def prompt_counter(config: Config) -> Callable[[list[str]], list[int]]:
+    """Counts first prompts in the teacher's tokens, with its template and the longest system prompt.
+
+    Raises `TemplateError` when the template cannot do what the configuration asks: better here than after dedupe.
+    """
+    from stages.chat import load_chat
+    from stages.generate import check_template, longest_system_prompt
+
+    chat = load_chat(config.teacher, drops_thinking=config.generate.thinking == "drop")
+    check_template(config, chat)
+    return functools.partial(chat.num_prompt_tokens, system_prompt=longest_system_prompt(config, chat))
 
 
 def assign(config: Config, stage: flow.Stage, names: list[str]) -> None:

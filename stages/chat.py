@@ -13,14 +13,13 @@ punctuation that the template itself writes (`<think>` and the like are often no
 such as Gemma's runs of newlines, are text. A template that marks turns with plain words (Llama 2's `[INST]`) has no
 token there for anyone to guard: data that spells the words gets the same ids, as it does everywhere else.
 
-Leaf module: imports no stage. Measured against transformers 5.19, tokenizers 0.22.
+Leaf module: imports no stage. Measured against transformers 5.19, tokenizers 0.23.
 """
 
 import json
 import re
 import secrets
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -49,10 +48,16 @@ class Chat:
     """A tokenizer with its chat template.
 
     `tokenizer` is a transformers fast tokenizer; raises `TemplateError` when it is not one or has no template.
+    With `drops_thinking` the answers that are carried into the next turn hold no thinking, nor its opening.
     """
 
     def __init__(
-        self, tokenizer: Any, template: str | None = None, template_kwargs: dict[str, Any] | None = None
+        self,
+        tokenizer: Any,
+        template: str | None = None,
+        template_kwargs: dict[str, Any] | None = None,
+        *,
+        drops_thinking: bool = False,
     ) -> None:
         from jinja2 import TemplateSyntaxError
 
@@ -65,6 +70,7 @@ class Chat:
                 "teacher.chat_template"
             ) from None
         self.template_kwargs = template_kwargs or {}
+        self._drops_thinking = drops_thinking
         backend = getattr(tokenizer, "backend_tokenizer", None)
         if backend is None:
             raise TemplateError(
@@ -72,7 +78,9 @@ class Chat:
                 "guard against control tokens needs; convert it to a fast tokenizer"
             )
         nonce = secrets.token_hex(8)
-        self._question, self._answer, self._system = f"question{nonce}", f"answer{nonce}", f"system{nonce}"
+        # Words that no template and no message holds.
+        self._system, self._question = f"system{nonce}", f"question{nonce}"
+        self._thought, self._answer = f"thought{nonce}", f"answer{nonce}"
         written = [str(self.template)]
         for messages in (
             self._conversation(1),
@@ -84,23 +92,35 @@ class Chat:
             except TemplateError as error:  # told where such a conversation is asked for
                 if isinstance(error.__context__, TemplateSyntaxError):
                     raise
-        added = json.loads(backend.to_str())["added_tokens"]
+        spec = json.loads(backend.to_str())
         self.control_ids: dict[str, int] = {
-            token["content"]: token["id"] for token in added if _is_control(token, "\n".join(written))
+            token["content"]: token["id"] for token in spec["added_tokens"] if _is_control(token, "\n".join(written))
         }
         self._strings = [_MARK, *self.control_ids]
         self._control = _any_of(self._strings)
         self._placeholder = re.compile(re.escape(_MARK) + "([0-9]+)" + re.escape(_MARK))
         self._index = {text: i for i, text in enumerate(self._strings)}
         self._renamed = {text: f"{_MARK}{nonce}:{i}{_MARK}" for i, text in enumerate(self.control_ids)}
-        self._encoder = _renamed_tokenizer(backend, self.control_ids, self._renamed)
+        self._name = re.compile(f"{nonce}:([0-9]+)")
+        self._encoder = _renamed_tokenizer(spec, self.control_ids, self._renamed)
+        unknown = tokenizer.unk_token  # its id is also what characters outside the vocabulary become
+        self._counted = np.zeros(1 + max(self.control_ids.values(), default=0), dtype=np.bool_)
+        self._counted[[index for text, index in self.control_ids.items() if text != unknown]] = True
+        self._uncounted = next((i for i, text in enumerate(self.control_ids) if text == unknown), None)
         self._speaks_bytes = _speaks_bytes(self._encoder)
         self._expected: dict[tuple[str, ...], list[str]] = {}
         self._rewrites: dict[bool, str | None] = {}
+        for text in written[1:]:
+            guarded = self._encode(self._control.sub(lambda match: self._renamed.get(match.group(), ""), text))
+            if guarded.tolist() != backend.encode(text, add_special_tokens=False).ids:
+                raise TemplateError(
+                    "teacher.model: the guarded copy of its tokenizer does not read the chat template as the original "
+                    "does; this tokenizer cannot be used safely"
+                )
 
     def prompt_ids(self, messages: Sequence[Message], system_prompt: str | None = None) -> IntArray:
-        """Token ids [T] int32 of `messages` and the opening of the assistant's turn. A system prompt is given here or as
-        the first of `messages`.
+        """Token ids [T] int32 of `messages` and the opening of the assistant's turn. A system prompt is given here or
+        as the first of `messages`.
 
         Raises `TemplateError` when the template refuses the conversation or a control token would come from data.
         """
@@ -144,7 +164,7 @@ class Chat:
     def next_turn_ids(self, user_turns: Sequence[str], system_prompt: str | None = None) -> IntArray:
         """Token ids [T] int32 between the teacher's last words and its next: the end of its turn, the newest of
         `user_turns`, and the opening of its next turn. The teacher's answers themselves are carried as ids, so their
-        text is not needed, and whitespace that the template would trim or put around them stays as the teacher wrote it.
+        text is not needed; whitespace that the template would trim or put around them stays as the teacher wrote it.
 
         Raises `TemplateError` as `prompt_ids` does, and when the template rewrites earlier turns.
         """
@@ -175,20 +195,26 @@ class Chat:
         """`rewrites` by trial: two and three turns, answers with and without thinking."""
         opening = self._template(self._conversation(1, system_prompt), True).rpartition(self._question)[2]
         opened = [pair for pair in _THINKING if opening.rstrip().endswith(pair[0])]
-        if opened:  # the teacher has no other way to answer than to think first
-            forms = [f"{start}\nthought\n{end}\n\n" for start, end in opened]
-        elif any(end in opening for _, end in _THINKING):  # told not to think
+        thinking = [f"{start}\n{self._thought}\n{end}\n\n" for start, end in opened or _THINKING]
+        if self._drops_thinking:
             forms = [""]
+        elif opened:
+            forms = thinking  # the teacher cannot but think first
+        elif any(end in opening for _, end in _THINKING):
+            forms = [""]  # it is told not to
         else:
-            forms = ["", *(f"{start}\nthought\n{end}\n\n" for start, end in _THINKING)]
+            forms = ["", *thinking]
         for form in forms:
             for num_turns in (2, 3):
                 before = self._template(self._conversation(num_turns - 1, system_prompt, form), True)
+                if self._drops_thinking and opened:
+                    before = before[: before.rindex(opened[0][0])]
                 try:
                     after = self._template(self._conversation(num_turns, system_prompt, form), True)
                 except TemplateError as error:
                     return f"the chat template refuses a conversation of {num_turns} turns ({error})"
-                change = self._change(before, after, form, bool(opened), system_prompt is not None)
+                is_inside = bool(opened) and not self._drops_thinking
+                change = self._change(before, after, form, is_inside, system_prompt is not None)
                 if change is not None:
                     return f"the chat template {change}"
         return None
@@ -198,7 +224,7 @@ class Chat:
         answers = before.count(self._answer) + 1
         if after.count(self._answer) < answers or after.count(self._question) <= before.count(self._question):
             return "leaves out earlier turns"
-        if form and after.count("thought") - after.count("<|channel>thought") < answers:
+        if form and after.count(self._thought) < answers:
             return "strips the thinking from earlier answers"
         if after.startswith(before):
             lead, _, rest = after[len(before) :].partition(self._answer)
@@ -212,7 +238,7 @@ class Chat:
             return None
         if has_system_prompt and after.find(self._system) > after.find(self._answer):
             return "moves the system prompt to the last user turn"
-        if before[before.rfind(self._question) :].count("</think>") and not form:
+        if any(end in before[before.rfind(self._question) :] for _, end in _THINKING) and not form:
             return "drops the empty thinking block before earlier answers"
         return "rewrites earlier turns"
 
@@ -248,7 +274,17 @@ class Chat:
         return _BYTE_NAME.search(text if normalizer is None else normalizer.normalize_str(text)) is not None
 
     def encode(self, rendered: str) -> IntArray:
-        """Token ids [T] int32 of what `render` returned."""
+        """Token ids [T] int32 of what `render` returned.
+
+        Raises `TemplateError` when the control tokens among them are not as many as the template wrote.
+        """
+        ids = self._encode(rendered)
+        num_written = sum(int(number) != self._uncounted for number in self._name.findall(rendered))
+        if np.count_nonzero(self._counted[ids[ids < len(self._counted)]]) != num_written:
+            raise TemplateError("the tokenizer adds or loses control tokens of the template; the row is refused")
+        return ids
+
+    def _encode(self, rendered: str) -> IntArray:
         return np.asarray(self._encoder.encode(rendered, add_special_tokens=False).ids, dtype=np.int32)
 
     def _defuse(self, match: re.Match[str]) -> str:
@@ -322,14 +358,11 @@ def _speaks_bytes(encoder: Any) -> bool:
     )
 
 
-def _renamed_tokenizer(backend: Any, control_ids: dict[str, int], renamed: dict[str, str]) -> Any:
-    """A copy of a `tokenizers.Tokenizer` in which control tokens have other names and the same ids.
-
-    Raises `TemplateError` when the copy does not treat the new names as the original treats the old.
-    """
+def _renamed_tokenizer(spec: dict[str, Any], control_ids: dict[str, int], renamed: dict[str, str]) -> Any:
+    """The `tokenizers.Tokenizer` of a tokenizer.json, which is used up, in which control tokens have other names and
+    the same ids."""
     from tokenizers import Tokenizer
 
-    spec = json.loads(backend.to_str())
     spec["truncation"] = spec["padding"] = None
     # Templates already name every special token; a post-processor would add a second BOS.
     spec["post_processor"] = None
@@ -349,19 +382,16 @@ def _renamed_tokenizer(backend: Any, control_ids: dict[str, int], renamed: dict[
         model["merges"] = [pair for pair in pairs if renamed.keys().isdisjoint([*pair, "".join(pair)])]
     encoder = Tokenizer.from_str(json.dumps(spec))
     for text, index in control_ids.items():
-        probe = f"a {text} b{text}{text}\n"
-        unguarded = backend.encode(probe, add_special_tokens=False).ids
-        guarded = encoder.encode(probe.replace(text, renamed[text]), add_special_tokens=False).ids
-        if encoder.token_to_id(renamed[text]) != index or guarded != unguarded:
+        if encoder.token_to_id(renamed[text]) != index:
             raise TemplateError(
-                f"teacher.model: control token {text!r} (id {index}) is not read alike by the guarded copy of the "
-                "tokenizer; this tokenizer cannot be used safely"
+                f"teacher.model: control token {text!r} has id {index} but {encoder.token_to_id(renamed[text])} in the "
+                "guarded copy of the tokenizer; this tokenizer cannot be used safely"
             )
     return encoder
 
 
-def load_chat(teacher: TeacherConfig) -> Chat:
-    """The chat of a configured teacher; reads the tokenizer from its folder or the hub.
+def load_chat(teacher: TeacherConfig, *, drops_thinking: bool = False) -> Chat:
+    """The `Chat` of a configured teacher; reads the tokenizer from its folder or the hub.
 
     Raises `TemplateError` when there is no tokenizer or no template.
     """
@@ -374,9 +404,4 @@ def load_chat(teacher: TeacherConfig) -> Chat:
         raise TemplateError(
             f"teacher.model: no tokenizer at {teacher.model!r} ({reason}); check the name or folder"
         ) from None
-    template = Path(teacher.chat_template).read_text(encoding="utf-8") if teacher.chat_template else None
-    if template is None and tokenizer.chat_template is None:
-        raise TemplateError(
-            f"teacher.model: {teacher.model!r} has no chat template; choose an instruct model or set teacher.chat_template"
-        )
-    return Chat(tokenizer, template, teacher.chat_template_kwargs)
+    return Chat(tokenizer, teacher.chat_template, teacher.chat_template_kwargs, drops_thinking=drops_thinking)

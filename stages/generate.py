@@ -71,6 +71,7 @@ class Generate:
         self._config = config
         self._chat = chat
         self._teacher = teacher
+        check_template(config, chat)
         self._end_ids = {*chat.end_of_turn_ids(), *config.sampling.stop_token_ids}
         self._thinking = None if config.generate.thinking == "supervise" else Thinking(config.generate, chat)
 
@@ -88,6 +89,11 @@ class Generate:
         ]
         await asyncio.gather(*(self._converse(s, turns[s.row], systems[s.row]) for s in samples))
         return _completions(prompts, samples)
+
+    @property
+    def broken(self) -> bool:
+        """Whether the teacher has failed for good: only a new process helps."""
+        return self._teacher.broken
 
     def close(self) -> None:
         """Ends the teacher."""
@@ -151,6 +157,25 @@ class Generate:
         if ids and ids[-1] in self._end_ids:
             ids = ids[:-1]
         return str(self._chat.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+
+def check_template(config: Config, chat: Chat) -> None:
+    """Raises `TemplateError` when the teacher's template cannot do what the configuration asks of it: carry ids over
+    turns, or take a system prompt."""
+    system_prompts = set(config.generate.system_prompts or [None])
+    for system_prompt in sorted({prompt is not None for prompt in system_prompts}):
+        rewrites = chat.rewrites(system_prompt)
+        if rewrites is not None and config.ingest.turns == "all":
+            raise TemplateError(
+                f"ingest.turns: all needs earlier turns as they were, but {rewrites}; set ingest.turns to first, "
+                "generate.thinking to drop if that is what is stripped, or teacher.chat_template to one that keeps them"
+            )
+
+
+def longest_system_prompt(config: Config, chat: Chat) -> str | None:
+    """The configured system prompt of most tokens, for checks of length before a prompt has drawn its own."""
+    prompts = [prompt for prompt in config.generate.system_prompts or [] if prompt is not None]
+    return max(prompts, key=lambda prompt: len(chat.tokenizer.encode(prompt)), default=None)
 
 
 def _taken(answer: Answer, rows: npt.NDArray[np.bool_]) -> Answer:

@@ -1,17 +1,36 @@
 """The teacher: a language model that continues token ids and tells its distribution. The only `import vllm`.
 
-Shape legend: S tokens written, K targets kept per token.
+Shape legend: S tokens written, K targets kept per token, W = K + 1 (the token written, then the top K in order).
 """
 
+import atexit
+import contextlib
 import importlib
+import json
+import logging
 import os
+import shutil
+import tempfile
+import weakref
+from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import ValidationError
 
-from schemas.config import Config, SamplingConfig
+from schemas.config import Config, SamplingConfig, is_local_path
+
+VLLM_SERIES = "0.32."
+"""Releases of vLLM whose output processing `keep_arrays` was read against."""
+
+SHUTDOWN_TIMEOUT_S = 30.0
+"""What vLLM's processes get to end by themselves; its own default of 5 s kills them on a busy machine."""
+
+logger = logging.getLogger("stillhouse")
 
 
 @dataclass(frozen=True)
@@ -38,6 +57,11 @@ class Teacher(Protocol):
 
     vocab_size: int
 
+    @property
+    def broken(self) -> bool:
+        """Whether it has failed for good, so that no other prompt can be answered either."""
+        ...
+
     async def answer(self, prompt_ids: npt.NDArray[np.int32], request_id: str, seed: int, max_tokens: int) -> Answer:
         """The continuation of `prompt_ids` [T]. Raises `TeacherError` when this one prompt cannot be answered."""
         ...
@@ -61,39 +85,33 @@ def load_teacher(config: Config, stop_token_ids: list[int]) -> Teacher:
 
 
 class VLLMTeacher:
-    """vLLM's `AsyncLLM` (0.32). Log-probabilities come in vLLM's flat form: per position K + 1 entries, the token
-    written first, then the top K in order, so they reshape into arrays without an object per token.
+    """vLLM's `AsyncLLM` (0.32), one engine with its processes.
+
+    The log-probabilities stay the NumPy arrays that the engine sent (`keep_arrays`); on a vLLM that this was not read
+    against, they come in vLLM's own flat lists, with a warning. `engine` is the `AsyncLLM`.
     """
 
     def __init__(self, config: Config, stop_token_ids: list[int]) -> None:
         os.environ.update(config.teacher.env)
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
-        from vllm import AsyncEngineArgs
-        from vllm.platforms import current_platform
-        from vllm.v1.engine.async_llm import AsyncLLM
-
+        os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")  # stdout is for results
         self._sampling = config.sampling
         self._stop_token_ids = stop_token_ids
         self._top_k = config.targets.top_k
-        engine = dict(config.teacher.engine)
-        engine.setdefault("disable_log_stats", True)
-        if current_platform.is_cpu():
-            # vLLM's CPU sampler fails on a seeded request whose prompt was split ("CPU Generator does not use offset").
-            engine.setdefault("enable_chunked_prefill", False)
-            engine.setdefault("max_num_batched_tokens", max(2048, config.teacher.max_model_len))
-        args = AsyncEngineArgs(
-            model=config.teacher.model,
-            revision=config.teacher.revision,
-            dtype=config.teacher.dtype,
-            max_model_len=config.teacher.max_model_len,
-            max_logprobs=self._top_k,
-            logprobs_mode="raw_logprobs",
-            seed=config.sampling.seed,
-            **engine,
-        )
-        self._engine = AsyncLLM.from_engine_args(args)
-        self.vocab_size = int(self._engine.model_config.get_vocab_size())
+        self.engine = _start(config)
+        self._end = weakref.finalize(self, _end, self.engine)
+        # At exit `multiprocessing` waits for the engine's processes without end, maybe before finalisers have their
+        # turn; what is registered last runs first.
+        self._end.atexit = False
+        self._at_exit = partial(_shutdown, weakref.ref(self))
+        atexit.register(self._at_exit)
+        self.vocab_size = int(self.engine.model_config.get_vocab_size())
+        keep_arrays(self.engine)
+
+    @property
+    def broken(self) -> bool:
+        return bool(self.engine.errored)
 
     async def answer(self, prompt_ids: npt.NDArray[np.int32], request_id: str, seed: int, max_tokens: int) -> Answer:
         from vllm.inputs import TokensPrompt
@@ -101,7 +119,7 @@ class VLLMTeacher:
         final = None
         params = sampling_params(self._sampling, self._top_k, self._stop_token_ids, seed, max_tokens)
         try:
-            async for output in self._engine.generate(
+            async for output in self.engine.generate(
                 TokensPrompt(prompt_token_ids=prompt_ids.tolist()), params, request_id
             ):
                 final = output
@@ -110,23 +128,254 @@ class VLLMTeacher:
         if final is None:
             raise TeacherError("vLLM ended a request without an output")
         completion = final.outputs[0]
-        return self._answer(completion.token_ids, completion.logprobs, completion.finish_reason)
-
-    def _answer(self, token_ids: Any, flat: Any, finish_reason: str) -> Answer:
-        S, K = len(token_ids), self._top_k
-        ids = np.array(flat.token_ids, dtype=np.int32)
-        logprobs = np.array(flat.logprobs, dtype=np.float32)
-        written = np.array(token_ids, dtype=np.int32)
-        if ids.size != S * (K + 1) or not np.array_equal(ids.reshape(S, K + 1)[:, 0], written):
-            raise RuntimeError(
-                f"teacher: vLLM returned {ids.size} log-probabilities for {S} tokens at top_k {K}, or in another order; "
-                "this vLLM's flat_logprobs layout is not the one of 0.32"
-            )
-        ids_SK, logprobs_SK = ids.reshape(S, K + 1), logprobs.reshape(S, K + 1)
-        return Answer(written, ids_SK[:, 1:], logprobs_SK[:, 1:], logprobs_SK[:, 0], finish_reason)
+        return to_answer(completion.token_ids, completion.logprobs, self._top_k, completion.finish_reason)
 
     def shutdown(self) -> None:
-        self._engine.shutdown()
+        self._end()
+        atexit.unregister(self._at_exit)
+
+
+class Rows:
+    """What vLLM would put into `FlatLogprobs`, one answer's [S, W], as arrays: 8 bytes an entry instead of four lists
+    of Python objects. Grows by blocks of `TOKENS_PER_BLOCK` tokens.
+
+    The arrays of a step are copied, because they are views of the message that carries the step of every sequence.
+    """
+
+    TOKENS_PER_BLOCK = 32
+
+    def __init__(self, top_k: int) -> None:
+        self._width = top_k + 1
+        self._ids: list[npt.NDArray[np.int32]] = []  # blocks [TOKENS_PER_BLOCK, W], all but the last one full
+        self._logprobs: list[npt.NDArray[np.float32]] = []
+        self._num_tokens = 0
+
+    def update_from_output(self, output: Any) -> None:
+        """`LogprobsProcessor.update_from_output` for one step of one request (`EngineCoreOutput`). Arrays that are not
+        as in 0.32 are left out, which `to_answer` finds; an exception here would end every request of the engine."""
+        lists = output.new_logprobs
+        if lists is None:
+            return
+        ids, logprobs = lists.logprob_token_ids, lists.logprobs
+        if ids.ndim != 2 or ids.shape != logprobs.shape or ids.shape[1] < self._width or ids.dtype.kind != "i":
+            return
+        for position in range(len(ids)):  # one; several with speculative decoding
+            row = self._num_tokens % self.TOKENS_PER_BLOCK
+            if row == 0:
+                self._ids.append(np.empty((self.TOKENS_PER_BLOCK, self._width), dtype=np.int32))
+                self._logprobs.append(np.empty((self.TOKENS_PER_BLOCK, self._width), dtype=np.float32))
+            # A step is as wide as its widest request asks.
+            self._ids[-1][row] = ids[position, : self._width]
+            self._logprobs[-1][row] = logprobs[position, : self._width]
+            self._num_tokens += 1
+
+    def joined(self) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
+        """Ids and log-probabilities, [S, W] each. The blocks are given up."""
+        if not self._ids:
+            return np.empty((0, self._width), dtype=np.int32), np.empty((0, self._width), dtype=np.float32)
+        S = self._num_tokens
+        ids_SW, logprobs_SW = np.concatenate(self._ids)[:S], np.concatenate(self._logprobs)[:S]
+        self._ids, self._logprobs, self._num_tokens = [], [], 0
+        return ids_SW, logprobs_SW
+
+    def __len__(self) -> int:
+        return self._num_tokens
+
+
+def keep_arrays(engine: Any) -> bool:
+    """Lets `engine` (an `AsyncLLM`) answer flat log-probabilities that are not detokenised with `Rows`, instead of
+    turning each array of a step into Python lists. Whether it could.
+
+    vLLM has no option for that. What is used is public by name, on this one engine: `output_processor.add_request`,
+    and of the state that it makes, `logprobs_processor` with `logprobs` and `update_from_output`
+    (vllm/v1/engine/output_processor.py and logprobs.py, 0.32). `FlatLogprobs` would cost the front end, which is one
+    thread, 13 us a token at K = 64 and 50 us at K = 256 (docs/generation.md).
+    """
+    import vllm
+    from vllm.v1.engine.logprobs import LogprobsProcessor
+    from vllm.v1.outputs import LogprobsLists
+
+    processor = getattr(engine, "output_processor", None)
+    as_read = (
+        vllm.__version__.startswith(VLLM_SERIES)
+        and callable(getattr(processor, "add_request", None))
+        and isinstance(getattr(processor, "request_states", None), dict)
+        and {"logprobs", "num_logprobs", "tokenizer"} <= set(getattr(LogprobsProcessor, "__dataclass_fields__", ()))
+        and callable(getattr(LogprobsProcessor, "update_from_output", None))
+        and getattr(LogprobsLists, "_fields", ())[:2] == ("logprob_token_ids", "logprobs")
+    )
+    if not as_read:
+        logger.warning(
+            "teacher: vLLM %s is not the %sx whose output processing is known here; log-probabilities take the slower "
+            "way through vLLM's lists",
+            vllm.__version__,
+            VLLM_SERIES,
+        )
+        return False
+    assert processor is not None
+    add_request = processor.add_request
+
+    def add_request_with_rows(request: Any, *arguments: Any, **keywords: Any) -> None:
+        add_request(request, *arguments, **keywords)
+        params = request.sampling_params
+        if params is None or not params.flat_logprobs or params.detokenize or not params.logprobs:
+            return
+        of_request = processor.request_states[request.request_id].logprobs_processor
+        of_request.logprobs = rows = Rows(params.logprobs)
+        of_request.update_from_output = rows.update_from_output
+
+    processor.add_request = add_request_with_rows
+    return True
+
+
+def to_answer(token_ids: Any, logprobs: Any, top_k: int, finish_reason: str) -> Answer:
+    """`Answer` of what vLLM returned for one request: S ids, and `Rows` or `FlatLogprobs`.
+
+    Raises RuntimeError when these do not hold, per token, the token itself and then `top_k` others.
+    """
+    S, W = len(token_ids), top_k + 1
+    written = np.array(token_ids, dtype=np.int32)
+    if isinstance(logprobs, Rows):
+        ids_SW, logprobs_SW = logprobs.joined()
+    else:
+        ids_SW = np.array(logprobs.token_ids, dtype=np.int32)
+        logprobs_SW = np.array(logprobs.logprobs, dtype=np.float32)
+    if ids_SW.size != S * W or logprobs_SW.size != S * W or not np.array_equal(ids_SW.reshape(S, W)[:, 0], written):
+        raise RuntimeError(
+            f"teacher: vLLM returned {ids_SW.size} log-probabilities for {S} tokens at top_k {top_k}, or in another "
+            f"order; this is not the layout of vLLM {VLLM_SERIES}x, so install that one"
+        )
+    ids_SW, logprobs_SW = ids_SW.reshape(S, W), logprobs_SW.reshape(S, W)
+    return Answer(written, ids_SW[:, 1:], logprobs_SW[:, 1:], logprobs_SW[:, 0].copy(), finish_reason)
+
+
+class FailureLog(logging.Handler):
+    """Appends each exception that a process of vLLM logs to a file, as a line of JSON: its type and message.
+
+    vLLM's front end only knows that "Engine core initialization failed"; the reason is in a log record of a process
+    that it started.
+    """
+
+    def __init__(self, path: str) -> None:
+        super().__init__(logging.ERROR)
+        self._path = path
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.exc_info and record.exc_info[1] is not None:
+            # The folder is gone once the engine runs.
+            with contextlib.suppress(FileNotFoundError), open(self._path, "a", encoding="utf-8") as file:
+                file.write(json.dumps(describe(record.exc_info[1])) + "\n")
+
+
+def describe(error: BaseException) -> str:
+    """Type and message of an error in one line of at most 500 characters; of pydantic's, the first error's message.
+
+    Only for errors of a start: what vLLM says later can hold text of prompts.
+    """
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        error = first.get("ctx", {}).get("error", ValueError(f"{first['loc']}: {first['msg']}"))
+    line = " ".join(str(error).split()).rstrip(".")
+    return f"{type(error).__name__}: {line if len(line) <= 500 else line[:499] + '…'}"
+
+
+def _start(config: Config) -> Any:
+    """A running `AsyncLLM`. Raises `TeacherError` with vLLM's reason when it cannot start."""
+    model = config.teacher.model
+    if is_local_path(model) and not Path(model).is_dir():
+        raise TeacherError(f"teacher.model: there is no folder {model!r}; write the folder of the teacher's weights")
+    # Not `TemporaryDirectory`: its finaliser, made first, would put vLLM's own behind `multiprocessing`'s wait at exit.
+    folder = tempfile.mkdtemp(prefix="stillhouse-")
+    failures = Path(folder, "failures.jsonl")
+    try:
+        return _start_logged(config, failures)
+    except TeacherError:
+        raise
+    except Exception as error:  # of any type: nothing runs yet that could be in doubt
+        reason = describe(error)
+        if failures.exists():
+            # The first process to fail is the cause of what the others say.
+            reason = json.loads(failures.read_text(encoding="utf-8").splitlines()[0])
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    # Outside of `except`, so that no traceback keeps the half-built engine and its processes alive.
+    raise TeacherError(
+        f"teacher: vLLM cannot start {model!r} ({reason}); change the key of `teacher` or of `teacher.engine` or "
+        "`teacher.env` that this is about"
+    )
+
+
+def _start_logged(config: Config, failures: Path) -> Any:
+    """A running `AsyncLLM` whose processes log their exceptions to `failures` too."""
+    from vllm import AsyncEngineArgs
+    from vllm.platforms import current_platform
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    top_k = config.targets.top_k
+    engine = dict(config.teacher.engine)
+    engine.setdefault("disable_log_stats", True)
+    engine.setdefault("use_tqdm_on_load", False)
+    if current_platform.is_cpu():
+        # vLLM's CPU sampler fails on a seeded request whose prompt was split ("CPU Generator does not use offset").
+        engine.setdefault("enable_chunked_prefill", False)
+        engine.setdefault("max_num_batched_tokens", max(2048, config.teacher.max_model_len))
+    args = AsyncEngineArgs(
+        model=config.teacher.model,
+        revision=config.teacher.revision,
+        dtype=config.teacher.dtype,
+        max_model_len=config.teacher.max_model_len,
+        # vLLM's own word for the whole vocabulary, -1, would return it unsorted and without ids.
+        max_logprobs=top_k,
+        logprobs_mode="raw_logprobs",
+        seed=config.sampling.seed,
+        **engine,
+    )
+    vllm_config = args.create_engine_config()
+    vocab_size = int(vllm_config.model_config.get_vocab_size())
+    if top_k > vocab_size:
+        raise TeacherError(f"targets.top_k: {top_k} exceeds the teacher's vocabulary of {vocab_size}; lower it")
+    _log_failures(vllm_config, failures)
+    return AsyncLLM.from_vllm_config(vllm_config, disable_log_stats=args.disable_log_stats)
+
+
+def _log_failures(vllm_config: Any, path: Path) -> None:
+    """Adds `FailureLog` to what vLLM's processes log with, unless the user has a logging configuration of their own or
+    the processes are Ray's (they may be on machines that do not see `path`)."""
+    from vllm.config.logging import LoggingConfig
+    from vllm.logger import DEFAULT_LOGGING_CONFIG
+
+    mine = vllm_config.logging_config
+    if (
+        mine.pylogging_config_file is not None
+        or mine.formatter != "text"
+        or not mine.configure_logging
+        or vllm_config.parallel_config.distributed_executor_backend not in (None, "mp", "uni")
+    ):
+        return
+    logging_config = deepcopy(DEFAULT_LOGGING_CONFIG)
+    # What vLLM's module holds dates from its import, which may be before our settings.
+    logging_config["handlers"]["vllm"].update(level=mine.log_level, stream=os.environ["VLLM_LOGGING_STREAM"])
+    logging_config["handlers"]["failures"] = {"()": f"{__name__}.FailureLog", "path": str(path)}
+    logging_config["loggers"]["vllm"].update(handlers=["vllm", "failures"], level=mine.log_level)
+    file = path.with_name("logging.json")
+    file.write_text(json.dumps(logging_config), encoding="utf-8")
+    vllm_config.logging_config = LoggingConfig(log_level=mine.log_level, pylogging_config_file=str(file))
+
+
+def _shutdown(teacher: "weakref.ref[VLLMTeacher]") -> None:
+    if (alive := teacher()) is not None:
+        alive.shutdown()
+
+
+def _end(engine: Any) -> None:
+    """Ends an engine's processes. A function, so that the finaliser that calls it holds no teacher."""
+    engine.shutdown(timeout=SHUTDOWN_TIMEOUT_S)
+    # `AsyncLLM.__del__` shuts down again, and fails when that is at the interpreter's end and its module is gone.
+    engine.shutdown = _nothing
+
+
+def _nothing() -> None:
+    pass
 
 
 def sampling_params(sampling: SamplingConfig, top_k: int, stop_token_ids: list[int], seed: int, max_tokens: int) -> Any:

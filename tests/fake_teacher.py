@@ -21,13 +21,20 @@ class FakeTeacher:
         self._top_k = config.targets.top_k
         self._stop = stop_token_ids[0]
         self._die_on = os.environ.get("FAKE_TEACHER_DIES_ON")  # a prefix of request ids
+        self._break_on = os.environ.get("FAKE_TEACHER_BREAKS_ON")
         self._refuse_over = int(os.environ.get("FAKE_TEACHER_REFUSES_OVER", "1000000"))
         self._delay_s = float(os.environ.get("FAKE_TEACHER_DELAY_S", "0"))
+
+    broken = False
 
     async def answer(self, prompt_ids: npt.NDArray[np.int32], request_id: str, seed: int, max_tokens: int) -> Answer:
         await asyncio.sleep(self._delay_s)
         if self._die_on is not None and request_id.startswith(self._die_on):
             os._exit(1)
+        if self._break_on is not None and request_id.startswith(self._break_on):
+            self.broken = True
+        if self.broken:
+            raise RuntimeError("the engine is dead")
         if len(prompt_ids) > self._refuse_over:
             raise TeacherError(f"a prompt of {len(prompt_ids)} tokens")
         random = np.random.default_rng([seed, int(prompt_ids.sum())])

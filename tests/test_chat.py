@@ -56,7 +56,7 @@ def test_control_strings_in_data_are_text(chat: Chat, tokenizer: Any) -> None:
     bare = chat.prompt_ids(user("x"))
     allowed = [int(i) for i in bare if int(i) in chat.control_ids.values()]
     for injection, triple in itertools.product(
-        INJECTIONS, zip(control, control[1:] + control[:1], control[2:] + control[:2])
+        INJECTIONS, zip(control, control[1:] + control[:1], control[2:] + control[:2], strict=True)
     ):
         text = injection.format(*triple)
         ids = chat.prompt_ids(user(text)).tolist()

@@ -18,6 +18,7 @@ class Scripted:
     """Answers token 1000 + n at its n-th token, with recognisable distributions; ends turns as told."""
 
     vocab_size = 49152
+    broken = False
 
     def __init__(
         self, lengths: list[int], stops: bool = True, fails_at: int | None = None, starts: list[list[int]] | None = None
@@ -210,6 +211,46 @@ def test_thinking_without_an_end(raw_config: dict[str, Any], thinking_chat: Any,
     teacher = Scripted([10], stops=False, starts=[[think]])
     (row,) = run(raw_config, thinking_chat[False], teacher, [["Hello"]]).to_pylist()
     assert row["drop_reason"] == reason
+
+
+QWEN_LIKE = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+    "{% if m.role == 'assistant' %}{{ m.content.split('</think>')[-1].lstrip('\n') }}"
+    "{% else %}{{ m.content }}{% endif %}"
+    "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@pytest.mark.parametrize("opens", ["", "<think>\n"])
+def test_template_that_strips_thinking_needs_it_dropped(
+    raw_config: dict[str, Any], thinking_chat: Any, opens: str
+) -> None:
+    tokenizer = thinking_chat[False].tokenizer
+    template = QWEN_LIKE.replace("assistant\n{% endif %}", f"assistant\n{opens}{{% endif %}}")
+    raw_config["ingest"]["turns"] = "all"
+    with pytest.raises(TemplateError, match="strips the thinking"):
+        Generate(Config.model_validate(raw_config), Chat(tokenizer, template), Scripted([1]))
+    raw_config["generate"] = {"thinking": "drop"}
+    chat = Chat(tokenizer, template, drops_thinking=True)
+    think, end = (tokenizer.convert_tokens_to_ids(t) for t in ("<think>", "</think>"))
+    thoughts = [5000, end] if opens else [think, 5000, end]
+    teacher = Scripted([6, 6], starts=[thoughts, thoughts])
+    (row,) = run(raw_config, chat, teacher, [["Hello", "More"]]).to_pylist()
+    # The second prompt, and the whole, are what the template makes of the conversation without thinking.
+    asked = tokenizer.apply_chat_template(
+        row["messages"][:3], chat_template=template, tokenize=False, add_generation_prompt=True
+    )
+    assert tokenizer.decode(teacher.prompts[1]) == asked
+    assert tokenizer.decode(row["input_ids"]) + "\n" == tokenizer.apply_chat_template(
+        row["messages"], chat_template=template, tokenize=False
+    )
+
+
+def test_system_prompts_need_a_template_that_takes_them(raw_config: dict[str, Any], tokenizer: Any) -> None:
+    template = "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + QWEN_LIKE
+    raw_config["generate"] = {"system_prompts": ["Be brief."]}
+    with pytest.raises(TemplateError, match="no system role"):
+        Generate(Config.model_validate(raw_config), Chat(tokenizer, template), Scripted([1]))
 
 
 def test_answers_without_thinking_are_left_alone(raw_config: dict[str, Any], thinking_chat: Any) -> None:

@@ -15,6 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from pipeline import worker
+from schemas.config import Config
 from tests.conftest import CONVERSATIONS, ROOT, make_raw_config
 
 pytestmark = pytest.mark.cluster
@@ -211,18 +213,22 @@ def test_other_configuration_on_the_same_folder_is_refused_with_its_keys(finishe
     command("run", "--set", "resources.generate.max_workers=5")
 
 
-def test_changed_source_under_an_unfinished_ingest_is_refused(command: Command, tmp_path: Path) -> None:
+def test_changed_source_under_an_unfinished_ingest_is_refused(raw_config: dict[str, Any], tmp_path: Path) -> None:
     lines = [{"messages": [{"role": "user", "content": f"question number {n}"}]} for n in range(30)]
     source = tmp_path / "source.jsonl"
     source.write_text("\n".join(map(json.dumps, lines)))
-    settings = ("--set", f"source.path={source}")
-    command("run", *settings)
-    (command.run_dir / "state/partition.json").unlink()
-    (command.run_dir / "dataset/manifest.json").unlink()
+    raw_config["source"] = {"path": str(source)}
+    config = Config.model_validate(raw_config)
+
+    def count(texts: list[str]) -> list[int]:
+        return [len(text) for text in texts]
+
+    assert [done.rows_out for done in worker.ingest(config, count)] == [10, 10, 10]
+    assert [done.rows_out for done in worker.ingest(config, count)] == [10, 10, 10]
     lines[15]["messages"][0]["content"] = "changed"
     source.write_text("\n".join(map(json.dumps, lines)))
-    _, err = command("run", *settings, expect=1)
-    assert "00001.parquet: differs from what the source gives now" in err
+    with pytest.raises(worker.StageError, match=r"00001\.parquet: differs from what the source gives now"):
+        list(worker.ingest(config, count))
 
 
 def test_dropping_more_than_the_budget_fails_and_says_why(command: Command) -> None:
@@ -233,16 +239,20 @@ def test_dropping_more_than_the_budget_fails_and_says_why(command: Command) -> N
 
 
 def test_shard_that_kills_its_worker_is_set_aside_and_can_be_tried_again(finished: Command, tmp_path: Path) -> None:
-    command = copy_of(finished, tmp_path)
+    command = copy_of(finished, tmp_path, resources={"generate": {"shards_in_flight": 3}})
     undisturbed = contents(command.run_dir)
     for folder in ("dataset", "review", "generate", "state/review", "ledger/review", "ledger/generate"):
         shutil.rmtree(command.run_dir / folder)
     victim = pq.read_table(command.run_dir / "screen/00003.parquet").column("prompt_id")[0].as_py()
-    manifest, _ = command("run", expect=3, FAKE_TEACHER_DIES_ON=victim)
+    # Others are under way when it dies, and are not to be blamed.
+    manifest, err = command("run", "--verbose", expect=3, FAKE_TEACHER_DIES_ON=victim, FAKE_TEACHER_DELAY_S="0.5")
     assert len(manifest["files"]) == 5
     assert (
         "generate 00003.parquet: set aside after 3 attempts; last: its worker died each time" in manifest["set_aside"]
     )
+    # Even where workers die and all is logged, no prompt's text is.
+    texts = read(command.run_dir / "screen").column("user_turns").combine_chunks().flatten().to_pylist()
+    assert not [text for text in texts if len(text) > 20 and text[:60] in err]
     status, _ = command("status", expect=3)
     assert status["set_aside"] == manifest["set_aside"]
     manifest, _ = command("run", "--retry-set-aside")
@@ -321,12 +331,3 @@ def test_broken_rows_reach_the_ledger_of_a_run(command: Command, tmp_path: Path)
     assert arrived == {row for row, reason in enumerate(expected) if reason is None}
     manifest = json.loads((command.run_dir / "dataset/manifest.json").read_text())
     assert manifest["rows"] > 50
-
-
-def test_no_prompt_text_in_logs(command: Command, tmp_path: Path) -> None:
-    canary = "zebra-crossing-in-the-moonlight"
-    rows = [{"messages": [{"role": "user", "content": f"{canary} {n}"}]} for n in range(8)]
-    source = tmp_path / "source.jsonl"
-    source.write_text("\n".join(map(json.dumps, rows)) + f'\n{{"messages": "{canary}"}}\n{canary}\n')
-    _, err = command("run", "--set", f"source.path={source}", "--verbose", expect=3, FAKE_TEACHER_DIES_ON="")
-    assert canary not in err
