@@ -114,6 +114,7 @@ class VLLMTeacher:
         return bool(self.engine.errored)
 
     async def answer(self, prompt_ids: npt.NDArray[np.int32], request_id: str, seed: int, max_tokens: int) -> Answer:
+        from vllm.exceptions import VLLMClientError
         from vllm.inputs import TokensPrompt
 
         final = None
@@ -123,7 +124,7 @@ class VLLMTeacher:
                 TokensPrompt(prompt_token_ids=prompt_ids.tolist()), params, request_id
             ):
                 final = output
-        except ValueError as error:  # vLLM's word for a request it will not take; a dead engine raises otherwise
+        except VLLMClientError as error:  # vLLM's word for a request it will not take; not a ValueError in 0.32
             raise TeacherError(f"vLLM refuses a prompt of {len(prompt_ids)} tokens ({type(error).__name__})") from None
         if final is None:
             raise TeacherError("vLLM ended a request without an output")

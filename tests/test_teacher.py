@@ -115,25 +115,10 @@ def engine_config(folder: Path, top_k: int, **teacher: Any) -> Config:
         "env": {"VLLM_CPU_KVCACHE_SPACE": "1"},
         **teacher,
     }
+    raw["ingest"]["max_prompt_tokens"] = 128
     raw["targets"] = {"top_k": top_k}
     raw["sampling"] = {"max_tokens": 64, "temperature": 0.7}
     return Config.model_validate(raw)
-
-
-@pytest.fixture(scope="module")
-def full(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VLLMTeacher]:
-    """A teacher that keeps its whole vocabulary."""
-    teacher = VLLMTeacher(engine_config(tmp_path_factory.mktemp("teacher"), VOCABULARY), [2])
-    yield teacher
-    teacher.shutdown()
-
-
-@pytest.fixture(scope="module")
-def narrow(full: VLLMTeacher) -> VLLMTeacher:
-    """The same engine, keeping 64."""
-    teacher = copy.copy(full)
-    teacher._top_k = 64
-    return teacher
 
 
 @pytest.fixture(scope="module")
@@ -142,6 +127,23 @@ def loop() -> Iterator[asyncio.AbstractEventLoop]:
     loop = asyncio.new_event_loop()
     yield loop
     loop.close()
+
+
+@pytest.fixture(scope="module")
+def full(loop: asyncio.AbstractEventLoop, tmp_path_factory: pytest.TempPathFactory) -> Iterator[VLLMTeacher]:
+    """A teacher that keeps its whole vocabulary."""
+    teacher = VLLMTeacher(engine_config(tmp_path_factory.mktemp("teacher"), VOCABULARY), [2])
+    yield teacher
+    teacher.shutdown()
+    loop.run_until_complete(asyncio.sleep(0))  # lets the engine's cancelled tasks end
+
+
+@pytest.fixture(scope="module")
+def narrow(full: VLLMTeacher) -> VLLMTeacher:
+    """The same engine, keeping 64."""
+    teacher = copy.copy(full)
+    teacher._top_k = 64
+    return teacher
 
 
 @pytest.fixture(scope="module")
@@ -275,7 +277,7 @@ def test_nothing_is_left_behind(tmp_path: Path, end: str) -> None:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=80,
+        timeout=300,
         check=False,
     )
     assert finished.returncode == 0, finished.stderr
