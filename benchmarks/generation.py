@@ -2,7 +2,7 @@
 
     python benchmarks/generation.py speed     tokens/s: plain vLLM, this pipeline at K = 64 and 256, ray.data.llm
     python benchmarks/generation.py lists     what a token costs the front end: Rows, FlatLogprobs, dicts; no engine
-    python benchmarks/generation.py memory    growth of the front end's memory: this pipeline, vLLM's lists and dicts; no engine
+    python benchmarks/generation.py memory    front end's memory: this pipeline, vLLM's lists and dicts; no engine
 
 Results are JSON on stdout; docs/generation.md holds and reads them. Prompts are the first user turns of the quick
 start's conversations, the teacher is the quick start's (`make data`).
