@@ -51,9 +51,10 @@ class Sample:
         self.messages.append({"role": "assistant", "content": text})
         self.input_ids.append(answer.token_ids)
         self.labels.append(np.where(supervised, answer.token_ids, IGNORED).astype(np.int32))
+        kept = slice(None) if supervised.all() else supervised  # a mask would copy
         # Rounded here, not at the shard's end: float32 rows would double what a shard in flight holds.
-        self.distributions.append(targets.encode(answer.target_ids[supervised], answer.target_logprobs[supervised]))
-        self.token_logprobs.append(answer.token_logprobs[supervised])
+        self.distributions.append(targets.encode(answer.target_ids[kept], answer.target_logprobs[kept]))
+        self.token_logprobs.append(answer.token_logprobs[kept])
         self.finish_reasons.append(answer.finish_reason)
 
 
