@@ -23,7 +23,7 @@ from tests.test_end_to_end import forward
 from tests.test_generate import prompts
 
 pytestmark = [pytest.mark.slow, pytest.mark.engine]
-WANTED, ASKED = 50, 160
+WANTED, ASKED = 50, 230
 
 
 @pytest.fixture(scope="module", params=["float32", "bfloat16"])
