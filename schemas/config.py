@@ -6,6 +6,7 @@ change what is written; every other key is part of the configuration hash, and a
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -153,13 +154,26 @@ class TeacherConfig(Section):
                 f"{self.model!r} is not a folder here, so it is taken for a hub id, and that needs a `revision` "
                 "(a commit or tag): the teacher decides the data; for a folder write a path that starts with / or ./"
             )
-        reserved = {"model", "revision", "dtype", "max_model_len", "max_logprobs", "logprobs_mode", "seed"} & set(
-            self.engine
-        )
+        reserved = RESERVED_ENGINE_OPTIONS & set(self.engine)
         if reserved:
             raise ValueError(f"engine: {sorted(reserved)} are set by Stillhouse from other keys; remove them here")
         return self
 
+
+RESERVED_ENGINE_OPTIONS = frozenset(
+    {
+        "dtype",
+        "logits_processors",
+        "logprobs_mode",
+        "max_logprobs",
+        "max_model_len",
+        "model",
+        "revision",
+        "seed",
+        "worker_extension_cls",
+    }
+)
+"""vLLM engine options that other keys decide, or with which the distribution would not be the teacher's own."""
 
 FREE_ENGINE_OPTIONS = frozenset(
     {
@@ -200,8 +214,31 @@ class SamplingConfig(Section):
 
 
 class TargetsConfig(Section):
+    """What is kept of the teacher's distribution; docs/targets.md has what each choice costs."""
+
+    method: Literal["top_k", "sampled", "both"] = "top_k"
+    """`top_k`: the most probable tokens and the mass outside them. `sampled`: independent draws from the whole
+    distribution, unbiased and smaller. Or both."""
     top_k: Count = 64
     """Most probable tokens kept per position (K)."""
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """Of the K, keep only as many per position as are needed to reach this mass."""
+    precision: Annotated[float, Field(ge=0.0, le=0.5)] = 0.0
+    """Round log-probabilities to multiples of this many nats: 0 (float16 as it is) or a power of two such as
+    0.015625."""
+    num_draws: Annotated[int, Field(ge=1, le=32767)] = 64
+    """Draws per position (D), with replacement."""
+    draws_from: Literal["engine", "top_k"] = "engine"
+    """Where draws are taken: inside the engine, from the whole distribution; or, for an engine that cannot, from the
+    `top_k` most probable tokens, by which every token outside of them is lost and counted as missing."""
+    probe_fraction: Fraction = 0.1
+    """Share of answers for which the engine keeps one token's whole distribution, to measure what storing costs."""
+
+    @model_validator(mode="after")
+    def _exact(self) -> "TargetsConfig":
+        if self.precision and math.frexp(self.precision)[0] != 0.5:
+            raise ValueError(f"precision {self.precision} is not a power of two; write for example 0.015625 (1/64)")
+        return self
 
 
 class ReviewConfig(Section):
@@ -267,7 +304,10 @@ class ResourcesConfig(Section):
     review: WorkersConfig = WorkersConfig()
     export: WorkersConfig = WorkersConfig(max_workers=2)
     max_attempts: Count = 3
-    """Attempts at a shard before it is set aside."""
+    """Attempts at a shard before it is set aside (a generate shard is then first made in parts)."""
+    stall_timeout_s: Annotated[float, Field(gt=0.0)] = 1800.0
+    """A generate worker in which no answer ends for this long, while some are under way, is taken to hang: its process
+    is ended, and the attempt counts as failed. Must exceed what the longest answer takes."""
 
 
 class Config(Section):
@@ -301,6 +341,18 @@ class Config(Section):
                     f"ingest.max_prompt_tokens + sampling.max_tokens = {need} exceeds teacher.max_model_len "
                     f"{self.teacher.max_model_len}; lower one of the first two or raise the last"
                 )
+        draws_in_engine = self.targets.method != "top_k" and self.targets.draws_from == "engine"
+        if draws_in_engine and "speculative_config" in self.teacher.engine:
+            raise ValueError(
+                "teacher.engine.speculative_config: vLLM runs no logits processors with it, so it cannot draw; remove "
+                "it, or set targets.method to top_k"
+            )
+        if draws_in_engine and self.sampling.repetition_penalty != 1.0:
+            raise ValueError(
+                f"sampling.repetition_penalty {self.sampling.repetition_penalty} changes what the engine draws from "
+                "(vLLM's V2 runner applies it first); set it to 1.0, targets.method to top_k, or targets.draws_from to "
+                "top_k"
+            )
         return self
 
     @property

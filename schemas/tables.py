@@ -2,7 +2,8 @@
 
 Not configuration (that is `schemas.config`). A stage may add columns to these; it never loses, adds or reorders rows.
 
-Shape legend: T tokens of a conversation, S supervised tokens (written by the teacher), K targets kept per token.
+Shape legend: T tokens of a conversation, S supervised tokens (written by the teacher), K targets kept per token,
+N targets of a conversation, D draws per token.
 """
 
 from collections.abc import Sequence
@@ -51,20 +52,54 @@ def screened(labels: Sequence[str]) -> pa.Schema:
 
 MESSAGES = pa.list_(pa.struct([pa.field("role", pa.string()), pa.field("content", pa.string())]))
 
-COMPLETIONS = pa.schema(
+TOP_K = pa.schema(
     [
+        pa.field("target_ids", pa.list_(pa.int32())),  # flat [N], each token's targets in turn, most probable first
+        pa.field("target_logprobs", pa.list_(pa.float16())),  # flat [N], nats, temperature 1
+        pa.field("target_lengths", pa.list_(pa.int32())),  # [S] targets of each token: K unless targets.top_p is set
+        pa.field("target_tail", pa.list_(pa.float16())),  # [S] log of the mass outside of them
+    ]
+)
+"""The most probable tokens (`targets.method` top_k, both)."""
+
+DRAWS = pa.schema(
+    [
+        pa.field("draw_ids", pa.list_(pa.int32())),  # flat [N], each token's distinct draws in turn, ascending
+        pa.field("draw_counts", pa.list_(pa.int16())),  # flat [N] how often each was drawn
+        pa.field("draw_lengths", pa.list_(pa.int32())),  # [S] distinct draws of each token
+        pa.field("num_draws", pa.int32()),  # D, the same in every row
+    ]
+)
+"""Independent draws from the whole distribution (`targets.method` sampled, both)."""
+
+PROBE = pa.struct(
+    [
+        pa.field("token", pa.int32()),  # which supervised token, 0-based
+        pa.field("entropy", pa.float32()),  # nats, of the whole distribution
+        pa.field("kl_top_k", pa.float32()),  # KL(the stored top K, renormalised || the whole distribution)
+        pa.field("kl_top_k_tail", pa.float32()),  # the same with everything else as one event of the stored tail mass
+        pa.field("kl_draws", pa.float32()),  # KL(the draws' frequencies || the whole distribution)
+    ]
+)
+"""What storing cost at one token whose whole distribution the engine kept for a moment (`targets.probe_fraction`)."""
+
+_METHODS = {"top_k": [*TOP_K], "sampled": [*DRAWS], "both": [*TOP_K, *DRAWS]}
+
+
+def completions(labels: Sequence[str], method: str = "top_k") -> pa.Schema:
+    """The table of completions with the targets of `targets.method`, and the `prompt_scores` that screen gave."""
+    fields = [
         pa.field("sample_id", pa.string()),  # <prompt_id>/<sample>
         pa.field("prompt_id", pa.string()),
         pa.field("messages", MESSAGES),  # the whole conversation, the teacher's words in the assistant turns
         pa.field("input_ids", pa.list_(pa.int32())),  # [T] exactly the ids the teacher read and wrote
         pa.field("labels", pa.list_(pa.int32())),  # [T] input_ids on the teacher's tokens, -100 elsewhere
-        pa.field("target_ids", pa.list_(pa.int32())),  # flat [S*K], most probable first
-        pa.field("target_logprobs", pa.list_(pa.float16())),  # flat [S*K], nats, temperature 1
-        pa.field("target_tail", pa.list_(pa.float16())),  # [S] log of the mass outside the K
+        *_METHODS[method],
         pa.field("token_logprobs", pa.list_(pa.float32())),  # [S] log-probability of the token written
         pa.field("finish_reasons", pa.list_(pa.string())),  # one per assistant turn: stop, length
         pa.field("num_input_tokens", pa.int32()),  # T
         pa.field("num_target_tokens", pa.int32()),  # S
+        pa.field("probe", PROBE),  # null in most rows
         pa.field("language", pa.string()),
         pa.field("redacted", pa.bool_()),
         pa.field("cluster_id", pa.string()),
@@ -72,18 +107,15 @@ COMPLETIONS = pa.schema(
         pa.field("source", pa.string()),
         pa.field("source_row", pa.int64()),
     ]
-)
+    if labels:
+        fields.append(pa.field("prompt_scores", scores_type(labels)))
+    return pa.schema(fields)
 
 
-def completions(labels: Sequence[str]) -> pa.Schema:
-    """`COMPLETIONS` plus the `prompt_scores` that screen gave the prompt."""
-    return COMPLETIONS.append(pa.field("prompt_scores", scores_type(labels))) if labels else COMPLETIONS
-
-
-def reviewed(labels: Sequence[str]) -> pa.Schema:
+def reviewed(labels: Sequence[str], method: str = "top_k") -> pa.Schema:
     """`completions` plus `loop_tokens` (longest self-repeating stretch of an answer, in tokens; 0 when none) and
     `response_scores` (for each label the highest score of any answer)."""
-    schema = completions(labels).append(pa.field("loop_tokens", pa.int32()))
+    schema = completions(labels, method).append(pa.field("loop_tokens", pa.int32()))
     return schema.append(pa.field("response_scores", scores_type(labels))) if labels else schema
 
 

@@ -2,7 +2,7 @@
 
 Ids are carried from the engine to the table and from turn to turn; no text is tokenised twice.
 
-Shape legend: T tokens of a conversation, S supervised tokens, K targets kept per token.
+Shape legend: T tokens of a conversation, S supervised tokens, K targets kept per token, D draws per token.
 """
 
 import asyncio
@@ -15,7 +15,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from schemas import tables, targets
-from schemas.config import Config, GenerateConfig
+from schemas.config import Config, GenerateConfig, TargetsConfig
+from stages import fidelity
 from stages.chat import Chat, TemplateError
 from stages.teacher import Answer, Teacher, TeacherError
 
@@ -31,7 +32,9 @@ class Sample:
     row: int  # of the prompts table
     input_ids: list[npt.NDArray[np.int32]] = field(default_factory=list)
     labels: list[npt.NDArray[np.int32]] = field(default_factory=list)
-    distributions: list[targets.Targets] = field(default_factory=list)
+    top_k: list[targets.TopK] = field(default_factory=list)
+    draws: list[targets.Draws] = field(default_factory=list)
+    probe: dict[str, Any] | None = None
     token_logprobs: list[npt.NDArray[np.float32]] = field(default_factory=list)
     finish_reasons: list[str] = field(default_factory=list)
     messages: list[dict[str, str]] = field(default_factory=list)
@@ -46,14 +49,27 @@ class Sample:
         self.input_ids.append(ids)
         self.labels.append(np.full(len(ids), IGNORED, dtype=np.int32))
 
-    def add_answer(self, text: str, answer: Answer, supervised: npt.NDArray[np.bool_]) -> None:
+    def add_answer(self, text: str, answer: Answer, supervised: npt.NDArray[np.bool_], settings: TargetsConfig) -> None:
         """`supervised` [S]: which of the answer's tokens get labels and targets."""
         self.messages.append({"role": "assistant", "content": text})
         self.input_ids.append(answer.token_ids)
         self.labels.append(np.where(supervised, answer.token_ids, IGNORED).astype(np.int32))
         kept = slice(None) if supervised.all() else supervised  # a mask would copy
-        # Rounded here, not at the shard's end: float32 rows would double what a shard in flight holds.
-        self.distributions.append(targets.encode(answer.target_ids[kept], answer.target_logprobs[kept]))
+        # Encoded here, not at the shard's end: what the engine returned would double what a shard in flight holds.
+        top_k = draws = None
+        if settings.method != "sampled":
+            top_k = targets.encode_top_k(
+                answer.target_ids[kept], answer.target_logprobs[kept], settings.top_p, settings.precision
+            )
+            self.top_k.append(top_k)
+        if settings.method != "top_k":
+            assert answer.draws is not None
+            draws = targets.encode_draws(answer.draws[kept])
+            self.draws.append(draws)
+        if answer.probe is not None and supervised[answer.probe[0]]:
+            number = int(supervised[: answer.probe[0]].sum())
+            found = fidelity.probe(answer.probe[1], top_k, draws, number)
+            self.probe = found | {"token": number + sum(map(len, self.token_logprobs))}
         self.token_logprobs.append(answer.token_logprobs[kept])
         self.finish_reasons.append(answer.finish_reason)
 
@@ -89,7 +105,7 @@ class Generate:
             for prompt_id in prompt_ids
         ]
         await asyncio.gather(*(self._converse(s, turns[s.row], systems[s.row]) for s in samples))
-        return _completions(prompts, samples)
+        return _completions(prompts, samples, self._config.targets)
 
     @property
     def broken(self) -> bool:
@@ -122,17 +138,21 @@ class Generate:
                 if turn == 0:
                     sample.drop_reason = "too_long"
                 return
+            seed = sample_seed(self._config.sampling.seed, sample.sample_id, turn)
             try:
                 answer = await self._teacher.answer(
                     np.concatenate([*sample.input_ids, ids]),
                     f"{sample.sample_id}/{turn}",
-                    sample_seed(self._config.sampling.seed, sample.sample_id, turn),
+                    seed,
                     self._config.sampling.max_tokens,
                 )
             except TeacherError:
                 if turn == 0:
                     sample.drop_reason = "teacher_failed"
                 return
+            settings = self._config.targets
+            if settings.method != "top_k" and settings.draws_from == "top_k":
+                answer = replace(answer, draws=draw_from_top_k(answer, settings.num_draws, seed))
             supervised = np.ones(len(answer.token_ids), dtype=np.bool_)
             if self._thinking is not None:
                 span = self._thinking.span(answer.token_ids)
@@ -148,7 +168,7 @@ class Generate:
                         supervised[supervised],
                     )
             sample.add_prompt(text, ids)
-            sample.add_answer(self._text(answer.token_ids), answer, supervised)
+            sample.add_answer(self._text(answer.token_ids), answer, supervised, settings)
             if answer.finish_reason != "stop":
                 return
 
@@ -180,13 +200,34 @@ def longest_system_prompt(config: Config, chat: Chat) -> str | None:
 
 
 def _taken(answer: Answer, rows: npt.NDArray[np.bool_]) -> Answer:
+    probe = answer.probe
+    if probe is not None:
+        probe = (int(rows[: probe[0]].sum()), probe[1]) if rows[probe[0]] else None
     return replace(
         answer,
         token_ids=answer.token_ids[rows],
         target_ids=answer.target_ids[rows],
         target_logprobs=answer.target_logprobs[rows],
         token_logprobs=answer.token_logprobs[rows],
+        draws=None if answer.draws is None else answer.draws[rows],
+        probe=probe,
     )
+
+
+def draw_from_top_k(answer: Answer, num_draws: int, seed: int) -> npt.NDArray[np.int32]:
+    """[S, D]: independent draws from what the top K of each token hold; -1 for one that fell outside of them.
+
+    For engines that cannot draw themselves. Unbiased for the K tokens, and blind to all others: of the draws, as many
+    are missing as the tail has mass.
+    """
+    random_SD = np.random.default_rng(seed).random((len(answer.token_ids), num_draws))
+    mass_SK = np.exp(answer.target_logprobs.astype(np.float64)).cumsum(axis=1)
+    draws_SD = np.full(random_SD.shape, -1, dtype=np.int32)
+    for s, (mass_K, random_D) in enumerate(zip(mass_SK, random_SD, strict=True)):
+        place_D = np.searchsorted(mass_K, random_D, side="right")
+        inside_D = place_D < len(mass_K)
+        draws_SD[s, inside_D] = answer.target_ids[s, place_D[inside_D]]
+    return draws_SD
 
 
 class Thinking:
@@ -256,24 +297,32 @@ def _digest(seed: int, purpose: str, name: str) -> int:
     return int.from_bytes(blake2b(f"{seed}/{purpose}/{name}".encode(), digest_size=8).digest())
 
 
-def _completions(prompts: pa.Table, samples: list[Sample]) -> pa.Table:
+def _completions(prompts: pa.Table, samples: list[Sample], settings: TargetsConfig) -> pa.Table:
     carried = prompts.take(pa.array([sample.row for sample in samples], type=pa.int64()))
     columns: dict[str, Any] = {
         "sample_id": pa.array([s.sample_id for s in samples], type=pa.string()),
         "messages": pa.array([s.messages for s in samples], type=tables.MESSAGES),
         "input_ids": _lists([s.input_ids for s in samples], pa.int32()),
         "labels": _lists([s.labels for s in samples], pa.int32()),
-        "target_ids": _lists([[t.ids.ravel() for t in s.distributions] for s in samples], pa.int32()),
-        "target_logprobs": _lists([[t.logprobs.ravel() for t in s.distributions] for s in samples], pa.float16()),
-        "target_tail": _lists([[t.tail for t in s.distributions] for s in samples], pa.float16()),
         "token_logprobs": _lists([s.token_logprobs for s in samples], pa.float32()),
         "finish_reasons": pa.array([s.finish_reasons for s in samples], type=pa.list_(pa.string())),
         "num_input_tokens": pa.array([s.num_tokens for s in samples], type=pa.int32()),
         "num_target_tokens": pa.array([sum(map(len, s.token_logprobs)) for s in samples], type=pa.int32()),
+        "probe": pa.array([s.probe for s in samples], type=tables.PROBE),
+        "num_draws": pa.array([settings.num_draws] * len(samples), type=pa.int32()),
         "drop_reason": pa.array([s.drop_reason for s in samples], type=pa.string()),
     }
+    for name in ("ids", "logprobs", "lengths", "tail"):
+        rows = [[getattr(part, name) for part in s.top_k] for s in samples]
+        columns[f"target_{name}"] = rows, tables.TOP_K.field(f"target_{name}").type.value_type
+    for name in ("ids", "counts", "lengths"):
+        rows = [[getattr(part, name) for part in s.draws] for s in samples]
+        columns[f"draw_{name}"] = rows, tables.DRAWS.field(f"draw_{name}").type.value_type
     labels = carried.schema.field("prompt_scores").type.names if "prompt_scores" in carried.column_names else ()
-    schema = tables.marked(tables.completions(labels))
+    schema = tables.marked(tables.completions(labels, settings.method))
+    for name in schema.names:
+        if isinstance(columns.get(name), tuple):
+            columns[name] = _lists(*columns[name])
     return pa.table(
         [columns[name] if name in columns else carried.column(name) for name in schema.names], schema=schema
     )

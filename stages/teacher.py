@@ -1,11 +1,14 @@
 """The teacher: a language model that continues token ids and tells its distribution. The only `import vllm`.
 
-Shape legend: S tokens written, K targets kept per token, W = K + 1 (the token written, then the top K in order).
+Shape legend: S tokens written, V vocabulary, K targets kept per token, W = K + 1 (the token written, then the top K in
+order), D draws per token.
 """
 
+import asyncio
 import atexit
 import contextlib
 import importlib
+import itertools
 import json
 import logging
 import os
@@ -13,7 +16,7 @@ import shutil
 import tempfile
 import weakref
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,13 +25,16 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import ValidationError
 
-from schemas.config import Config, SamplingConfig, is_local_path
+from schemas.config import Config, SamplingConfig, TargetsConfig, is_local_path
 
 VLLM_SERIES = "0.32."
 """Releases of vLLM whose output processing `keep_arrays` was read against."""
 
 SHUTDOWN_TIMEOUT_S = 30.0
 """What vLLM's processes get to end by themselves; its own default of 5 s kills them on a busy machine."""
+
+REQUEST = "stillhouse"
+"""Key of a request's `extra_args` that holds what `stages.draws.Request` has."""
 
 logger = logging.getLogger("stillhouse")
 
@@ -46,6 +52,8 @@ class Answer:
     target_logprobs: npt.NDArray[np.float32]  # [S, K], nats
     token_logprobs: npt.NDArray[np.float32]  # [S], nats
     finish_reason: str  # stop | length
+    draws: npt.NDArray[np.int32] | None = None  # [S, D] independent draws from the whole distribution
+    probe: tuple[int, npt.NDArray[np.float32]] | None = None  # a token's number and its whole distribution [V], nats
 
 
 class TeacherError(RuntimeError):
@@ -98,7 +106,12 @@ class VLLMTeacher:
         os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")  # stdout is for results
         self._sampling = config.sampling
         self._stop_token_ids = stop_token_ids
-        self._top_k = config.targets.top_k
+        self._top_k = num_top_k(config.targets)
+        self._num_draws = num_engine_draws(config.targets)
+        self._probe_fraction = config.targets.probe_fraction if _uses_draws(config) else 0.0
+        self._names = itertools.count()
+        self._waiting: dict[str, asyncio.Future[list[Any]]] = {}
+        self._fetching: asyncio.Task[None] | None = None
         self.engine = _start(config)
         self._end = weakref.finalize(self, _end, self.engine)
         # At exit `multiprocessing` waits for the engine's processes without end, maybe before finalisers have their
@@ -119,6 +132,10 @@ class VLLMTeacher:
 
         final = None
         params = sampling_params(self._sampling, self._top_k, self._stop_token_ids, seed, max_tokens)
+        probed = probed_token(seed, self._probe_fraction, max_tokens)
+        name = str(next(self._names)) if self._num_draws or probed >= 0 else None
+        if name is not None:
+            params.extra_args = {REQUEST: (name, seed, probed, self._num_draws)}
         try:
             async for output in self.engine.generate(
                 TokensPrompt(prompt_token_ids=prompt_ids.tolist()), params, request_id
@@ -129,7 +146,44 @@ class VLLMTeacher:
         if final is None:
             raise TeacherError("vLLM ended a request without an output")
         completion = final.outputs[0]
-        return to_answer(completion.token_ids, completion.logprobs, self._top_k, completion.finish_reason)
+        answer = to_answer(completion.token_ids, completion.logprobs, self._top_k, completion.finish_reason)
+        return answer if name is None else self._with_draws(answer, probed, await self._fetched(name))
+
+    def _with_draws(self, answer: Answer, probed: int, parts: list[Any]) -> Answer:
+        """`answer` with what each of the engine's workers kept for it."""
+        draws = probe = None
+        if self._num_draws:
+            draws = join_draws([part[0] for part in parts], len(answer.token_ids), self._num_draws)
+            check_draws(draws, answer.token_ids, answer.token_logprobs)
+        kept = [part[1] for part in parts if part[1]]
+        if kept and probed < len(answer.token_ids):
+            logits_V = np.frombuffer(kept[0], dtype=np.float32)
+            logits_V = logits_V - logits_V.max()
+            probe = (probed, logits_V - np.log(np.exp(logits_V.astype(np.float64)).sum()).astype(np.float32))
+        return replace(answer, draws=draws, probe=probe)
+
+    async def _fetched(self, name: str) -> list[Any]:
+        """What the workers kept for `name`, one entry per worker. Requests that end together share a call, because a
+        call waits for the engine's step to end."""
+        self._waiting[name] = future = asyncio.get_running_loop().create_future()
+        if self._fetching is None or self._fetching.done():
+            self._fetching = asyncio.create_task(self._fetch())
+        parts: list[Any] = await future
+        return parts
+
+    async def _fetch(self) -> None:
+        while self._waiting:
+            waiting, self._waiting = self._waiting, {}
+            try:
+                by_worker = await self.engine.collective_rpc("take_draws", args=(list(waiting),))
+                for future, parts in zip(waiting.values(), zip(*by_worker, strict=True), strict=True):
+                    if not future.done():
+                        future.set_result(list(parts))
+            except Exception as error:
+                # Whatever it is, those who wait must hear of it.
+                for future in waiting.values():
+                    if not future.done():
+                        future.set_exception(error)
 
     def shutdown(self) -> None:
         self._end()
@@ -219,7 +273,7 @@ def keep_arrays(engine: Any) -> bool:
     def add_request_with_rows(request: Any, *arguments: Any, **keywords: Any) -> None:
         add_request(request, *arguments, **keywords)
         params = request.sampling_params
-        if params is None or not params.flat_logprobs or params.detokenize or not params.logprobs:
+        if params is None or not params.flat_logprobs or params.detokenize or params.logprobs is None:
             return
         of_request = processor.request_states[request.request_id].logprobs_processor
         of_request.logprobs = rows = Rows(params.logprobs)
@@ -248,6 +302,69 @@ def to_answer(token_ids: Any, logprobs: Any, top_k: int, finish_reason: str) -> 
         )
     ids_SW, logprobs_SW = ids_SW.reshape(S, W), logprobs_SW.reshape(S, W)
     return Answer(written, ids_SW[:, 1:], logprobs_SW[:, 1:], logprobs_SW[:, 0].copy(), finish_reason)
+
+
+def num_top_k(targets: TargetsConfig) -> int:
+    """How many of the most probable tokens the engine must return; 0 when only its draws are kept."""
+    return 0 if targets.method == "sampled" and targets.draws_from == "engine" else targets.top_k
+
+
+def num_engine_draws(targets: TargetsConfig) -> int:
+    """Draws per token that the engine takes; 0 when none are kept or they are taken from its top K."""
+    return targets.num_draws if targets.method != "top_k" and targets.draws_from == "engine" else 0
+
+
+def _uses_draws(config: Config) -> bool:
+    """Whether the engine needs `stages.draws`, for draws or for probes."""
+    if "speculative_config" in config.teacher.engine:  # vLLM runs no logits processors then; the config refused draws
+        return False
+    return bool(num_engine_draws(config.targets) or config.targets.probe_fraction)
+
+
+def probed_token(seed: int, fraction: float, max_tokens: int) -> int:
+    """The number of the token of an answer to probe, or -1 for most answers. It may lie beyond the answer's end: so
+    every token of every answer has the same chance."""
+    random = np.random.default_rng([seed, max_tokens])
+    return int(random.integers(max_tokens)) if random.random() < fraction else -1
+
+
+def join_draws(parts: list[bytes], num_tokens: int, num_draws: int) -> npt.NDArray[np.int32]:
+    """[S, D]: an answer's draws from what each worker saw of it (`stages.draws.Store.take`).
+
+    The engine may have begun a token more before it heard that the answer ended. Raises RuntimeError when a token of
+    the answer has no draws.
+    """
+    draws_SD = np.full((num_tokens, num_draws), -1, dtype=np.int32)
+    for part in parts:
+        seen = np.frombuffer(part, dtype=np.int32).reshape(-1, num_draws)[:num_tokens]
+        draws_SD[: len(seen)] = np.where(seen >= 0, seen, draws_SD[: len(seen)])
+    missing = int((draws_SD < 0).any(axis=1).sum())
+    if missing:
+        raise RuntimeError(
+            f"teacher: {missing} of an answer's {num_tokens} tokens have no draws; this vLLM calls logits processors "
+            "otherwise than 0.32, so install that one or set targets.draws_from to top_k"
+        )
+    return draws_SD
+
+
+def check_draws(
+    draws_SD: npt.NDArray[np.int32], token_ids: npt.NDArray[np.int32], token_logprobs: npt.NDArray[np.float32]
+) -> None:
+    """Raises RuntimeError when the draws do not belong to the tokens, such as when they are shifted by one.
+
+    vLLM gave the probability of every token written on another way; so often, within 10 standard deviations, must the
+    token be among the draws of its row.
+    """
+    num_draws = draws_SD.shape[1]
+    p = np.exp(token_logprobs.astype(np.float64))
+    expected, drawn = p.sum(), float((draws_SD == token_ids[:, None]).sum()) / num_draws
+    deviation = np.sqrt(((p * (1 - p)).sum() + 1.0) / num_draws)
+    if abs(drawn - expected) > 10 * deviation:
+        raise RuntimeError(
+            f"teacher: of {len(token_ids)} tokens written {drawn:.1f} are among their own draws where {expected:.1f} "
+            f"are expected (deviation {deviation:.2f}); the draws belong to other tokens, so set targets.draws_from to "
+            "top_k and report this"
+        )
 
 
 class FailureLog(logging.Handler):
@@ -312,8 +429,10 @@ def _start_logged(config: Config, failures: Path) -> Any:
     from vllm.platforms import current_platform
     from vllm.v1.engine.async_llm import AsyncLLM
 
-    top_k = config.targets.top_k
+    top_k = num_top_k(config.targets)
     engine = dict(config.teacher.engine)
+    if _uses_draws(config):
+        engine["worker_extension_cls"] = "stages.draws.TakeDraws"
     engine.setdefault("disable_log_stats", True)
     engine.setdefault("use_tqdm_on_load", False)
     if current_platform.is_cpu():
@@ -335,6 +454,9 @@ def _start_logged(config: Config, failures: Path) -> Any:
     vocab_size = int(vllm_config.model_config.get_vocab_size())
     if top_k > vocab_size:
         raise TeacherError(f"targets.top_k: {top_k} exceeds the teacher's vocabulary of {vocab_size}; lower it")
+    if _uses_draws(config):
+        runner = "V2" if vllm_config.use_v2_model_runner else "V1"
+        vllm_config.model_config.logits_processors = [f"stages.draws:Draws{runner}"]
     _log_failures(vllm_config, failures)
     return AsyncLLM.from_vllm_config(vllm_config, disable_log_stats=args.disable_log_stats)
 

@@ -172,10 +172,10 @@ def test_whole_vocabulary_agrees_with_the_top_64(
         wide.target_logprobs, np.argmax(wide.target_ids == wide.token_ids[:, None], 1)[:, None], 1
     )
     np.testing.assert_array_equal(written[:, 0], wide.token_logprobs)
-    encoded = targets.encode(wide.target_ids, wide.target_logprobs)
+    encoded = targets.encode_top_k(wide.target_ids, wide.target_logprobs)
     assert np.exp(encoded.tail.astype(np.float64)).max() < 3e-5
     left_out = 1 - np.exp(few.target_logprobs.astype(np.float64)).sum(axis=1)
-    tail = np.exp(targets.encode(few.target_ids, few.target_logprobs).tail.astype(np.float64))
+    tail = np.exp(targets.encode_top_k(few.target_ids, few.target_logprobs).tail.astype(np.float64))
     np.testing.assert_allclose(tail, left_out, rtol=0.01)  # float16 holds a logarithm of 8 to 0.004
 
 

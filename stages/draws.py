@@ -1,0 +1,259 @@
+"""Exact draws from the teacher's full distribution, taken inside vLLM's worker, where the logits are.
+
+What runs in the engine's processes: a logits processor for each of vLLM's two model runners (`DrawsV1`, `DrawsV2`) that
+leaves the logits as they are, and `TakeDraws`, by which `stages.teacher` fetches an answer's draws when it has ended.
+An answer may also be probed: the whole distribution of one of its tokens is kept, to measure what storing costs.
+The recipe is Gemma 3's (256 draws per token) and Sparse Logit Sampling's (arXiv 2503.16870). vLLM 0.32.
+
+A draw is a pure function of the request's seed, the token's position and the logits: it does not depend on the batch,
+and a position that the engine computes twice (after preemption, or for a prompt that came in chunks) is overwritten
+with draws from the same random numbers.
+
+Shape legend: R rows of a step (one per sequence), V vocabulary, B blocks of it, D draws per token, S tokens written.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from vllm.v1.sample.logits_processor import LogitsProcessor as LogitsProcessorV1
+from vllm.v1.worker.gpu.sample.logits_processor import LogitsProcessor as LogitsProcessorV2
+
+from stages.teacher import REQUEST
+
+if TYPE_CHECKING:
+    from vllm.v1.sample.logits_processor import BatchUpdate
+
+BLOCK = 64
+"""Tokens per block of the vocabulary: a draw picks a block, then a token of it."""
+CHUNK_VALUES = 1 << 24
+"""Logits worked on at once: bounds what drawing adds to the device's memory to about 200 MB at any batch size."""
+STEPS_ON_DEVICE = 32
+"""Steps whose draws stay on the device before they are copied to the host together."""
+
+# splitmix64 (Steele, Lea, Flood 2014), in two's complement.
+_GAMMA, _MIX_1, _MIX_2 = 0x9E3779B97F4A7C15 - 2**64, 0xBF58476D1CE4E5B9 - 2**64, 0x94D049BB133111EB - 2**64
+
+
+def uniforms(seeds_R: torch.Tensor, positions_R: torch.Tensor, count: int) -> torch.Tensor:
+    """[R, count] float32 in [0, 1), multiples of 2^-24: number j of row r depends on its seed, its position and j only
+    (`seeds_R`, `positions_R` int64; count up to 2^20)."""
+    counter = (positions_R[:, None] << 20) + torch.arange(1, count + 1, device=seeds_R.device)
+    x = seeds_R[:, None] + counter * _GAMMA
+    x = (x ^ _shifted(x, 30)) * _MIX_1
+    x = (x ^ _shifted(x, 27)) * _MIX_2
+    return _shifted(x ^ _shifted(x, 31), 40).to(torch.float32) * 2**-24
+
+
+def _shifted(x: torch.Tensor, bits: int) -> torch.Tensor:
+    """x >> bits without its sign: torch has no unsigned shift."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def draw(logits_RV: torch.Tensor, seeds_R: torch.Tensor, positions_R: torch.Tensor, num_draws: int) -> torch.Tensor:
+    """[R, D] int32: `num_draws` independent draws, with replacement, from softmax(logits) of each row.
+
+    First a block of the vocabulary by its mass, then a token within it, each with a random number of its own, so that
+    a token's probability is right to float32's relative precision also where the mass before it is large. What a
+    softmax in float32 calls less than 2^-24 of the whole is not resolved.
+    """
+    R, V = logits_RV.shape
+    step = max(1, CHUNK_VALUES // V)
+    if step < R:
+        parts = zip(logits_RV.split(step), seeds_R.split(step), positions_R.split(step), strict=True)
+        return torch.cat([draw(*part, num_draws) for part in parts])
+    if V % BLOCK:
+        logits_RV = torch.nn.functional.pad(logits_RV, (0, BLOCK - V % BLOCK), value=-torch.inf)
+    weights_RV = (logits_RV - logits_RV.amax(dim=1, keepdim=True)).exp_()
+    weights_RBT = weights_RV.view(R, -1, BLOCK)
+    mass_RB = weights_RBT.sum(dim=2).cumsum(dim=1)
+    random = uniforms(seeds_R, positions_R, 2 * num_draws)
+    block_RD = _picked(mass_RB, random[:, 0::2])
+    rows = torch.arange(R, device=logits_RV.device)[:, None]
+    within_RDT = weights_RBT[rows, block_RD].cumsum(dim=2)
+    token_RD = _picked(within_RDT, random[:, 1::2, None])[..., 0]
+    return (block_RD * BLOCK + token_RD).to(torch.int32)
+
+
+def _picked(cumulative: torch.Tensor, random: torch.Tensor) -> torch.Tensor:
+    """First index along the last dimension whose cumulative mass exceeds `random` times the whole: never one of no
+    mass, whatever the rounding."""
+    whole = cumulative[..., -1:]
+    target = torch.minimum(random * whole, torch.nextafter(whole, torch.zeros_like(whole)))
+    return torch.searchsorted(cumulative, target.contiguous(), right=True)
+
+
+class Request(NamedTuple):
+    """What `stages.teacher` asks for one answer."""
+
+    name: str
+    seed: int
+    probed: int  # number of the token to probe, -1 for none
+    num_draws: int  # 0: only probed
+
+
+@dataclass
+class Step:
+    """What one step drew, still on the device."""
+
+    draws: torch.Tensor  # [R, D]
+    requests: list["Request | None"]  # per row; None: not ours
+    positions: list[int] | torch.Tensor  # per row: the token's number within the answer; negative: part of the prompt
+
+
+class Store:
+    """Draws and probed distributions of the answers under way in this process."""
+
+    def __init__(self) -> None:
+        self._steps: list[Step] = []
+        self._rows: dict[str, dict[int, npt.NDArray[np.int32]]] = {}
+        self._probes: dict[str, bytes] = {}
+
+    def add(self, step: Step) -> None:
+        self._steps.append(step)
+        if len(self._steps) >= STEPS_ON_DEVICE:
+            self._settle()
+
+    def add_probe(self, name: str, logits_V: torch.Tensor) -> None:
+        self._probes[name] = logits_V.float().cpu().numpy().tobytes()
+
+    def _settle(self) -> None:
+        for step in self._steps:
+            draws = step.draws.cpu().numpy()
+            positions = step.positions.tolist() if isinstance(step.positions, torch.Tensor) else step.positions
+            for row, (request, position) in enumerate(zip(step.requests, positions, strict=True)):
+                if request is not None and request.num_draws and position >= 0:
+                    self._rows.setdefault(request.name, {})[position] = draws[row, : request.num_draws]
+        self._steps.clear()
+
+    def take(self, name: str) -> tuple[bytes, bytes]:
+        """An answer's draws, int32 [n, D] with rows of -1 where this process saw none, and the logits of its probed
+        token, float32 [V], both as bytes and empty where there are none. Then they are forgotten."""
+        self._settle()
+        probe, rows = self._probes.pop(name, b""), self._rows.pop(name, {})
+        if not rows:
+            return b"", probe
+        num_draws = len(next(iter(rows.values())))
+        draws = np.full((max(rows) + 1, num_draws), -1, dtype=np.int32)
+        for position, row in rows.items():
+            draws[position] = row
+        return draws.tobytes(), probe
+
+
+STORE = Store()
+
+
+class TakeDraws:
+    """vLLM's `worker_extension_cls`: its methods become the worker's, for `collective_rpc`."""
+
+    def take_draws(self, names: Sequence[str]) -> list[tuple[bytes, bytes]]:
+        """`Store.take` for each of `names`."""
+        return [STORE.take(name) for name in names]
+
+
+class DrawsV1(LogitsProcessorV1):  # type: ignore[misc]
+    """For the V1 model runner (vllm/v1/sample/logits_processor/interface.py): sees float32 logits before penalties and
+    temperature."""
+
+    def __init__(self, vllm_config: Any, device: torch.device, is_pin_memory: bool) -> None:
+        self._device = device
+        # By row, with the output ids: vLLM's own list, which grows.
+        self._requests: dict[int, tuple[Request, list[int]]] = {}
+        self._seeds: torch.Tensor | None = None
+        self._rows: torch.Tensor | None = None
+
+    def is_argmax_invariant(self) -> bool:
+        return False  # it is, but vLLM skips such processors for greedy requests, and runs them after temperature
+
+    def update_state(self, batch_update: "BatchUpdate | None") -> None:
+        if batch_update is None:
+            return
+        from vllm.v1.sample.logits_processor import MoveDirectionality
+
+        for row in batch_update.removed:
+            self._requests.pop(row, None)
+        for row, params, _, output_ids in batch_update.added:
+            self._requests.pop(row, None)
+            if params is not None and params.extra_args and REQUEST in params.extra_args:
+                self._requests[row] = (Request(*params.extra_args[REQUEST]), output_ids)
+        for source, target, direction in batch_update.moved:
+            moved, replaced = self._requests.pop(source, None), self._requests.pop(target, None)
+            if moved is not None:
+                self._requests[target] = moved
+            if replaced is not None and direction == MoveDirectionality.SWAP:
+                self._requests[source] = replaced
+        self._seeds = None
+
+    def apply(self, logits: torch.Tensor) -> torch.Tensor:
+        if not self._requests:
+            return logits
+        if self._seeds is None:
+            self._requests = dict(sorted(self._requests.items()))
+            self._seeds = torch.tensor([request.seed for request, _ in self._requests.values()], device=self._device)
+            rows = list(self._requests)
+            is_all = rows == list(range(len(logits)))
+            self._rows = None if is_all else torch.tensor(rows, device=self._device)
+        requests = [request for request, _ in self._requests.values()]
+        # vLLM appends a placeholder where it has not yet copied a token: the length is right.
+        positions = [len(output_ids) for _, output_ids in self._requests.values()]
+        for row, request, position in zip(self._requests, requests, positions, strict=True):
+            if position == request.probed:
+                STORE.add_probe(request.name, logits[row])
+        if num_draws := max(request.num_draws for request in requests):
+            mine = logits if self._rows is None else logits[self._rows]
+            draws = draw(mine, self._seeds, torch.tensor(positions, device=self._device), num_draws)
+            STORE.add(Step(draws, [*requests], positions))
+        return logits
+
+
+class DrawsV2(LogitsProcessorV2):  # type: ignore[misc]
+    """For the V2 model runner (vllm/v1/worker/gpu/sample/logits_processor/interface.py): sees float32 logits before
+    temperature and after penalties, which is why `schemas.config` refuses penalties with draws."""
+
+    def __init__(self, vllm_config: Any, req_states: Any) -> None:
+        self._states = req_states
+        self._requests: list[Request | None] = [None] * req_states.max_num_reqs  # by slot
+        self._seeds = torch.zeros(req_states.max_num_reqs, dtype=torch.int64)
+        self._seeds_on_device = self._seeds.to(req_states.device)
+        self._changed = False
+
+    def add_request(self, req_idx: int, sampling_params: Any) -> bool:
+        self._requests[req_idx] = None
+        if not sampling_params.extra_args or REQUEST not in sampling_params.extra_args:
+            return False
+        self._requests[req_idx] = request = Request(*sampling_params.extra_args[REQUEST])
+        self._seeds[req_idx] = request.seed
+        self._changed = True
+        return True
+
+    def apply_staged_writes(self) -> None:
+        if self._changed:
+            self._seeds_on_device = self._seeds.to(self._states.device)
+            self._changed = False
+
+    def apply(self, logits: torch.Tensor, ctx: Any) -> torch.Tensor:
+        requests = [self._requests[slot] for slot in ctx.idx_mapping_np]
+        mine = [request for request in requests if request is not None]
+        if not mine:
+            return logits
+        if len(logits) != len(requests):
+            raise RuntimeError(
+                f"draws: {len(logits)} rows of logits for {len(requests)} requests; speculative decoding cannot be "
+                "combined with targets.method sampled"
+            )
+        prompt_len = self._states.prompt_len
+        # Without speculation the bound is exact: how many tokens the model has seen.
+        num_written = ctx.seq_lens_upper_bound_np - prompt_len.np[ctx.idx_mapping_np]
+        for row, request in enumerate(requests):
+            if request is not None and num_written[row] == request.probed:
+                STORE.add_probe(request.name, logits[row])
+        if num_draws := max(request.num_draws for request in mine):
+            slots = ctx.expanded_idx_mapping.long()
+            # Row r predicts what comes after the token at its position.
+            positions = ctx.pos.long() + 1 - prompt_len.gpu[slots].long()
+            draws = draw(logits, self._seeds_on_device[slots], positions, num_draws)
+            STORE.add(Step(draws, requests, positions))
+        return logits
