@@ -56,12 +56,14 @@ def _screen(config: Config) -> Transform:
 
 
 def _generate(config: Config) -> Transform:
+    from pipeline.watchdog import Watchdog
     from stages.chat import load_chat
     from stages.generate import Generate
     from stages.teacher import load_teacher
 
     chat = load_chat(config.teacher, drops_thinking=config.generate.thinking == "drop")
-    return Generate(config, chat, load_teacher(config, chat.end_of_turn_ids()))
+    teacher = load_teacher(config, chat.end_of_turn_ids())
+    return Generate(config, chat, Watchdog(teacher, config.resources.stall_timeout_s))
 
 
 def _review(config: Config) -> Transform:

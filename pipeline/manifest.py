@@ -8,9 +8,8 @@ import importlib.metadata
 import json
 from typing import Any
 
-from pipeline import flow, shards, worker
+from pipeline import flow, index, worker
 from pipeline.shards import Store
-from pipeline.worker import Done
 from schemas.config import Config, config_hash, deciding_values
 
 FORMAT_VERSION = 1
@@ -36,16 +35,13 @@ def read(store: Store) -> dict[str, Any] | None:
     return None if data is None else json.loads(data)
 
 
-def stage_counts(store: Store, stage: str, names: list[str]) -> tuple[int, dict[str, int]]:
+def stage_counts(config: Config, store: Store, stage: str, names: list[str]) -> tuple[int, dict[str, int]]:
     """Rows that went into `stage` and rows it dropped by reason, over its shards that exist."""
-    existing = store.list(stage)
     rows_in, dropped = 0, dict[str, int]()
-    for name in names:
-        if name in existing:
-            info = shards.read_info(store, worker.stage_key(stage, name))
-            rows_in += info.rows_in
-            for reason, count in info.dropped.items():
-                dropped[reason] = dropped.get(reason, 0) + count
+    for facts in index.read(config, store, stage, names).values():
+        rows_in += facts.rows_in
+        for reason, count in facts.dropped.items():
+            dropped[reason] = dropped.get(reason, 0) + count
     return rows_in, dict(sorted(dropped.items()))
 
 
@@ -58,32 +54,23 @@ def set_aside(store: Store) -> list[str]:
     ]
 
 
-def write(config: Config, store: Store, names: list[str], done: list[Done]) -> dict[str, Any]:
-    """Writes manifest and card over the published shards of `names` and returns the manifest.
-
-    `done` is what export did in this run; a shard published earlier is read for its checksum.
-    """
-    known = {result.shard: result for result in done if result.error is None}
-    published = store.list("dataset/data")
-    files: list[dict[str, Any]] = []
-    for name in names:
-        key = worker.published_key(name, len(names))
-        file = key.rpartition("/")[2]
-        if file not in published:
-            continue
-        if name in known:
-            result = known[name]
-            facts = (result.rows_out, result.num_target_tokens, result.num_bytes, result.sha256)
-        else:
-            info = shards.read_info(store, worker.stage_key(flow.previous("export"), name))
-            data = store.get(key)
-            facts = (info.rows_out, info.num_target_tokens, len(data), hashlib.sha256(data).hexdigest())
-        files.append(
-            dict(zip(("rows", "target_tokens", "bytes", "sha256"), facts, strict=True)) | {"file": f"data/{file}"}
-        )
+def write(config: Config, store: Store, names: list[str]) -> dict[str, Any]:
+    """Writes manifest and card over the published shards of `names` and returns the manifest."""
+    published = index.read(config, store, "export", names)
+    files: list[dict[str, Any]] = [
+        {
+            "rows": published[name].rows_out,
+            "target_tokens": published[name].num_target_tokens,
+            "bytes": published[name].num_bytes,
+            "sha256": published[name].file_sha256,
+            "file": worker.published_key(name, len(names)).removeprefix("dataset/"),
+        }
+        for name in names
+        if name in published
+    ]
     stages = {}
     for stage in flow.NAMES[:-1]:
-        rows_in, dropped = stage_counts(store, stage, names)
+        rows_in, dropped = stage_counts(config, store, stage, names)
         stages[stage] = {"rows_in": rows_in, "rows_out": rows_in - sum(dropped.values()), "dropped": dropped}
     manifest = {
         "format_version": FORMAT_VERSION,

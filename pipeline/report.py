@@ -20,6 +20,7 @@ class Progress:
         self._bar: Any = None
         self._terminal = sys.stderr.isatty()
         self.generate_seconds, self.generate_tokens = 0.0, 0
+        self.num_others = 0  # shards that another run wrote while this one was about to
         self._begun = self._started = time.monotonic()
 
     @property
@@ -38,18 +39,21 @@ class Progress:
                     total=total if total >= 0 else None, desc=f"{step:16}", unit="shard", disable=total == 0
                 )
             return
-        if step == "generate":
+        self.num_others += done.is_others
+        if step == "generate" and not done.is_others:
             self.generate_seconds = time.monotonic() - self._started
             self.generate_tokens += done.num_target_tokens
         if self._bar is not None:
             self._bar.update()
-            if done.error:
-                self._bar.write(done.error, file=sys.stderr)
+            if done.error or done.redo:
+                self._bar.write(done.error or done.redo, file=sys.stderr)
             return
         tokens = f", {done.num_target_tokens:,} tokens" if done.num_target_tokens else ""
+        end = "written by another run" if done.is_others else f"{done.seconds:.1f} s"
         text = (
             done.error
-            or f"{step} {done.shard}: {done.rows_in:,} rows in, {done.rows_out:,} out{tokens}, {done.seconds:.1f} s"
+            or done.redo
+            or f"{step} {done.shard}: {done.rows_in:,} rows in, {done.rows_out:,} out{tokens}, {end}"
         )
         say(text)
 
@@ -78,6 +82,8 @@ def summary(config: Config, manifest: dict[str, Any], progress: Progress) -> Non
         say(f"all:      {progress.seconds:,.0f} s")
     else:
         say(f"nothing was missing ({progress.seconds:.1f} s)")
+    if progress.num_others:
+        say(f"shared:   {progress.num_others:,} shards were written by another run on this folder meanwhile")
     say(f"dataset:  {config.run_dir}/dataset   (data/*.parquet, manifest.json, README.md)")
     say(
         f"look:     python -c \"import datasets; print(datasets.load_dataset('parquet', "

@@ -7,20 +7,24 @@ state of a run: a second run, or a second driver, does what is left.
 
 import asyncio
 import contextlib
+import functools
 import json
 import logging
 import os
 import secrets
 import signal
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from typing import Any
 
-from pipeline import flow, manifest, shards, worker
-from pipeline.shards import Store
-from pipeline.worker import Done, Worker
+from pipeline import flow, index, manifest, shards, worker
+from pipeline.shards import StorageError, Store
+from pipeline.worker import Done, RedoError, Worker
 from schemas.config import Config, ConfigError, WorkersConfig, config_hash, deciding_values, differing_keys
 
 RUN_KEY = "run.json"
+MAX_DAMAGE = 3
+"""How often one file may be found damaged or gone in a run, being made again each time."""
 Report = Callable[[str, int, Done | None], None]
 """Called with (step, number of shards to do, None) when a step begins and (step, number, done) after each shard."""
 
@@ -37,8 +41,9 @@ def open_run(config: Config) -> Store:
         "deciding": deciding_values(config),
         "config": config.model_dump(mode="json"),
     }
-    if not store.put_if_absent(RUN_KEY, json.dumps(facts, indent=1, sort_keys=True).encode()):
-        compare_with_folder(config)
+    if not store.exists(RUN_KEY):
+        store.put_if_absent(RUN_KEY, json.dumps(facts, indent=1, sort_keys=True).encode())
+    compare_with_folder(config)
     return store
 
 
@@ -47,7 +52,13 @@ def compare_with_folder(config: Config) -> None:
     data = Store(config.run_dir).get_or_none(RUN_KEY)
     if data is None:
         return
-    theirs = json.loads(data)
+    try:
+        theirs = json.loads(data)
+    except ValueError:
+        raise ConfigError(
+            f"run_dir {config.run_dir}: its {RUN_KEY} is damaged, so it cannot be told whose run it is; "
+            "restore that file, or choose another run_dir"
+        ) from None
     if theirs["config_hash"] != config_hash(config):
         keys = differing_keys(theirs["deciding"], json.loads(json.dumps(deciding_values(config))))
         raise ConfigError(
@@ -66,31 +77,98 @@ def run(config: Config, report: Report, *, retry_set_aside: bool = False) -> dic
         for name in flow.NAMES:
             for file in store.list(f"state/set_aside/{name}"):
                 store.delete(f"state/set_aside/{name}/{file}")
-    finished = manifest.read(store)
+    finished = finished_manifest(store)
     if finished is not None and not retry_set_aside:
-        return finished
-    with _ray():
-        _ingest(config, store, report)
-        names = partition(store)
-        _check_budget(config, store, "ingest", names)
-        for stage in flow.STAGES:
-            ready = _existing(store, flow.previous(stage.name), names)
-            if stage.assign is not None:
-                sketched = _pool(config, store, stage, "sketch", ready, len(names), report)
-                if failures := [done.error for done in sketched if done.error]:
-                    raise RunError(f"{stage.name}: the view of the whole data set cannot be made; {failures[0]}")
-                _assign(config, store, stage, ready)
-            _pool(config, store, stage, "transform", ready, len(names), report)
-            _check_budget(config, store, stage.name, names)
-        done = _pool(
-            config, store, None, "export", _existing(store, flow.previous("export"), names), len(names), report
-        )
-    return manifest.write(config, store, names, done)
+        lost = _lost(config, store, finished)
+        if not lost:
+            return finished
+        report("damaged", len(lost), Done("export", "", 0.0, redo="; ".join(lost)))
+    store.sweep()
+    with contextlib.ExitStack() as stack:
+        # Only when there is something to do: a cluster takes longer to start than a finished run to be looked over.
+        start_ray = functools.cache(lambda: stack.enter_context(_ray()))
+        report = _bounded(report)
+        while True:
+            try:
+                return manifest.write(config, store, _all_stages(config, store, report, start_ray))
+            except RedoError as error:
+                if str(error):
+                    report("damaged", 1, Done("", "", 0.0, redo=str(error)))
+
+
+def _bounded(report: Report) -> Report:
+    """`report`, and `RunError` when damage to the same file is reported again and again."""
+    counts = Counter[str]()
+
+    def count_and_report(step: str, total: int, done: Done | None) -> None:
+        report(step, total, done)
+        if done is not None and done.redo is not None:
+            file = done.redo.partition(": ")[0]
+            counts[file] += 1
+            if counts[file] == MAX_DAMAGE:
+                raise RunError(
+                    f"{file}: is damaged or gone {MAX_DAMAGE} times, each time it is made; check the disk and who else "
+                    "writes there, then run again"
+                )
+
+    return count_and_report
+
+
+def _all_stages(config: Config, store: Store, report: Report, start_ray: Callable[[], None]) -> list[str]:
+    """Makes all that is missing, stage after stage, and returns the names of all shards.
+
+    Raises `RedoError`, empty when all has been reported, when something has to be made again in a stage that is over.
+    """
+    names = _ingest(config, store, report, start_ray)
+    _finish_stage(config, store, "ingest", names)
+    for stage in flow.STAGES:
+        before = flow.previous(stage.name)
+        ready = _existing(store, before, names)
+        if stage.assign is not None:
+            sketched = _pool(config, store, stage, "sketch", ready, len(names), report, start_ray)
+            if failures := [done.error for done in sketched if done.error]:
+                raise RunError(f"{stage.name}: the view of the whole data set cannot be made; {failures[0]}")
+            _assign(config, store, stage, ready, start_ray)
+        _drop_stale(config, store, stage.name, names)
+        _pool(config, store, stage, "transform", ready, len(names), report, start_ray)
+        _finish_stage(config, store, stage.name, names)
+    _drop_stale(config, store, "export", names)
+    ready = _existing(store, flow.previous("export"), names)
+    _pool(config, store, None, "export", ready, len(names), report, start_ray)
+    return names
+
+
+def finished_manifest(store: Store) -> dict[str, Any] | None:
+    """The manifest; None when there is none that can be read, and it has to be written again."""
+    try:
+        return manifest.read(store)
+    except ValueError:
+        return None
+
+
+def _lost(config: Config, store: Store, finished: dict[str, Any]) -> list[str]:
+    """What to tell of published files that are gone or have another size than the manifest says; the latter are put
+    away. (Their bytes are not read: that is `verify`'s.)"""
+    sizes = store.list("dataset/data")
+    lost = []
+    for file in finished["files"]:
+        key = f"dataset/{file['file']}"
+        size = sizes.get(key.rpartition("/")[2])
+        if size is None:
+            lost.append(f"{store.path(key)}: is gone; it is made again")
+        elif size != file["bytes"]:
+            shard = f"{key.rpartition('train-')[2].partition('-')[0]}.parquet"
+            told = worker.put_away(store, key, ("export", shard, finished["config_hash"]))
+            lost.append(f"{store.path(key)}: has {size} bytes, not {file['bytes']}; {told}")
+    return lost
 
 
 def partition(store: Store) -> list[str]:
     """The names of all shards of a run, as ingest fixed them. Raises FileNotFoundError before that."""
-    return [shards.shard_name(n) for n in range(json.loads(store.get(worker.PARTITION_KEY))["num_shards"])]
+    try:
+        return [shards.shard_name(n) for n in range(json.loads(store.get(worker.PARTITION_KEY))["num_shards"])]
+    except (ValueError, KeyError, TypeError):
+        raise FileNotFoundError(f"{store.path(worker.PARTITION_KEY)}: is damaged; run again") from None
 
 
 def _existing(store: Store, folder: str, names: list[str]) -> list[str]:
@@ -151,11 +229,19 @@ def _packed(done: Done) -> dict[str, Any]:
 
 
 def _pool(
-    config: Config, store: Store, stage: flow.Stage | None, step: str, ready: list[str], num_shards: int, report: Report
+    config: Config,
+    store: Store,
+    stage: flow.Stage | None,
+    step: str,
+    ready: list[str],
+    num_shards: int,
+    report: Report,
+    start_ray: Callable[[], None],
 ) -> list[Done]:
-    """Runs one step over the shards that miss its result. Returns what was done now."""
-    import ray
+    """Runs one step over the shards that miss its result. Returns what was done now.
 
+    Raises `RedoError`, after all others are done, when something that shards are made from has to be made again.
+    """
     name = stage.name if stage is not None else "export"
     if step == "export":
         published = store.list("dataset/data")
@@ -168,6 +254,26 @@ def _pool(
     report(label, len(todo), None)
     if not todo:
         return []
+    start_ray()
+    done = []
+    with contextlib.closing(_map_shards(config, stage, step, todo, num_shards)) as results:
+        for result in results:
+            if result.fatal:
+                raise RunError(result.fatal)
+            report(label, len(todo), result)
+            done.append(result)
+    if any(result.redo for result in done):
+        raise RedoError
+    return done
+
+
+def _map_shards(
+    config: Config, stage: flow.Stage | None, step: str, todo: list[str], num_shards: int
+) -> Generator[Done, None, None]:
+    """Sends shard names through a pool of actors; results come as they are ready."""
+    import ray
+
+    name = stage.name if stage is not None else "export"
     resources: WorkersConfig = getattr(config.resources, name)
     is_async = stage is not None and stage.is_async and step == "transform"
     in_flight = resources.shards_in_flight if is_async else 1
@@ -186,48 +292,114 @@ def _pool(
         num_gpus=resources.num_gpus or None,
         resources=resources.resources or None,
     )
-    done = []
-    for row in dataset.iter_rows():
-        result = Done(**json.loads(row["done"]))
-        report(label, len(todo), result)
-        done.append(result)
-    return done
+    with _explained(name):
+        for row in dataset.iter_rows():
+            yield Done(**json.loads(row["done"]))
 
 
-def _ingest(config: Config, store: Store, report: Report) -> None:
-    """Reads the source in one Ray task that streams what it has done, unless the partition is fixed already."""
+def _run_task(config: Config, stage: str, function: Callable[..., Iterator[Any]], *arguments: Any) -> Iterator[Any]:
+    """One Ray task that streams what `function` yields."""
     import ray
 
-    if store.get_or_none(worker.PARTITION_KEY) is not None:
-        report("ingest", 0, None)
-        return
-    report("ingest", -1, None)
-    task = ray.remote(_ingest_task).options(
-        num_returns="streaming", num_cpus=config.resources.ingest.num_cpus, max_retries=1
+    task = ray.remote(function).options(
+        num_returns="streaming",
+        num_cpus=getattr(config.resources, stage).num_cpus,
+        max_retries=config.resources.max_attempts,
     )
-    for reference in task.remote(config):
-        try:
-            report("ingest", -1, ray.get(reference))
-        except ray.exceptions.RayTaskError as error:
-            raise RunError(worker.describe(error.cause)) from None
+    with _explained(stage):
+        for reference in task.remote(*arguments):
+            yield ray.get(reference)
+
+
+@contextlib.contextmanager
+def _explained(what: str) -> Iterator[None]:
+    """Ray's errors as `RunError`, in words that hold no prompt text."""
+    import ray
+
+    try:
+        yield
+    except ray.exceptions.RayTaskError as error:
+        raise RunError(worker.describe(error.cause)) from None
+    except ray.exceptions.RayError as error:
+        raise RunError(
+            f"{what}: Ray gave up ({type(error).__name__}); run again to go on with what is missing"
+        ) from None
+
+
+def _ingest(config: Config, store: Store, report: Report, start_ray: Callable[[], None]) -> list[str]:
+    """Reads the source in one Ray task that streams what it has done, unless all of its shards are there. Returns their
+    names."""
+    try:
+        names = partition(store)
+        if list(store.list("ingest")) == names:
+            report("ingest", 0, None)
+            return names
+    except FileNotFoundError:
+        pass
+    report("ingest", -1, None)
+    start_ray()
+    for done in _run_task(config, "ingest", _ingest_task, config):
+        if done.fatal:
+            raise RunError(done.fatal)
+        report("ingest", -1, done)
+    return partition(store)
 
 
 def _ingest_task(config: Config) -> Iterator[Done]:
-    yield from worker.ingest(config)
+    try:
+        yield from worker.ingest(config)
+    except StorageError as error:
+        yield Done("ingest", "", 0.0, fatal=str(error))
 
 
-def _assign(config: Config, store: Store, stage: flow.Stage, ready: list[str]) -> None:
-    import ray
+def _assign_task(config: Config, stage: flow.Stage, names: list[str], digests: dict[str, str]) -> Iterator[Done]:
+    try:
+        worker.assign(config, stage, names, digests)
+    except RedoError as error:
+        yield Done(stage.name, "", 0.0, redo=str(error))
+    except StorageError as error:
+        yield Done(stage.name, "", 0.0, fatal=str(error))
 
+
+def _assign(config: Config, store: Store, stage: flow.Stage, ready: list[str], start_ray: Callable[[], None]) -> None:
     if _existing(store, f"state/{stage.name}/assignments", ready) == ready:
         return
-    task = ray.remote(worker.assign).options(num_cpus=getattr(config.resources, stage.name).num_cpus)
-    ray.get(task.remote(config, stage, ready))
+    start_ray()
+    digests = {
+        name: facts.sha256 for name, facts in index.read(config, store, flow.previous(stage.name), ready).items()
+    }
+    for done in _run_task(config, stage.name, _assign_task, config, stage, ready, digests):
+        if done.fatal:
+            raise RunError(done.fatal)
+        raise RedoError(done.redo)
 
 
-def _check_budget(config: Config, store: Store, stage: str, names: list[str]) -> None:
-    """Raises `RunError` when `stage` dropped more than its `max_dropped_fraction`."""
-    rows_in, dropped = manifest.stage_counts(store, stage, names)
+def _drop_stale(config: Config, store: Store, stage: str, names: list[str]) -> None:
+    """Deletes shards of `stage` that were made from other bytes than the stage before has now.
+
+    That is so where a generate shard was lost and generated again: the teacher's answers are others. Before generate it
+    is not asked: what is made again there holds the same rows, and answers are too dear to be lost to a difference in
+    how they are written.
+    """
+    if flow.NAMES.index(stage) <= flow.NAMES.index("generate"):
+        return
+    before = index.read(config, store, flow.previous(stage), names)
+    for name, facts in index.read(config, store, stage, names).items():
+        if name in before and facts.source_sha256 != before[name].sha256:
+            store.delete(f"ledger/{stage}/{name}")
+            store.delete(worker.published_key(name, len(names)) if stage == "export" else worker.stage_key(stage, name))
+
+
+def _finish_stage(config: Config, store: Store, stage: str, names: list[str]) -> None:
+    """Completes the view of the ledger, where a writer was killed between a shard and it.
+
+    Raises `RunError` when `stage` dropped more than its `max_dropped_fraction`, and `RedoError` as `index.read` does.
+    """
+    rows_in, dropped = manifest.stage_counts(config, store, stage, names)
+    viewed = store.list(f"ledger/{stage}")
+    for name in _existing(store, stage, names):
+        if name not in viewed:
+            worker.write_ledger(store, shards.read_info(store, worker.stage_key(stage, name)))
     total = sum(dropped.values())
     budget = getattr(config, stage).max_dropped_fraction
     if rows_in and total > budget * rows_in:

@@ -240,7 +240,7 @@ def open_object(store: "ObjectStore", name: str) -> "Reader":
     import obstore
 
     reader = obstore.open_reader(store, name, buffer_size=_STORE_READ_BYTES)
-    return io.BufferedReader(_StoreFile(reader), _READ_BYTES)
+    return io.BufferedReader(_StoreFile(reader, name), _READ_BYTES)
 
 
 def _list(store: "ObjectStore", prefix: str) -> list[str]:
@@ -315,8 +315,9 @@ def _hub_failures() -> tuple[type[Exception], ...]:
 class _StoreFile(io.RawIOBase):
     """An object of a store as a raw file, so that Python and Arrow can buffer and seek in it."""
 
-    def __init__(self, reader: Any) -> None:
+    def __init__(self, reader: Any, name: str) -> None:
         self._reader = reader
+        self._name = name
 
     def readable(self) -> bool:
         return True
@@ -331,8 +332,16 @@ class _StoreFile(io.RawIOBase):
         return int(self._reader.tell())
 
     def readinto(self, buffer: "WriteableBuffer", /) -> int:
+        from obstore.exceptions import BaseError
+
         target = memoryview(buffer).cast("B")
-        data = memoryview(self._reader.read(len(target)))
+        try:
+            data = memoryview(self._reader.read(len(target)))
+        except (BaseError, OSError) as error:
+            # Not as it is: for Arrow, and so for `_raise_if_io`, an OSError without errno is a damaged page.
+            raise SourceError(
+                f"{self._name}: cannot be read ({type(error).__name__}); check endpoint and network, then run again"
+            ) from None
         target[: len(data)] = data
         return len(data)
 

@@ -25,6 +25,7 @@ class FakeTeacher:
         self._die_on = os.environ.get("FAKE_TEACHER_DIES_ON")  # a prefix of request ids
         self._break_on = os.environ.get("FAKE_TEACHER_BREAKS_ON")
         self._raise_on = tuple(filter(None, os.environ.get("FAKE_TEACHER_RAISES_ON", "").split(",")))
+        self._refuse = os.environ.get("FAKE_TEACHER_REFUSES")
         self._hang_on = os.environ.get("FAKE_TEACHER_HANGS_ON")
         self._refuse_over = int(os.environ.get("FAKE_TEACHER_REFUSES_OVER", "1000000"))
         self._delay_s = float(os.environ.get("FAKE_TEACHER_DELAY_S", "0"))
@@ -47,7 +48,7 @@ class FakeTeacher:
             await asyncio.sleep(1e6)
         if self.broken:
             raise RuntimeError("the engine is dead")
-        if len(prompt_ids) > self._refuse_over:
+        if len(prompt_ids) > self._refuse_over or (self._refuse and request_id.startswith(self._refuse)):
             raise TeacherError(f"a prompt of {len(prompt_ids)} tokens")
         random = np.random.default_rng([seed, int(prompt_ids.sum())])
         S, K = int(random.integers(1, max_tokens + 1)), self._top_k
@@ -74,7 +75,7 @@ def _fill_disk() -> None:
     """From here on this process can write no Parquet file."""
 
     def fsync(descriptor: int) -> None:
-        if ".staged-" in os.readlink(f"/proc/self/fd/{descriptor}") and os.fstat(descriptor).st_size > 0:
+        if "/staged/" in os.readlink(f"/proc/self/fd/{descriptor}") and os.fstat(descriptor).st_size > 0:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     os.fsync = fsync

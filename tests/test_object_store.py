@@ -1,11 +1,16 @@
 """An object store is a folder like any other: a real S3 server (moto's) on loopback."""
 
+import asyncio
+import http.client
+import itertools
 import os
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pyarrow as pa
@@ -13,12 +18,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline import shards
-from pipeline.shards import ShardError, ShardInfo, Store
-from schemas.config import SourceConfig
+from pipeline.shards import DamagedError, ShardInfo, StorageError, Store
+from pipeline.worker import Worker
+from schemas.config import Config, SourceConfig
 from stages.sources import SourceError, count_rows, read_rows
 from tests.conftest import CONVERSATIONS, make_raw_config
 from tests.test_cluster import free_port
 from tests.test_runner import Command, contents
+from tests.test_worker import numbered, put_screened
 
 BUCKET = "stillhouse-test"
 
@@ -84,10 +91,171 @@ def test_shards(bucket: str) -> None:
     assert shards.read(store, "screen/00000.parquet").equals(table)
     assert shards.read_info(store, "screen/00000.parquet") == info
     store.put("damaged", b"hello")
-    with pytest.raises(ShardError, match="s3://"):
+    with pytest.raises(DamagedError, match="s3://"):
         shards.read(store, "damaged")
     with pytest.raises(FileNotFoundError):
         shards.read(store, "missing")
+
+
+class Proxy(ThreadingHTTPServer):
+    """Stands before the store and fails on demand: `fault` is asked for each request (method, path) whether it is
+    answered by a status, `cut` before it is passed on or `lost` after, or passed on (None)."""
+
+    def __init__(self, endpoint: str) -> None:
+        super().__init__(("127.0.0.1", 0), ProxyHandler)
+        self.endpoint = endpoint
+        self.requests: list[str] = []
+        self.fault: Callable[[str, str], int | str | None] = lambda method, path: None
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        pass
+
+
+class ProxyHandler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: Proxy
+
+    def answer(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.server.requests.append(self.command)
+        fault = self.server.fault(self.command, self.path)
+        if fault == "cut":
+            self.close_connection = True
+            return
+        if isinstance(fault, int):
+            self.send_response(fault)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        connection = http.client.HTTPConnection(self.server.endpoint.removeprefix("http://"), timeout=30)
+        connection.request(self.command, self.path, body, dict(self.headers))
+        response = connection.getresponse()
+        data = response.read()
+        connection.close()
+        if fault == "lost":
+            self.close_connection = True
+            return
+        self.send_response(response.status)
+        for name, value in response.getheaders():
+            if name.lower() not in ("connection", "server", "date", "transfer-encoding", "content-length"):
+                self.send_header(name, value)
+        length = response.getheader("Content-Length") if self.command == "HEAD" else str(len(data))
+        self.send_header("Content-Length", length or "0")
+        self.end_headers()
+        self.wfile.write(data)
+
+    do_GET = do_PUT = do_HEAD = do_DELETE = do_POST = answer  # noqa: N815
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
+@pytest.fixture
+def proxy(bucket: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
+    proxy = Proxy(os.environ["AWS_ENDPOINT_URL"])
+    thread = threading.Thread(target=proxy.serve_forever)
+    thread.start()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{proxy.server_port}")
+    yield proxy
+    proxy.shutdown()
+    thread.join()
+    proxy.server_close()
+
+
+def use_all(store: Store) -> None:
+    assert store.put_if_absent("screen/a", b"one")
+    assert store.get("screen/a") == b"one"
+    assert store.tail("screen/a", 2) == b"ne"
+    assert store.exists("screen/a")
+    assert store.list("screen") == {"a": 3}
+    store.put("screen/a", b"two")
+    store.delete("screen/a")
+    assert store.get_or_none("screen/a") is None
+
+
+@pytest.mark.parametrize("fault", [500, 503, "cut"])
+def test_passing_failures_are_tried_again(bucket: str, proxy: Proxy, fault: int | str) -> None:
+    turns = itertools.cycle([fault, fault, None])
+    proxy.fault = lambda method, path: next(turns)
+    use_all(Store(f"{bucket}/passing-{fault}"))
+    assert len(proxy.requests) >= 24
+
+
+def test_answer_lost_after_a_put_does_not_lose_or_double_it(bucket: str, proxy: Proxy) -> None:
+    """The store has the shard and we do not know: the retry finds it there, as if another run had been first."""
+    lost = iter(["lost"])
+    proxy.fault = lambda method, path: next(lost, None) if method == "PUT" else None
+    store = Store(f"{bucket}/lost")
+    store.put_if_absent("a", b"one")
+    assert proxy.requests.count("PUT") == 2
+    assert store.get("a") == b"one"
+
+
+@pytest.mark.parametrize("fault", [503, 403, "cut"])
+def test_lasting_failure_is_one_clear_sentence(
+    bucket: str, proxy: Proxy, fault: int | str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shards, "OBJECT_STORE_RETRIES", {"max_retries": 1})
+    store = Store(f"{bucket}/lasting")
+    proxy.fault = lambda method, path: fault
+    for use in (
+        lambda: store.put_if_absent("a", b"x"),
+        lambda: store.put("a", b"x"),
+        lambda: store.get("a"),
+        lambda: store.tail("a", 1),
+        lambda: store.exists("a"),
+        lambda: store.list("a"),
+        lambda: store.delete("a"),
+    ):
+        with pytest.raises(StorageError) as caught:
+            use()
+        message = str(caught.value)
+        assert message.startswith(f"{bucket}/lasting/a: cannot be ")
+        assert message.endswith("; check bucket, endpoint, region and credentials, then run again")
+        assert len(message) < 200
+
+
+def test_vanished_bucket_is_not_an_empty_one(bucket: str) -> None:
+    store = Store("s3://no-such-bucket-here/run")
+    for use, reason in (
+        (lambda: store.put_if_absent("a", b"x"), "written (no such bucket)"),
+        (lambda: store.put("a", b"x"), "written (no such bucket)"),
+        (lambda: store.list("a"), "listed (GenericError)"),
+    ):
+        with pytest.raises(StorageError) as caught:
+            use()
+        assert str(caught.value) == (
+            f"s3://no-such-bucket-here/run/a: cannot be {reason}; "
+            "check bucket, endpoint, region and credentials, then run again"
+        )
+
+
+def test_failing_store_blames_no_shard(
+    bucket: str, proxy: Proxy, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(shards, "OBJECT_STORE_RETRIES", {"max_retries": 1})
+    config = Config.model_validate({**make_raw_config(tmp_path), "run_dir": f"{bucket}/blame"})
+    put_screened(config, "00000.parquet", numbered([1, 2]))
+    generate = Worker(config, "generate", "transform", "run", 1)
+    proxy.fault = lambda method, path: 503 if method == "PUT" and "/generate/" in path else None
+    done = asyncio.run(generate.process("00000.parquet"))
+    assert done.fatal is not None
+    assert done.fatal.startswith(f"{bucket}/blame/generate/00000.parquet: cannot be written")
+    store = Store(config.run_dir)
+    assert store.list("state/attempts/run") == store.list("state/set_aside/generate") == store.list("generate") == {}
+    proxy.fault = lambda method, path: None
+    assert asyncio.run(generate.process("00000.parquet")).rows_out == 2
+
+
+def test_source_that_fails_on_the_way_is_told(bucket: str, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = b'{"messages": [{"role": "user", "content": "hello"}]}\n' * 200_000
+    Store(f"{bucket}/failing").put("a.jsonl", lines)
+    gets = itertools.count()
+    proxy.fault = lambda method, path: 403 if method == "GET" and "a.jsonl" in path and next(gets) else None
+    rows = read_rows(SourceConfig(path=f"{bucket}/failing/a.jsonl"))
+    assert next(rows).error is None
+    with pytest.raises(SourceError, match=r"failing/a.jsonl: cannot be read \(\w+\); check endpoint"):
+        list(rows)
 
 
 @pytest.mark.slow

@@ -238,34 +238,73 @@ def test_dropping_more_than_the_budget_fails_and_says_why(command: Command) -> N
     assert "ingest.max_dropped_fraction 0.1" in err
 
 
-def test_shard_that_kills_its_worker_is_set_aside_and_can_be_tried_again(finished: Command, tmp_path: Path) -> None:
-    command = copy_of(finished, tmp_path, resources={"generate": {"shards_in_flight": 3}})
-    undisturbed = contents(command.run_dir)
+def without_answers(command: Command) -> None:
+    """Takes back what a finished run did from generate on."""
     for folder in ("dataset", "review", "generate", "state/review", "ledger/review", "ledger/generate"):
         shutil.rmtree(command.run_dir / folder)
+
+
+def test_row_that_kills_its_worker_costs_one_row(finished: Command, tmp_path: Path) -> None:
+    command = copy_of(finished, tmp_path, resources={"generate": {"shards_in_flight": 3}, "max_attempts": 1})
+    undisturbed = read(command.run_dir / "generate")
+    without_answers(command)
     victim = pq.read_table(command.run_dir / "screen/00003.parquet").column("prompt_id")[0].as_py()
     # Others are under way when it dies, and are not to be blamed.
-    manifest, err = command("run", "--verbose", expect=3, FAKE_TEACHER_DIES_ON=victim, FAKE_TEACHER_DELAY_S="0.5")
-    assert len(manifest["files"]) == 5
-    assert (
-        "generate 00003.parquet: set aside after 3 attempts; last: its worker died each time" in manifest["set_aside"]
-    )
+    manifest, err = command("run", "--verbose", FAKE_TEACHER_DIES_ON=victim, FAKE_TEACHER_DELAY_S="0.5")
+    assert manifest["set_aside"] == []
+    assert manifest["stages"]["generate"]["dropped"] == {"teacher_failed": 2}  # two samples of one prompt
+    lost = read(command.run_dir / "ledger/generate")
+    assert lost.column("prompt_id").to_pylist() == [victim] * 2
+    kept = undisturbed.filter(pc.not_equal(undisturbed.column("prompt_id"), victim))
+    assert read(command.run_dir / "generate").equals(kept)
     # Even where workers die and all is logged, no prompt's text is.
     texts = read(command.run_dir / "screen").column("user_turns").combine_chunks().flatten().to_pylist()
     assert not [text for text in texts if len(text) > 20 and text[:60] in err]
-    status, _ = command("status", expect=3)
+
+
+def test_failing_shard_is_set_aside_and_can_be_tried_again(finished: Command, tmp_path: Path) -> None:
+    command = copy_of(finished, tmp_path)
+    undisturbed = contents(command.run_dir)
+    without_answers(command)
+    victims = pq.read_table(command.run_dir / "screen/00003.parquet").column("prompt_id").to_pylist()
+    manifest, _ = command("run", expect=3, FAKE_TEACHER_RAISES_ON=",".join(victims))
+    assert len(manifest["files"]) == 5
+    (line,) = manifest["set_aside"]
+    assert line.startswith("generate 00003.parquet: set aside after 3 attempts and 2 of its ")
+    status, err = command("status", expect=3)
     assert status["set_aside"] == manifest["set_aside"]
+    assert line in err
     manifest, _ = command("run", "--retry-set-aside")
     assert manifest["set_aside"] == []
     assert contents(command.run_dir) == undisturbed
 
 
+def test_teacher_that_cannot_start_fails_the_run_at_once(finished: Command, tmp_path: Path) -> None:
+    command = copy_of(finished, tmp_path)
+    without_answers(command)
+    _, err = command("run", expect=1, FAKE_TEACHER_FAILS_TO_START="1")
+    assert "teacher: no such weights" in err
+    assert not (command.run_dir / "state/set_aside").exists()
+
+
+def test_full_disk_fails_the_run_with_one_sentence_and_blames_no_shard(finished: Command, tmp_path: Path) -> None:
+    command = copy_of(finished, tmp_path)
+    without_answers(command)
+    _, err = command("run", expect=1, FAKE_TEACHER_DISK_FULL="1")
+    (line,) = [line for line in err.splitlines() if line.startswith("stillhouse:")]
+    assert "/generate/0000" in line
+    assert "cannot be written (No space left on device); check disk and permissions, then run again" in line
+    assert not (command.run_dir / "state/set_aside").exists()
+    assert not list((command.run_dir / "state/staged").iterdir())
+
+
 def test_two_drivers_on_one_folder_write_every_shard_once(command: Command, tmp_path: Path) -> None:
-    drivers = [command.start("run") for _ in range(2)]
+    drivers = [command.start("run", FAKE_TEACHER_DELAY_S="0.2") for _ in range(2)]
     results = [driver.communicate(timeout=300) for driver in drivers]
     assert [driver.returncode for driver in drivers] == [0, 0], [err for _, err in results]
     first, second = (json.loads(out) for out, _ in results)
     assert first == second
+    assert any("shards were written by another run on this folder meanwhile" in err for _, err in results)
     published = read(command.run_dir / "dataset/data")
     assert len(set(published.column("sample_id").to_pylist())) == published.num_rows == first["rows"]
 
