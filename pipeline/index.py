@@ -40,9 +40,11 @@ def read(config: Config, store: Store, stage: str, names: list[str]) -> dict[str
     put away."""
     facts, damaged = scan(config, store, stage, names, save=True)
     if damaged:
-        raise RedoError(
-            "; ".join(f"{m}; {worker.put_away(store, *_where(config, stage, n, names))}" for n, m in damaged)
-        )
+        told = [
+            f"{message}; {worker.put_away(store, _key(stage, name, len(names)), (stage, name, config_hash(config)))}"
+            for name, message in damaged
+        ]
+        raise RedoError("; ".join(told))
     return facts
 
 
@@ -55,7 +57,8 @@ def scan(
     """
     key = f"state/index/{stage}.json"
     known = _parse(store.get_or_none(key))
-    keys = {name: _where(config, stage, name, names)[0] for name in names}
+    keys = {name: _key(stage, name, len(names)) for name in names}
+    digest = config_hash(config)
     entries = store.entries("dataset/data" if stage == "export" else stage)
     found = {name: entries[file] for name in names if (file := keys[name].rpartition("/")[2]) in entries}
     facts = {
@@ -64,7 +67,7 @@ def scan(
     damaged = []
     unknown = [name for name in found if name not in facts]
     with ThreadPoolExecutor(NUM_READERS) as pool:
-        looked = pool.map(lambda name: _look(config, store, stage, keys[name], name, found[name]), unknown)
+        looked = pool.map(lambda name: _look(store, keys[name], (stage, name, digest), found[name]), unknown)
         for name, fact in zip(unknown, looked, strict=True):
             if isinstance(fact, Facts):
                 facts[name] = fact
@@ -76,17 +79,15 @@ def scan(
     return facts, damaged
 
 
-def _where(config: Config, stage: str, name: str, names: list[str]) -> tuple[str, tuple[str, str, str]]:
-    key = worker.published_key(name, len(names)) if stage == "export" else worker.stage_key(stage, name)
-    return key, (stage, name, config_hash(config))
+def _key(stage: str, name: str, num_shards: int) -> str:
+    return worker.published_key(name, num_shards) if stage == "export" else worker.stage_key(stage, name)
 
 
-def _look(config: Config, store: Store, stage: str, key: str, name: str, entry: Entry) -> Facts | str | None:
+def _look(store: Store, key: str, expected: tuple[str, str, str], entry: Entry) -> Facts | str | None:
     """Facts, or what is wrong with the shard; None when it has gone since the listing."""
-    expected = (stage, name, config_hash(config))
     file_sha256 = ""
     try:
-        if stage == "export":
+        if expected[0] == "export":
             data = store.get(key)
             shard = shards.decode(data, store.path(key), [], expected)
             assert shard.info is not None

@@ -3,18 +3,21 @@
 Both are made from facts that the run folder holds, so writing them again gives the same bytes.
 """
 
+import contextlib
 import hashlib
 import importlib.metadata
 import json
 from typing import Any
 
-from pipeline import flow, index, worker
+from pipeline import flow, worker
+from pipeline.index import Facts
 from pipeline.shards import Store
 from schemas.config import Config, config_hash, deciding_values
 
 FORMAT_VERSION = 1
 MANIFEST_KEY = "dataset/manifest.json"
 CARD_KEY = "dataset/README.md"
+TEACHER_KEY = "state/teacher.json"
 SOFTWARE = (
     "stillhouse",
     "vllm",
@@ -35,12 +38,12 @@ def read(store: Store) -> dict[str, Any] | None:
     return None if data is None else json.loads(data)
 
 
-def stage_counts(config: Config, store: Store, stage: str, names: list[str]) -> tuple[int, dict[str, int]]:
-    """Rows that went into `stage` and rows it dropped by reason, over its shards that exist."""
+def stage_counts(facts: dict[str, Facts]) -> tuple[int, dict[str, int]]:
+    """Rows that went into a stage and rows it dropped by reason, over its shards that exist."""
     rows_in, dropped = 0, dict[str, int]()
-    for facts in index.read(config, store, stage, names).values():
-        rows_in += facts.rows_in
-        for reason, count in facts.dropped.items():
+    for shard in facts.values():
+        rows_in += shard.rows_in
+        for reason, count in shard.dropped.items():
             dropped[reason] = dropped.get(reason, 0) + count
     return rows_in, dict(sorted(dropped.items()))
 
@@ -54,29 +57,28 @@ def set_aside(store: Store) -> list[str]:
     ]
 
 
-def write(config: Config, store: Store, names: list[str]) -> dict[str, Any]:
-    """Writes manifest and card over the published shards of `names` and returns the manifest."""
-    published = index.read(config, store, "export", names)
+def write(config: Config, store: Store, facts: dict[str, dict[str, Facts]]) -> dict[str, Any]:
+    """Writes manifest and card from what the shards of every stage say of themselves, and returns the manifest."""
+    num_shards, published = len(facts["ingest"]), facts["export"]
     files: list[dict[str, Any]] = [
         {
-            "rows": published[name].rows_out,
-            "target_tokens": published[name].num_target_tokens,
-            "bytes": published[name].num_bytes,
-            "sha256": published[name].file_sha256,
-            "file": worker.published_key(name, len(names)).removeprefix("dataset/"),
+            "rows": shard.rows_out,
+            "target_tokens": shard.num_target_tokens,
+            "bytes": shard.num_bytes,
+            "sha256": shard.file_sha256,
+            "file": worker.published_key(name, num_shards).removeprefix("dataset/"),
         }
-        for name in names
-        if name in published
+        for name, shard in sorted(published.items(), key=lambda item: (len(item[0]), item[0]))
     ]
     stages = {}
     for stage in flow.NAMES[:-1]:
-        rows_in, dropped = stage_counts(config, store, stage, names)
+        rows_in, dropped = stage_counts(facts[stage])
         stages[stage] = {"rows_in": rows_in, "rows_out": rows_in - sum(dropped.values()), "dropped": dropped}
     manifest = {
         "format_version": FORMAT_VERSION,
         "config_hash": config_hash(config),
         "config": deciding_values(config),
-        "teacher": _teacher_facts(config),
+        "teacher": _teacher_facts(config, store),
         "targets": {
             "method": "top_k",
             "top_k": config.targets.top_k,
@@ -96,7 +98,17 @@ def write(config: Config, store: Store, names: list[str]) -> dict[str, Any]:
     return manifest
 
 
-def _teacher_facts(config: Config) -> dict[str, Any]:
+def _teacher_facts(config: Config, store: Store) -> dict[str, Any]:
+    """Of the teacher, read once per run: that takes longer than all else that finishes a run again."""
+    with contextlib.suppress(FileNotFoundError, ValueError):
+        facts: dict[str, Any] = json.loads(store.get(TEACHER_KEY))
+        return facts
+    facts = _read_teacher_facts(config)
+    store.put(TEACHER_KEY, json.dumps(facts).encode())
+    return facts
+
+
+def _read_teacher_facts(config: Config) -> dict[str, Any]:
     from transformers import AutoConfig
 
     from stages.chat import load_chat

@@ -114,28 +114,32 @@ def _bounded(report: Report) -> Report:
     return count_and_report
 
 
-def _all_stages(config: Config, store: Store, report: Report, start_ray: Callable[[], None]) -> list[str]:
-    """Makes all that is missing, stage after stage, and returns the names of all shards.
+def _all_stages(
+    config: Config, store: Store, report: Report, start_ray: Callable[[], None]
+) -> dict[str, dict[str, index.Facts]]:
+    """Makes all that is missing, stage after stage, and returns what each stage's shards say of themselves.
 
     Raises `RedoError`, empty when all has been reported, when something has to be made again in a stage that is over.
     """
     names = _ingest(config, store, report, start_ray)
-    _finish_stage(config, store, "ingest", names)
+    facts = {"ingest": _finish_stage(config, store, "ingest", names)}
     for stage in flow.STAGES:
-        before = flow.previous(stage.name)
-        ready = _existing(store, before, names)
-        if stage.assign is not None:
+        before = facts[flow.previous(stage.name)]
+        _drop_stale(config, store, stage.name, names, before)
+        ready = [name for name in names if name in before]
+        if stage.assign is not None and _missing(store, stage.name, ready):
             sketched = _pool(config, store, stage, "sketch", ready, len(names), report, start_ray)
             if failures := [done.error for done in sketched if done.error]:
                 raise RunError(f"{stage.name}: the view of the whole data set cannot be made; {failures[0]}")
-            _assign(config, store, stage, ready, start_ray)
-        _drop_stale(config, store, stage.name, names)
+            _assign(config, store, stage, {name: before[name].sha256 for name in ready}, start_ray)
         _pool(config, store, stage, "transform", ready, len(names), report, start_ray)
-        _finish_stage(config, store, stage.name, names)
-    _drop_stale(config, store, "export", names)
-    ready = _existing(store, flow.previous("export"), names)
+        facts[stage.name] = _finish_stage(config, store, stage.name, names)
+    before = facts[flow.previous("export")]
+    _drop_stale(config, store, "export", names, before)
+    ready = [name for name in names if name in before]
     _pool(config, store, None, "export", ready, len(names), report, start_ray)
-    return names
+    facts["export"] = index.read(config, store, "export", names)
+    return facts
 
 
 def finished_manifest(store: Store) -> dict[str, Any] | None:
@@ -171,9 +175,9 @@ def partition(store: Store) -> list[str]:
         raise FileNotFoundError(f"{store.path(worker.PARTITION_KEY)}: is damaged; run again") from None
 
 
-def _existing(store: Store, folder: str, names: list[str]) -> list[str]:
-    found = store.list(folder)
-    return [name for name in names if name in found]
+def _missing(store: Store, folder: str, names: list[str]) -> list[str]:
+    found = store.names(folder)
+    return [name for name in names if name not in found]
 
 
 @contextlib.contextmanager
@@ -244,12 +248,13 @@ def _pool(
     """
     name = stage.name if stage is not None else "export"
     if step == "export":
-        published = store.list("dataset/data")
-        existing = {n for n in ready if worker.published_key(n, num_shards).rpartition("/")[2] in published}
+        published = store.names("dataset/data")
+        todo = [n for n in ready if worker.published_key(n, num_shards).rpartition("/")[2] not in published]
     else:
-        existing = set(_existing(store, name if step == "transform" else f"state/{name}/sketches", ready))
-    set_aside = {file.replace(".json", ".parquet") for file in store.list(f"state/set_aside/{name}")}
-    todo = [shard for shard in ready if shard not in existing and shard not in set_aside]
+        todo = _missing(store, name if step == "transform" else f"state/{name}/sketches", ready)
+    if todo:
+        set_aside = {file.replace(".json", ".parquet") for file in store.names(f"state/set_aside/{name}")}
+        todo = [shard for shard in todo if shard not in set_aside]
     label = name if step != "sketch" else f"{name}: sketch"
     report(label, len(todo), None)
     if not todo:
@@ -331,7 +336,7 @@ def _ingest(config: Config, store: Store, report: Report, start_ray: Callable[[]
     names."""
     try:
         names = partition(store)
-        if list(store.list("ingest")) == names:
+        if store.names("ingest") == set(names):
             report("ingest", 0, None)
             return names
     except FileNotFoundError:
@@ -361,20 +366,20 @@ def _assign_task(config: Config, stage: flow.Stage, names: list[str], digests: d
         yield Done(stage.name, "", 0.0, fatal=str(error))
 
 
-def _assign(config: Config, store: Store, stage: flow.Stage, ready: list[str], start_ray: Callable[[], None]) -> None:
-    if _existing(store, f"state/{stage.name}/assignments", ready) == ready:
+def _assign(
+    config: Config, store: Store, stage: flow.Stage, digests: dict[str, str], start_ray: Callable[[], None]
+) -> None:
+    """Makes the assignments of all shards, if one is missing; `digests` of what they were sketched from."""
+    if not _missing(store, f"state/{stage.name}/assignments", [*digests]):
         return
     start_ray()
-    digests = {
-        name: facts.sha256 for name, facts in index.read(config, store, flow.previous(stage.name), ready).items()
-    }
-    for done in _run_task(config, stage.name, _assign_task, config, stage, ready, digests):
+    for done in _run_task(config, stage.name, _assign_task, config, stage, [*digests], digests):
         if done.fatal:
             raise RunError(done.fatal)
         raise RedoError(done.redo)
 
 
-def _drop_stale(config: Config, store: Store, stage: str, names: list[str]) -> None:
+def _drop_stale(config: Config, store: Store, stage: str, names: list[str], before: dict[str, index.Facts]) -> None:
     """Deletes shards of `stage` that were made from other bytes than the stage before has now.
 
     That is so where a generate shard was lost and generated again: the teacher's answers are others. Before generate it
@@ -383,23 +388,21 @@ def _drop_stale(config: Config, store: Store, stage: str, names: list[str]) -> N
     """
     if flow.NAMES.index(stage) <= flow.NAMES.index("generate"):
         return
-    before = index.read(config, store, flow.previous(stage), names)
     for name, facts in index.read(config, store, stage, names).items():
         if name in before and facts.source_sha256 != before[name].sha256:
             store.delete(f"ledger/{stage}/{name}")
             store.delete(worker.published_key(name, len(names)) if stage == "export" else worker.stage_key(stage, name))
 
 
-def _finish_stage(config: Config, store: Store, stage: str, names: list[str]) -> None:
-    """Completes the view of the ledger, where a writer was killed between a shard and it.
+def _finish_stage(config: Config, store: Store, stage: str, names: list[str]) -> dict[str, index.Facts]:
+    """Completes the view of the ledger, where a writer was killed between a shard and it. Returns what the shards say.
 
     Raises `RunError` when `stage` dropped more than its `max_dropped_fraction`, and `RedoError` as `index.read` does.
     """
-    rows_in, dropped = manifest.stage_counts(config, store, stage, names)
-    viewed = store.list(f"ledger/{stage}")
-    for name in _existing(store, stage, names):
-        if name not in viewed:
-            worker.write_ledger(store, shards.read_info(store, worker.stage_key(stage, name)))
+    facts = index.read(config, store, stage, names)
+    for name in _missing(store, f"ledger/{stage}", [*facts]):
+        worker.write_ledger(store, shards.read_info(store, worker.stage_key(stage, name)))
+    rows_in, dropped = manifest.stage_counts(facts)
     total = sum(dropped.values())
     budget = getattr(config, stage).max_dropped_fraction
     if rows_in and total > budget * rows_in:
@@ -408,3 +411,4 @@ def _finish_stage(config: Config, store: Store, stage: str, names: list[str]) ->
             f"{stage}: dropped {total} of {rows_in} rows ({reasons}), more than {stage}.max_dropped_fraction {budget}; "
             f"look into {store.path('ledger/' + stage)}, then raise the budget or change the stage"
         )
+    return facts

@@ -201,6 +201,18 @@ class Store:
                     self._require_root()
         return dict(sorted(names.items()))
 
+    def names(self, folder: str) -> set[str]:
+        """The names directly in `folder`: on a file system much faster than with their sizes."""
+        if self._remote is not None:
+            return set(self.entries(folder))
+        with self._blamed(folder, "listed"):
+            names: set[str] = set()
+            with contextlib.suppress(FileNotFoundError), os.scandir(self._root / folder) as entries:
+                names = {entry.name for entry in entries if not entry.name.startswith(".") and entry.is_file()}
+            if not names:
+                self._require_root()
+        return names
+
     def list(self, folder: str) -> dict[str, int]:
         """Names directly in `folder` with their sizes in bytes, sorted; empty when there is no such folder."""
         return {name: entry.size for name, entry in self.entries(folder).items()}
