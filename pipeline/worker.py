@@ -23,6 +23,7 @@ import json
 import logging
 import multiprocessing
 import os
+import secrets
 import threading
 import time
 import traceback
@@ -36,7 +37,7 @@ import pyarrow.compute as pc
 
 from pipeline import flow, shards
 from pipeline.shards import DamagedError, Shard, ShardInfo, StorageError, Store
-from schemas.config import Config, config_hash
+from schemas.config import Config, WorkersConfig, config_hash
 
 PARTITION_KEY = "state/partition.json"
 PARTS = "state/parts/generate"
@@ -119,7 +120,30 @@ class Worker:
         if spec is not None:
             build = spec.sketch if step == "sketch" else spec.build
             assert build is not None
-            self._transform = build(config)
+            with self._started():
+                self._transform = build(config)
+
+    @contextlib.contextmanager
+    def _started(self) -> Iterator[None]:
+        """Counts starts that end in the death of the process, which Ray would repeat for ever (an engine that takes all
+        memory, say). Raises `StageError` when it is always so; any start that comes to its end clears the count."""
+        folder, prefix = f"state/attempts/{self._run_id}", f"{self._stage}.{self._step}.start."
+        begun = [name for name in self._store.list(folder) if name.startswith(prefix)]
+        resources: WorkersConfig = getattr(self._config.resources, self._stage)
+        if len(begun) >= self._config.resources.max_attempts + resources.max_workers:  # so many may be starting now
+            raise StageError(
+                f"{self._stage}: its workers died {len(begun)} times in a row while starting; see Ray's logs for why "
+                "(memory?), then run again"
+            )
+        mark = f"{folder}/{prefix}{secrets.token_hex(4)}"
+        self._store.put_if_absent(mark, b"")
+        try:
+            yield
+        except Exception:
+            self._forgive(mark)  # it has a reason, which ends the run
+            raise
+        for name in [*begun, mark.rpartition("/")[2]]:
+            self._store.delete(f"{folder}/{name}")
 
     async def process(self, shard: str) -> Done:
         """Brings one shard into existence. Errors of the shard are counted and, at the limit, set it aside; what is not

@@ -29,6 +29,8 @@ class FakeTeacher:
         self._hang_on = os.environ.get("FAKE_TEACHER_HANGS_ON")
         self._refuse_over = int(os.environ.get("FAKE_TEACHER_REFUSES_OVER", "1000000"))
         self._delay_s = float(os.environ.get("FAKE_TEACHER_DELAY_S", "0"))
+        if os.environ.get("FAKE_TEACHER_FAILS_TO_START") == "dies":
+            os._exit(1)
         if os.environ.get("FAKE_TEACHER_FAILS_TO_START"):
             raise TeacherError("teacher: no such weights")
         if os.environ.get("FAKE_TEACHER_DISK_FULL"):

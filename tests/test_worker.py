@@ -120,7 +120,7 @@ def test_row_that_ends_the_engine_costs_one_row(config: Config, way: str, monkey
 def test_shard_in_parts_is_the_shard_in_one_piece(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also with several samples per prompt, and when a run was killed amid the parts."""
     config = config.model_copy(update={"sampling": config.sampling.model_copy(update={"n": 2})})
-    put_screened(config, "00007.parquet", numbered(list(range(20, 33))))
+    put_screened(config, "00007.parquet", numbered(list(range(20, 42))))
     whole = Worker(config, "generate", "transform", "a", 8)
     transform: Any = whole._transform
 
@@ -132,7 +132,7 @@ def test_shard_in_parts_is_the_shard_in_one_piece(config: Config, monkeypatch: p
 
         return fail
 
-    expected = asyncio.run(transform(numbered(list(range(20, 33)))))
+    expected = asyncio.run(transform(numbered(list(range(20, 42)))))
     monkeypatch.setattr(whole, "_transform", failing_on("id-23", "id-30"))
     puts = 0
     put_part = whole._put_part
@@ -162,7 +162,7 @@ def test_shard_in_parts_is_the_shard_in_one_piece(config: Config, monkeypatch: p
     done = asyncio.run(again.process("00007.parquet"))
     assert done.error is None
     assert done.dropped == {"teacher_failed": 4}  # the first run had given up id-23 already
-    assert 13 not in calls  # what the first run had done was not done again
+    assert 22 not in calls  # what the first run had done was not done again
     assert failed_rows(config) == ["id-23/0", "id-23/1", "id-30/0", "id-30/1"]
     kept_rows = [i for i, row in enumerate(expected.column("prompt_id").to_pylist()) if row not in ("id-23", "id-30")]
     table = shards.read(store, "generate/00007.parquet")
@@ -200,6 +200,25 @@ def test_teacher_that_fails_on_everything_sets_the_shard_aside(
     monkeypatch.setattr(generate, "_run_id", "next")
     done = asyncio.run(generate.process("00008.parquet"))
     assert (done.dropped, done.rows_out) == ({}, num_rows)
+
+
+def test_worker_that_dies_whenever_it_starts_is_not_started_for_ever(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start() -> None:
+        Worker(config, "generate", "transform", "run", 3)
+
+    monkeypatch.setenv("FAKE_TEACHER_FAILS_TO_START", "dies")
+    deaths = 0
+    while in_child(start) == 1:
+        deaths += 1
+        assert deaths <= 4
+    assert deaths == config.resources.max_attempts + 1
+    with pytest.raises(StageError, match=r"generate: its workers died 4 times in a row while starting; see Ray's logs"):
+        start()
+    monkeypatch.delenv("FAKE_TEACHER_FAILS_TO_START")
+    Worker(config, "generate", "transform", "next", 3)
+    assert Store(config.run_dir).list("state/attempts/next") == {}
 
 
 def test_contract() -> None:
