@@ -8,7 +8,7 @@ DATA := data/quickstart
 # PyTorch's index.
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 
-.PHONY: env data run test test-slow check clean
+.PHONY: env data run test test-slow test-faults check clean
 
 env: $(VENV)/.installed
 data: $(DATA)/.prepared
@@ -21,6 +21,10 @@ test: env data data/tests/.fetched
 
 test-slow: env data data/tests/.fetched
 	$(BIN)/pytest tests -m slow -s
+
+# Kills at random moments and at every step on the storage; FAULT_ROUNDS and FAULT_KILLS say how many.
+test-faults: env data
+	$(BIN)/pytest tests/test_faults.py -m slow -s
 
 check: env
 	$(BIN)/ruff format --check .
