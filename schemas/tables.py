@@ -10,6 +10,8 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
+from schemas.config import TargetsConfig
+
 
 def scores_type(labels: Sequence[str]) -> pa.StructType:
     """The type of a scores column: struct<label: float32>, one child per label of the configured classifiers.
@@ -62,6 +64,18 @@ TOP_K = pa.schema(
 )
 """The most probable tokens (`targets.method` top_k, both)."""
 
+ROUNDED_TOP_K = pa.schema(
+    [
+        TOP_K.field("target_ids"),
+        # flat [N], by how many steps of target_precision a target is below the one before it (the first: below 0)
+        pa.field("target_gaps", pa.list_(pa.int16())),
+        pa.field("target_precision", pa.float32()),  # nats, the same in every row
+        TOP_K.field("target_lengths"),
+        TOP_K.field("target_tail"),
+    ]
+)
+"""The same where `targets.precision` is set."""
+
 DRAWS = pa.schema(
     [
         pa.field("draw_ids", pa.list_(pa.int32())),  # flat [N], each token's distinct draws in turn, ascending
@@ -83,18 +97,23 @@ PROBE = pa.struct(
 )
 """What storing cost at one token whose whole distribution the engine kept for a moment (`targets.probe_fraction`)."""
 
-_METHODS = {"top_k": [*TOP_K], "sampled": [*DRAWS], "both": [*TOP_K, *DRAWS]}
+
+def target_fields(settings: TargetsConfig) -> list[pa.Field]:
+    """The columns that hold what `targets` asks for."""
+    top_k = ROUNDED_TOP_K if settings.precision else TOP_K
+    return {"top_k": [*top_k], "sampled": [*DRAWS], "both": [*top_k, *DRAWS]}[settings.method]
 
 
-def completions(labels: Sequence[str], method: str = "top_k") -> pa.Schema:
-    """The table of completions with the targets of `targets.method`, and the `prompt_scores` that screen gave."""
+def completions(labels: Sequence[str], settings: TargetsConfig | None = None) -> pa.Schema:
+    """The table of completions: the columns of `targets` (by default its defaults) and, where there are labels, the
+    `prompt_scores` that screen gave."""
     fields = [
         pa.field("sample_id", pa.string()),  # <prompt_id>/<sample>
         pa.field("prompt_id", pa.string()),
         pa.field("messages", MESSAGES),  # the whole conversation, the teacher's words in the assistant turns
         pa.field("input_ids", pa.list_(pa.int32())),  # [T] exactly the ids the teacher read and wrote
         pa.field("labels", pa.list_(pa.int32())),  # [T] input_ids on the teacher's tokens, -100 elsewhere
-        *_METHODS[method],
+        *target_fields(settings or TargetsConfig()),
         pa.field("token_logprobs", pa.list_(pa.float32())),  # [S] log-probability of the token written
         pa.field("finish_reasons", pa.list_(pa.string())),  # one per assistant turn: stop, length
         pa.field("num_input_tokens", pa.int32()),  # T
@@ -112,10 +131,10 @@ def completions(labels: Sequence[str], method: str = "top_k") -> pa.Schema:
     return pa.schema(fields)
 
 
-def reviewed(labels: Sequence[str], method: str = "top_k") -> pa.Schema:
+def reviewed(labels: Sequence[str], settings: TargetsConfig | None = None) -> pa.Schema:
     """`completions` plus `loop_tokens` (longest self-repeating stretch of an answer, in tokens; 0 when none) and
     `response_scores` (for each label the highest score of any answer)."""
-    schema = completions(labels, method).append(pa.field("loop_tokens", pa.int32()))
+    schema = completions(labels, settings).append(pa.field("loop_tokens", pa.int32()))
     return schema.append(pa.field("response_scores", scores_type(labels))) if labels else schema
 
 

@@ -15,6 +15,9 @@ import pyarrow as pa
 TAIL_FLOOR = float(np.log(1e-7))
 """Smallest log tail mass that is stored (-16.1 nats): a float32 log-softmax knows a mass no better than 1e-7."""
 
+LOWEST_LOGPROB = -500.0
+"""Smaller log-probabilities, such as those of masked tokens, are stored as this one where there is a precision."""
+
 Kind = Literal["target", "draw"]
 """Which columns: `target`, the most probable tokens (top-K); `draw`, an unbiased sample of the whole distribution."""
 
@@ -28,17 +31,22 @@ class Targets(NamedTuple):
     ids: npt.NDArray[np.int32]
     """[S, K] token ids. Top-K: most probable first. Draws: ascending."""
     logprobs: npt.NDArray[np.floating[Any]]
-    """[S, K] nats. Top-K: softmax over the whole vocabulary at temperature 1 (float16). Draws: the log of count / D
-    (float32)."""
+    """[S, K] nats. Top-K: softmax over the whole vocabulary at temperature 1 (float16; float32 from gaps). Draws: the
+    log of count / D (float32)."""
     tail: npt.NDArray[np.floating[Any]]
     """[S] log of the mass outside the row, at least TAIL_FLOOR."""
 
 
 class TopK(NamedTuple):
-    """What is stored of the top K of S tokens: one value per target and token, all tokens in a row."""
+    """What is stored of the top K of S tokens: one value per target and token, all tokens in a row.
+
+    Of `logprobs` and `gaps` there is one: log-probabilities, or by how many steps of `target_precision` nats a target
+    is below the one before it in its token (the first one: below 0).
+    """
 
     ids: npt.NDArray[np.int32]  # [N]
-    logprobs: npt.NDArray[np.float16]  # [N]
+    logprobs: npt.NDArray[np.float16] | None  # [N]
+    gaps: npt.NDArray[np.int16] | None  # [N]
     tail: npt.NDArray[np.float16]  # [S]
     lengths: npt.NDArray[np.int32]  # [S] targets of each token
 
@@ -57,29 +65,27 @@ def encode_top_k(
     """`TopK` of the top K ids, most probable first, and their float32 log-probabilities.
 
     With `top_p` below 1 a token keeps only as many of its K as are needed to reach that mass, one at least. With a
-    `precision` (nats) log-probabilities are rounded to multiples of it. The tail is the mass outside what is kept,
-    taken before any rounding.
+    `precision` (nats) log-probabilities are rounded to multiples of it and stored as gaps: what is rounded is the
+    value, so errors do not add up. The tail is the mass outside what is kept, taken before any rounding.
     """
     S, K = ids_SK.shape
     mass_SK = np.cumsum(np.exp(logprobs_SK.astype(np.float64)), axis=1)
+    lengths_S = np.full(S, K)
+    kept_SK: Any = slice(None)  # a mask would copy
+    mass_S = mass_SK[:, -1] if K else np.zeros(S)
     if top_p < 1.0 and K:
         lengths_S = np.minimum((mass_SK < top_p).sum(axis=1) + 1, K)
         kept_SK = np.arange(K) < lengths_S[:, None]
-        ids, logprobs = ids_SK[kept_SK], logprobs_SK[kept_SK]
         mass_S = mass_SK[np.arange(S), lengths_S - 1]
-    else:
-        lengths_S = np.full(S, K)
-        ids, logprobs = ids_SK.ravel(), logprobs_SK.ravel()
-        mass_S = mass_SK[:, -1] if K else np.zeros(S)
+    logprobs = gaps = None
     if precision:
-        logprobs = np.round(logprobs / precision) * precision
+        steps_SK = np.round(np.maximum(logprobs_SK, LOWEST_LOGPROB) / -precision).astype(np.int32)
+        gaps = np.diff(steps_SK, axis=1, prepend=0)[kept_SK].ravel().astype(np.int16)
+    else:
+        logprobs = logprobs_SK[kept_SK].ravel().astype(np.float16)
     tail_S = np.log(np.maximum(1.0 - mass_S, np.exp(TAIL_FLOOR)))
-    return TopK(
-        np.ascontiguousarray(ids, dtype=np.int32),
-        logprobs.astype(np.float16),
-        tail_S.astype(np.float16),
-        lengths_S.astype(np.int32),
-    )
+    ids = np.ascontiguousarray(ids_SK[kept_SK].ravel(), dtype=np.int32)
+    return TopK(ids, logprobs, gaps, tail_S.astype(np.float16), lengths_S.astype(np.int32))
 
 
 def encode_draws(draws_SD: npt.NDArray[np.int32]) -> Draws:
@@ -105,7 +111,8 @@ def decode(table: pa.Table, kind: Kind | None = None) -> list[Targets]:
     """
     if kind is None:
         kind = "target" if "target_ids" in table.column_names else "draw"
-    names = [f"{kind}_ids", "target_logprobs" if kind == "target" else "draw_counts", f"{kind}_lengths"]
+    value = "draw_counts" if kind == "draw" else "target_gaps" if "target_gaps" in table.column_names else None
+    names = [f"{kind}_ids", value or "target_logprobs", f"{kind}_lengths"]
     names += ["target_tail"] if kind == "target" else []
     if missing := set(names) - set(table.column_names):
         raise ValueError(f"targets: the table has no column {', '.join(sorted(missing))}; read it with these columns")
@@ -115,7 +122,7 @@ def decode(table: pa.Table, kind: Kind | None = None) -> list[Targets]:
         name: column.values.to_numpy(zero_copy_only=True)[rows[name][0] : rows[name][-1]]
         for name, column in columns.items()
     }
-    ids, lengths = flat[names[0]], flat[names[2]]
+    ids, values, lengths = flat[names[0]], flat[names[1]], flat[names[2]]
     tokens = rows[names[2]] - rows[names[2]][0]  # [rows + 1] where each row's tokens begin
     ends = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
     for name, expected in [(names[0], ends[tokens]), (names[1], ends[tokens])] + [(n, tokens) for n in names[3:]]:
@@ -127,33 +134,42 @@ def decode(table: pa.Table, kind: Kind | None = None) -> list[Targets]:
                 "belong; this is no table of completions, or a damaged one"
             )
     K = int(lengths.max(initial=0))
-    padding: np.floating[Any]
-    if kind == "target":
-        tail, logprobs, padding = flat["target_tail"], flat["target_logprobs"], np.float16(-np.inf)
+    kept_SK = None if len(ids) == K * len(lengths) else np.arange(K) < lengths[:, None]
+    ids_SK, values_SK = _rows(ids, kept_SK, len(lengths)), _rows(values, kept_SK, len(lengths))
+    logprobs_SK: npt.NDArray[Any]
+    if kind == "draw":
+        D_S = np.repeat(_constants(table, "num_draws"), np.diff(tokens))
+        with np.errstate(divide="ignore"):  # padding has a count of 0
+            logprobs_SK = np.log(values_SK / D_S[:, None]).astype(np.float32)
+        missing_S = 1.0 - values_SK.sum(axis=1) / np.maximum(D_S, 1)
+        tail_S = np.log(np.maximum(missing_S, np.exp(TAIL_FLOOR))).astype(np.float32)
     else:
-        counts = flat["draw_counts"]
-        drawn_S = np.add.reduceat(np.append(counts, 0), ends[:-1]) if len(lengths) else np.zeros(0)
-        drawn_S = np.where(lengths == 0, 0, drawn_S)
-        D_S = np.repeat(_draws(table), np.diff(tokens))
-        logprobs = np.log(counts / np.repeat(D_S, lengths)).astype(np.float32)
-        tail = np.log(np.maximum(1.0 - drawn_S / np.maximum(D_S, 1), np.exp(TAIL_FLOOR))).astype(np.float32)
-        padding = np.float32(-np.inf)
-    if len(ids) == K * len(lengths):
-        ids_SK, logprobs_SK = ids.reshape(len(lengths), K), logprobs.reshape(len(lengths), K)
-    else:
-        kept_SK = np.arange(K) < lengths[:, None]
-        ids_SK = np.zeros(kept_SK.shape, dtype=np.int32)
-        logprobs_SK = np.full(kept_SK.shape, padding)
-        ids_SK[kept_SK], logprobs_SK[kept_SK] = ids, logprobs
+        tail_S = flat["target_tail"]
+        if value is None:
+            logprobs_SK = values_SK
+        else:
+            step_S = np.repeat(_constants(table, "target_precision"), np.diff(tokens)).astype(np.float32)
+            logprobs_SK = np.cumsum(values_SK, axis=1, dtype=np.int32) * -step_S[:, None]
+        if kept_SK is not None:
+            logprobs_SK[~kept_SK] = -np.inf
     return [
-        Targets(ids_SK[start:end], logprobs_SK[start:end], tail[start:end])
+        Targets(ids_SK[start:end], logprobs_SK[start:end], tail_S[start:end])
         for start, end in zip(tokens[:-1].tolist(), tokens[1:].tolist(), strict=True)
     ]
 
 
-def _draws(table: pa.Table) -> npt.NDArray[np.int32]:
-    """[rows] D of each row."""
-    if "num_draws" not in table.column_names:
-        raise ValueError("targets: the table has no column num_draws; read it with these columns")
-    num_draws: npt.NDArray[np.int32] = table.column("num_draws").combine_chunks().to_numpy(zero_copy_only=False)
-    return num_draws
+def _rows(flat: npt.NDArray[Any], kept_SK: npt.NDArray[np.bool_] | None, num_tokens: int) -> npt.NDArray[Any]:
+    """[S, K] of N values: a view where all tokens have as many, else padded with zeros."""
+    if kept_SK is None:
+        return flat.reshape(num_tokens, -1) if num_tokens else flat.reshape(0, 0)
+    padded_SK = np.zeros(kept_SK.shape, dtype=flat.dtype)
+    padded_SK[kept_SK] = flat
+    return padded_SK
+
+
+def _constants(table: pa.Table, name: str) -> npt.NDArray[Any]:
+    """[rows] what each row was encoded with."""
+    if name not in table.column_names:
+        raise ValueError(f"targets: the table has no column {name}; read it with these columns")
+    values: npt.NDArray[Any] = table.column(name).combine_chunks().to_numpy(zero_copy_only=False)
+    return values

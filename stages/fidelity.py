@@ -20,7 +20,9 @@ BINS_PER_NAT = 20
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
-def probe(logprobs_V: npt.NDArray[np.float32], top_k: TopK | None, draws: Draws | None, token: int) -> dict[str, Any]:
+def probe(
+    logprobs_V: npt.NDArray[np.float32], top_k: TopK | None, draws: Draws | None, token: int, precision: float
+) -> dict[str, Any]:
     """A value of `schemas.tables.PROBE`: supervised token `token` of what is stored, against its whole distribution."""
     p_V = np.exp(logprobs_V.astype(np.float64))
     found: dict[str, Any] = {
@@ -32,7 +34,12 @@ def probe(logprobs_V: npt.NDArray[np.float32], top_k: TopK | None, draws: Draws 
     }
     if top_k is not None:
         row = _row(top_k.lengths, token)
-        logprobs_K, tail = top_k.logprobs[row].astype(np.float64), float(top_k.tail[token])
+        if top_k.gaps is not None:
+            logprobs_K = np.cumsum(top_k.gaps[row].astype(np.float64)) * -precision
+        else:
+            assert top_k.logprobs is not None
+            logprobs_K = top_k.logprobs[row].astype(np.float64)
+        tail = float(top_k.tail[token])
         p_K = p_V[top_k.ids[row]]
         found["kl_top_k"] = _kl(np.exp(logprobs_K), p_K)
         # What a float32 softmax cannot tell from nothing is the same nothing on both sides.

@@ -68,7 +68,7 @@ class Sample:
             self.draws.append(draws)
         if answer.probe is not None and supervised[answer.probe[0]]:
             number = int(supervised[: answer.probe[0]].sum())
-            found = fidelity.probe(answer.probe[1], top_k, draws, number)
+            found = fidelity.probe(answer.probe[1], top_k, draws, number, settings.precision)
             self.probe = found | {"token": number + sum(map(len, self.token_logprobs))}
         self.token_logprobs.append(answer.token_logprobs[kept])
         self.finish_reasons.append(answer.finish_reason)
@@ -310,19 +310,16 @@ def _completions(prompts: pa.Table, samples: list[Sample], settings: TargetsConf
         "num_target_tokens": pa.array([sum(map(len, s.token_logprobs)) for s in samples], type=pa.int32()),
         "probe": pa.array([s.probe for s in samples], type=tables.PROBE),
         "num_draws": pa.array([settings.num_draws] * len(samples), type=pa.int32()),
+        "target_precision": pa.array([settings.precision] * len(samples), type=pa.float32()),
         "drop_reason": pa.array([s.drop_reason for s in samples], type=pa.string()),
     }
-    for name in ("ids", "logprobs", "lengths", "tail"):
-        rows = [[getattr(part, name) for part in s.top_k] for s in samples]
-        columns[f"target_{name}"] = rows, tables.TOP_K.field(f"target_{name}").type.value_type
-    for name in ("ids", "counts", "lengths"):
-        rows = [[getattr(part, name) for part in s.draws] for s in samples]
-        columns[f"draw_{name}"] = rows, tables.DRAWS.field(f"draw_{name}").type.value_type
+    for field_ in tables.target_fields(settings):
+        kind, _, name = field_.name.partition("_")
+        if field_.name not in columns:
+            rows = [[getattr(part, name) for part in (s.top_k if kind == "target" else s.draws)] for s in samples]
+            columns[field_.name] = _lists(rows, field_.type.value_type)
     labels = carried.schema.field("prompt_scores").type.names if "prompt_scores" in carried.column_names else ()
-    schema = tables.marked(tables.completions(labels, settings.method))
-    for name in schema.names:
-        if isinstance(columns.get(name), tuple):
-            columns[name] = _lists(*columns[name])
+    schema = tables.marked(tables.completions(labels, settings))
     return pa.table(
         [columns[name] if name in columns else carried.column(name) for name in schema.names], schema=schema
     )

@@ -1,5 +1,6 @@
 """Targets: what is stored equals what was measured, to the precision of its type, and comes back as it was."""
 
+import itertools
 from collections import Counter
 
 import numpy as np
@@ -30,7 +31,7 @@ def test_tail_is_the_mass_left_out(scale: float) -> None:
     # float32 log-probabilities know the mass to about 1e-6, float16 holds a value of 16 to 0.008.
     assert np.abs(np.exp(encoded.tail.astype(float)) - np.exp(expected)).max() < 1e-3
     assert np.isfinite(encoded.tail).all()
-    assert [part.dtype for part in encoded] == [np.int32, np.float16, np.float16, np.int32]
+    assert [part.dtype for part in encoded if part is not None] == [np.int32, np.float16, np.float16, np.int32]
     assert (encoded.lengths == 16).all()
 
 
@@ -51,13 +52,26 @@ def test_top_p_keeps_the_fewest_that_reach_the_mass(top_p: float) -> None:
     assert start == len(encoded.ids) == len(encoded.logprobs)
 
 
-def test_precision_rounds_to_multiples() -> None:
-    logprobs_SV, order = distributions(100, 500, 2.0)
-    top = np.take_along_axis(logprobs_SV, order[:, :32], axis=1)
-    encoded = targets.encode_top_k(order[:, :32], top, precision=1 / 64)
-    multiples = encoded.logprobs.astype(np.float64) * 64
-    assert (multiples == np.round(multiples)).all()
-    assert np.abs(encoded.logprobs.astype(float) - top.ravel()).max() <= 1 / 128 + 1e-6
+@pytest.mark.parametrize("top_p", [1.0, 0.8])
+@pytest.mark.parametrize("precision", [1 / 64, 0.25])
+def test_precision_rounds_values_and_not_gaps(precision: float, top_p: float) -> None:
+    logprobs_SV, order = distributions(100, 500, 4.0)
+    top = np.take_along_axis(logprobs_SV, order[:, :200], axis=1)
+    top[0, 100:] = -np.inf  # masked tokens
+    exact = targets.encode_top_k(order[:, :200], top, top_p)
+    rounded = targets.encode_top_k(order[:, :200], top, top_p, precision)
+    assert rounded.logprobs is None
+    assert rounded.gaps.dtype == np.int16
+    assert (rounded.gaps >= 0).all()
+    for name in ("ids", "tail", "lengths"):
+        assert np.array_equal(getattr(exact, name), getattr(rounded, name))
+    (row,) = targets.decode(table_of([rounded], precision=precision))
+    for s, length in enumerate(rounded.lengths):
+        expected = np.maximum(top[s, :length], targets.LOWEST_LOGPROB)
+        assert np.abs(row.logprobs[s, :length] - expected).max() <= precision / 2 + 1e-4
+        assert (row.logprobs[s, length:] == -np.inf).all()
+    if precision == 1 / 64:
+        assert (row.logprobs[1] * 64 == np.round(row.logprobs[1] * 64))[: rounded.lengths[1]].all()
 
 
 def test_draws_are_counted_per_token() -> None:
@@ -77,14 +91,14 @@ def test_draws_are_counted_per_token() -> None:
     assert len(targets.encode_draws(np.zeros((0, 8), np.int32)).ids) == 0
 
 
-def table_of(rows: list[targets.TopK], draws: list[targets.Draws] | None = None, num_draws: int = 0) -> pa.Table:
-    schema = [*tables.TOP_K, *(tables.DRAWS if draws is not None else [])]
-    columns = {
-        f"target_{name}": [getattr(row, name) for row in rows] for name in ("ids", "logprobs", "lengths", "tail")
-    }
+def table_of(
+    rows: list[targets.TopK], draws: list[targets.Draws] | None = None, num_draws: int = 0, precision: float = 0.0
+) -> pa.Table:
+    schema = [*(tables.ROUNDED_TOP_K if precision else tables.TOP_K), *(tables.DRAWS if draws is not None else [])]
+    columns = {f"target_{name}": [getattr(row, name) for row in rows] for name in targets.TopK._fields}
+    columns |= {"target_precision": [precision] * len(rows), "num_draws": [num_draws] * len(rows)}
     if draws is not None:
-        columns |= {f"draw_{name}": [getattr(row, name) for row in draws] for name in ("ids", "counts", "lengths")}
-        columns["num_draws"] = [num_draws] * len(rows)
+        columns |= {f"draw_{name}": [getattr(row, name) for row in draws] for name in targets.Draws._fields}
     return pa.table([pa.array(columns[f.name], f.type) for f in schema], schema=pa.schema(schema))
 
 
@@ -93,7 +107,7 @@ def test_decode_gives_back_rows_also_of_a_slice(top_p: float) -> None:
     logprobs_SV, order = distributions(60, 300, 2.0)
     top = np.take_along_axis(logprobs_SV, order[:, :8], axis=1)
     cuts = [0, 10, 10, 11, 60]  # one row without tokens
-    rows = [targets.encode_top_k(order[a:b, :8], top[a:b], top_p) for a, b in zip(cuts, cuts[1:], strict=False)]
+    rows = [targets.encode_top_k(order[a:b, :8], top[a:b], top_p) for a, b in itertools.pairwise(cuts)]
     table = table_of(rows)
     for start in range(len(rows) + 1):
         for chunked in (
@@ -132,7 +146,7 @@ def test_decoded_draws_are_frequencies() -> None:
 
 def test_decode_refuses_lengths_that_disagree() -> None:
     h = np.float16
-    good = targets.TopK(np.array([1, 2, 3]), np.array([h(-1)] * 3), np.array([h(-1)] * 2), np.array([2, 1]))
+    good = targets.TopK(np.array([1, 2, 3]), np.array([h(-1)] * 3), None, np.array([h(-1)] * 2), np.array([2, 1]))
     targets.decode(table_of([good, good]))
     for name, value in (("ids", good.ids[:2]), ("logprobs", good.logprobs[:2]), ("tail", good.tail[:1])):
         with pytest.raises(ValueError, match=f"row 1: target_{name} has"):
