@@ -20,6 +20,7 @@ class Progress:
         self._bar: Any = None
         self._terminal = sys.stderr.isatty()
         self.generate_seconds, self.generate_tokens = 0.0, 0
+        self.num_made = 0
         self.num_others = 0  # shards that another run wrote while this one was about to
         self._begun = self._started = time.monotonic()
 
@@ -39,6 +40,7 @@ class Progress:
                     total=total if total >= 0 else None, desc=f"{step:16}", unit="shard", disable=total == 0
                 )
             return
+        self.num_made += done.error is None and done.redo is None
         self.num_others += done.is_others
         if step == "generate" and not done.is_others:
             self.generate_seconds = time.monotonic() - self._started
@@ -79,6 +81,7 @@ def summary(config: Config, manifest: dict[str, Any], progress: Progress) -> Non
     if progress.generate_tokens:
         rate = progress.generate_tokens / progress.generate_seconds
         say(f"generate: {rate:,.0f} tokens/s over {progress.generate_seconds:,.0f} s, engine start included")
+    if progress.num_made:
         say(f"all:      {progress.seconds:,.0f} s")
     else:
         say(f"nothing was missing ({progress.seconds:.1f} s)")

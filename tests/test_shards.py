@@ -152,6 +152,8 @@ def test_prompt_that_looks_like_a_digest_changes_nothing(store: Store) -> None:
     store.put("k", shards.encode(table, info))
     shard = shards.load(store, "k")
     assert (shard.table, shard.info) == (table, info)
+    # Statistics hold the text as well, before the real one.
+    assert pq.read_metadata(store.path("k")).metadata[b"stillhouse.sha256"] == shard.sha256.encode()
 
 
 def test_other_readers_read_a_shard_and_see_no_extra_schema(store: Store) -> None:
