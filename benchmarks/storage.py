@@ -5,7 +5,7 @@
     python benchmarks/storage.py sizes        # bytes and nats of every setting, and of DistillKit's layouts
     python benchmarks/storage.py gradient     # how far a student's gradient points from the full distribution's
     python benchmarks/storage.py loader       # tokens/s that one core decodes into a PyTorch DataLoader
-    python benchmarks/storage.py plot FILE    # bytes against nats, from what `sizes` printed
+    python benchmarks/storage.py plot FILE    # docs/targets.svg from what `sizes` printed (pip install matplotlib)
 
 Results are JSON on stdout; docs/targets.md holds and reads them. DistillKit's quantised layouts are made by its own
 code when a checkout of it (https://github.com/arcee-ai/DistillKit, a61c2e7d) is on PYTHONPATH, and left out otherwise.
@@ -299,7 +299,7 @@ def gradient(options: argparse.Namespace) -> dict[str, Any]:
                     loss = -(p_SK / p_SK.sum(1, keepdim=True) * logq_SK).sum()
             for total, g in zip(sums[name], torch.autograd.grad(loss, parameters, retain_graph=True), strict=True):
                 total += g
-    flat = {name: torch.cat([g.ravel() for g in total]) for name, total in sums.items()}
+    flat = {name: torch.cat([g.ravel().double() for g in total]) for name, total in sums.items()}
     found = {}
     for name, g in flat.items():
         s = settings[name]
@@ -367,14 +367,15 @@ def plot(options: argparse.Namespace) -> dict[str, Any]:
     matplotlib.use("svg")
     matplotlib.rcParams["svg.hashsalt"] = "stillhouse"  # the same file for the same figures
     from matplotlib import pyplot
+    from matplotlib.ticker import NullFormatter
 
     found = json.loads(Path(options.file).read_text())
     figure, panels = pyplot.subplots(1, 2, figsize=(11, 4.2), sharey=True)
     for panel, (name, result) in zip(panels, found.items(), strict=True):
         series = {
-            "top_k, the tail left out": ("top_k", "without the tail", "o-"),
-            "top_k, with the tail": ("top_k", "with the tail", "s-"),
-            "sampled (scatter, no bias)": ("sampled", "scatter of the draws", "^-"),
+            "top_k, renormalised: a bias": ("top_k", "without the tail", "o-"),
+            "top_k, rounding alone": ("top_k", "rounding", "s-"),
+            "sampled: scatter, which averages out": ("sampled", "scatter of the draws", "^-"),
         }
         for label, (prefix, key, style) in series.items():
             chosen = [
@@ -386,6 +387,8 @@ def plot(options: argparse.Namespace) -> dict[str, Any]:
         panel.set(
             xscale="log", yscale="log", xlabel="bytes per token", title=f"{name}, {result['vocabulary']:,} tokens"
         )
+        panel.set_xticks([20, 50, 100, 200, 500], labels=["20", "50", "100", "200", "500"])
+        panel.xaxis.set_minor_formatter(NullFormatter())
         panel.grid(alpha=0.3)
     panels[0].set_ylabel("KL(stored || teacher), nats")
     panels[0].legend()

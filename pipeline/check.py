@@ -7,10 +7,18 @@ import pyarrow.compute as pc
 
 from pipeline import runner, worker
 from pipeline.report import say
-from schemas.config import Config
+from schemas.config import Config, TargetsConfig
 
-BYTES_PER_TARGET = 2.5
-"""On disk, per kept target and token: 158 bytes at K = 64 (SmolLM2, sampled at temperature 1; docs/format.md)."""
+
+def bytes_per_token(settings: TargetsConfig) -> float:
+    """On disk, all columns: what flat distributions cost, SmolLM2's and Gemma 3 270M's at temperature 1
+    (docs/targets.md). Distinct draws grow as a power of their number."""
+    found = 15.0
+    if settings.method != "sampled":
+        found += settings.top_k * (2.4 if settings.precision else 3.1)
+    if settings.method != "top_k":
+        found += 2.3 * settings.num_draws**0.73
+    return found
 
 
 def check(config: Config, rows: int, tokens_per_second: float) -> dict[str, Any]:
@@ -50,7 +58,7 @@ def check(config: Config, rows: int, tokens_per_second: float) -> dict[str, Any]
         result["estimate"] = {
             "prompts": prompts,
             "max_answer_tokens": tokens,
-            "max_bytes": round(tokens * config.targets.top_k * BYTES_PER_TARGET),
+            "max_bytes": round(tokens * bytes_per_token(config.targets)),
             "max_gpu_hours": round(tokens / tokens_per_second / 3600 * gpus, 1),
             "tokens_per_second_per_replica": tokens_per_second,
         }

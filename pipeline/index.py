@@ -9,7 +9,8 @@ import dataclasses
 import hashlib
 import json
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from pipeline import shards, worker
 from pipeline.shards import DamagedError, Entry, Store
@@ -33,6 +34,7 @@ class Facts:
     sha256: str
     source_sha256: str
     file_sha256: str = ""
+    fidelity: dict[str, Any] = field(default_factory=dict)
 
 
 def read(config: Config, store: Store, stage: str, names: list[str]) -> dict[str, Facts]:
@@ -110,6 +112,7 @@ def _look(store: Store, key: str, expected: tuple[str, str, str], entry: Entry) 
         sha256=sha256,
         source_sha256=info.source_sha256,
         file_sha256=file_sha256,
+        fidelity=info.fidelity,
     )
 
 

@@ -13,6 +13,7 @@ from pipeline import flow, worker
 from pipeline.index import Facts
 from pipeline.shards import Store
 from schemas.config import Config, config_hash, deciding_values
+from stages import fidelity
 
 FORMAT_VERSION = 1
 MANIFEST_KEY = "dataset/manifest.json"
@@ -79,12 +80,8 @@ def write(config: Config, store: Store, facts: dict[str, dict[str, Facts]]) -> d
         "config_hash": config_hash(config),
         "config": deciding_values(config),
         "teacher": _teacher_facts(config, store),
-        "targets": {
-            "method": "top_k",
-            "top_k": config.targets.top_k,
-            "alignment": "own-token",
-            "logprobs": "log-softmax over the whole vocabulary at temperature 1, before sampling settings",
-        },
+        "targets": _target_facts(config),
+        "fidelity": fidelity.report(fidelity.merged(facts.fidelity for facts in published.values())),
         "software": {name: version for name in SOFTWARE if (version := _version(name)) is not None},
         "stages": stages,
         "rows": sum(file["rows"] for file in files),
@@ -96,6 +93,22 @@ def write(config: Config, store: Store, facts: dict[str, dict[str, Facts]]) -> d
     store.put(CARD_KEY, _card(config, manifest).encode())
     store.put(MANIFEST_KEY, json.dumps(manifest, indent=1).encode())  # last: with it the run is finished
     return manifest
+
+
+def _target_facts(config: Config) -> dict[str, Any]:
+    settings = config.targets
+    found: dict[str, Any] = {
+        "method": settings.method,
+        "alignment": "own-token",
+        "logprobs": "log-softmax over the whole vocabulary at temperature 1, before sampling settings",
+    }
+    if settings.method != "sampled":
+        found |= {"top_k": settings.top_k, "top_p": settings.top_p, "precision": settings.precision}
+    if settings.method != "top_k":
+        whole = "the whole distribution"
+        found |= {"num_draws": settings.num_draws}
+        found["draws_from"] = whole if settings.draws_from == "engine" else f"the top {settings.top_k}, biased"
+    return found
 
 
 def _teacher_facts(config: Config, store: Store) -> dict[str, Any]:
@@ -138,10 +151,74 @@ def _version(name: str) -> str | None:
         return None
 
 
+def _what(config: Config, vocabulary: int) -> str:
+    """What a token carries, in words."""
+    settings, parts = config.targets, []
+    if settings.method != "sampled":
+        limit = f", up to a mass of {settings.top_p}" if settings.top_p < 1 else ""
+        parts.append(f"the teacher's {settings.top_k} most probable tokens of {vocabulary:,}{limit}")
+    if settings.method != "top_k":
+        where = "its whole distribution" if settings.draws_from == "engine" else f"its top {settings.top_k}"
+        parts.append(f"{settings.num_draws} draws from {where}")
+    return " and ".join(parts)
+
+
+def _columns(config: Config) -> str:
+    settings, parts = config.targets, []
+    if settings.method != "sampled":
+        values = (
+            f"`target_gaps`: each target is so many steps of {settings.precision} nats below the one before it in its "
+            "token, the first one below 0"
+            if settings.precision
+            else "`target_logprobs`: their log-probabilities"
+        )
+        parts.append(
+            "`target_ids`, flat: for each supervised token in order its `target_lengths` most probable tokens; "
+            f"{values}. `target_tail`: the log of the mass outside them."
+        )
+    if settings.method != "top_k":
+        parts.append(
+            "`draw_ids`, flat: for each supervised token in order its `draw_lengths` distinct draws; `draw_counts`: "
+            f"how often each was drawn, of {settings.num_draws}."
+        )
+    return " ".join(parts)
+
+
+def _fidelity_lines(found: dict[str, Any]) -> list[str]:
+    """The fidelity report for people: a table of quantiles over tokens."""
+    lines = [
+        f"Over {found['tokens']:,} tokens; KL against the whole distribution at {found['probed_tokens']:,} of them, in "
+        "nats (`manifest.json` has more).",
+        "",
+        "| | 5 % | 25 % | median | 75 % | 95 % |",
+        "|---|---|---|---|---|---|",
+    ]
+    rows: dict[str, Any] = {"surprisal of the token written": found.get("written_token_surprisal")}
+    for key, name in (("top_k", "top K"), ("draws", "draws")):
+        if key in found:
+            rows[f"mass outside the {name}"] = found[key]["tail_mass"]
+            rows[f"entropy of the {name}"] = found[key]["entropy"]
+    for key, name in (
+        ("probed_entropy", "entropy of the teacher"),
+        ("probed_kl_top_k", "KL of the top K, tail left out"),
+        ("probed_kl_top_k_tail", "KL of the top K, with its tail"),
+        ("probed_kl_draws", "KL of the draws (scatter, not bias)"),
+    ):
+        rows[name] = found.get(key)
+    for name, values in rows.items():
+        if values:
+            lines.append(f"| {name} | " + " | ".join(f"{values[f'p{q}']:.3g}" for q in (5, 25, 50, 75, 95)) + " |")
+    for key, name in (("top_k", "top K"), ("draws", "draws")):
+        if key in found:
+            share = found[key]["written_token_among_them"]
+            lines += ["", f"The token written is among the {name} for {100 * share:.1f} % of tokens."]
+    return lines
+
+
 def _card(config: Config, manifest: dict[str, Any]) -> str:
     """A dataset card; the front matter lets `datasets` and the hub load the folder as it is."""
     rows, tokens, size = manifest["rows"], manifest["target_tokens"], manifest["bytes"]
-    teacher, K = config.teacher, config.targets.top_k
+    teacher, vocabulary = config.teacher, manifest["teacher"]["vocab_size"]
     name = teacher.model.rstrip("/").rpartition("/")[2]
     lines = [
         "---",
@@ -159,12 +236,12 @@ def _card(config: Config, manifest: dict[str, Any]) -> str:
         "",
         f"{rows:,} conversations, {tokens:,} supervised tokens, {size / 1e6:,.1f} MB. Prompts from "
         f"`{config.source.dataset or config.source.name or 'a local source'}`; every assistant turn was written by the "
-        f"teacher, and each of its tokens carries the teacher's {K} most probable tokens.",
+        f"teacher, and each of its tokens carries {_what(config, vocabulary)}.",
         "",
         "| | |",
         "|---|---|",
         f"| teacher | `{name}`, revision `{teacher.revision}`, {teacher.dtype} |",
-        f"| targets | top {K} of {manifest['teacher']['vocab_size']:,}, log-probabilities in nats at temperature 1 |",
+        f"| targets | {_what(config, vocabulary)}; log-probabilities in nats at temperature 1 |",
         "| alignment | own-token: row s is the distribution that produced supervised token s |",
         f"| sampling | temperature {config.sampling.temperature}, top_p {config.sampling.top_p}, "
         f"top_k {config.sampling.top_k}, at most {config.sampling.max_tokens} tokens per turn |",
@@ -173,14 +250,17 @@ def _card(config: Config, manifest: dict[str, Any]) -> str:
         "## Columns",
         "",
         "`input_ids` are exactly the ids the teacher read and wrote; `labels` equal them on the teacher's tokens and "
-        f"are -100 elsewhere. `target_ids` and `target_logprobs` are flat, {K} per supervised token in order "
-        f"(reshape to `(-1, {K})`); `target_tail` is the log of the mass outside them.",
+        "are -100 elsewhere. " + _columns(config),
         "",
         "```python",
         "from datasets import load_dataset",
         "",
         'dataset = load_dataset("parquet", data_files="data/train-*.parquet", split="train")',
         "```",
+        "",
+        "## How close to the teacher",
+        "",
+        *_fidelity_lines(manifest["fidelity"]),
         "",
         "## How rows were lost",
         "",

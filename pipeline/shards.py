@@ -32,7 +32,10 @@ DIGEST_KEY = b"stillhouse.sha256"
 ROW_GROUP_BYTES = 32 << 20
 """Uncompressed size that a row group aims at: large enough to compress, small enough to stream and shuffle."""
 
-SPLIT_COLUMNS = ("target_ids", "target_logprobs", "target_tail", "token_logprobs")
+SPLIT_COLUMNS = (
+    *("target_ids", "target_logprobs", "target_gaps", "target_lengths", "target_tail"),
+    *("draw_ids", "draw_counts", "draw_lengths", "token_logprobs"),
+)
 """Stored as BYTE_STREAM_SPLIT: high bytes of neighbouring ids and floats resemble each other, low ones do not."""
 
 STAGED = "state/staged"
@@ -323,6 +326,8 @@ class ShardInfo:
     ledger: list[dict[str, Any]] = field(default_factory=list)
     source_sha256: str = ""
     """Digest (`stillhouse.sha256`) of the shard it was made from."""
+    fidelity: dict[str, Any] = field(default_factory=dict)
+    """Of a published shard: `stages.fidelity.statistics`."""
 
     @property
     def dropped(self) -> dict[str, int]:

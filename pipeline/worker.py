@@ -305,10 +305,19 @@ class Worker:
         raise RedoError(f"{reason}; it is made again")
 
     def _publish(self, shard: str, source: Shard, started: float) -> Done:
+        from stages import fidelity
+
         table = source.table
         tokens = _num_target_tokens(table)
         info = ShardInfo(
-            "export", shard, self._hash, table.num_rows, table.num_rows, tokens, source_sha256=source.sha256
+            "export",
+            shard,
+            self._hash,
+            table.num_rows,
+            table.num_rows,
+            tokens,
+            source_sha256=source.sha256,
+            fidelity=fidelity.statistics(table),
         )
         is_ours = self._store.put_if_absent(self._key(shard), shards.encode(table, info))
         return dataclasses.replace(_done(info, started), is_others=not is_ours)

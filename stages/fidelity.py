@@ -15,7 +15,7 @@ import pyarrow as pa
 from schemas import targets
 from schemas.targets import Draws, TopK
 
-BINS_PER_NAT = 20
+BINS_PER_NAT = 10
 """Resolution of the histograms from which quantiles are taken."""
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
@@ -69,7 +69,7 @@ def statistics(table: pa.Table) -> dict[str, Any]:
     else as one event, so a little low; for draws of their frequencies, which is lower still.
     """
     found: dict[str, Any] = {"tokens": 0, "probes": []}
-    if table.num_rows == 0:
+    if table.num_rows == 0 or "token_logprobs" not in table.column_names:
         return found
     found["probes"] = [value for value in table.column("probe").to_pylist() if value is not None]
     logprobs_S = table.column("token_logprobs").combine_chunks().flatten().to_numpy()
@@ -87,7 +87,8 @@ def statistics(table: pa.Table) -> dict[str, Any]:
             hits += int(((row.ids == written_S[done : done + S, None]) & (row.logprobs > -np.inf)).any(axis=1).sum())
             done += S
             logprobs_SK = np.concatenate([row.logprobs, row.tail[:, None]], axis=1).astype(np.float32)
-            entropies.append(-np.where(logprobs_SK > -np.inf, np.exp(logprobs_SK) * logprobs_SK, 0).sum(axis=1))
+            logprobs_SK = np.maximum(logprobs_SK, targets.LOWEST_LOGPROB)  # 0 log 0 is 0
+            entropies.append(-(np.exp(logprobs_SK) * logprobs_SK).sum(axis=1))
             tails.append(row.tail)
         found[f"{kind}_entropy"] = _histogram(np.concatenate(entropies))
         found[f"{kind}_tail"] = _histogram(-np.concatenate(tails))
@@ -105,7 +106,7 @@ def _histogram(nats: npt.NDArray[Any]) -> dict[str, int]:
 def merged(parts: Iterable[dict[str, Any]]) -> dict[str, Any]:
     """The sum of several `statistics`."""
     total: dict[str, Any] = {"tokens": 0, "probes": []}
-    for part in parts:
+    for part in parts:  # empty where a shard has none
         for key, value in part.items():
             if isinstance(value, dict):
                 bins = total.setdefault(key, {})

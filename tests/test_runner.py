@@ -147,10 +147,13 @@ def test_manifest_tells_the_truth(finished: Command) -> None:
     assert manifest["stages"]["ingest"]["rows_in"] == 60
     assert manifest["teacher"]["vocab_size"] == 49152
     assert manifest["targets"] == {
-        "method": "top_k", "top_k": 8, "alignment": "own-token",
+        "method": "top_k", "top_k": 8, "top_p": 1.0, "precision": 0.0, "alignment": "own-token",
         "logprobs": "log-softmax over the whole vocabulary at temperature 1, before sampling settings",
     }  # fmt: skip
+    assert manifest["fidelity"]["tokens"] == manifest["target_tokens"]
+    assert manifest["fidelity"]["top_k"]["targets_per_token"] == 8
     card = (dataset / "README.md").read_text()
+    assert "| mass outside the top K |" in card
     front_matter = yaml.safe_load(card.split("---")[1])
     assert front_matter["configs"][0]["data_files"][0]["path"] == "data/train-*.parquet"
 
