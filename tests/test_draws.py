@@ -459,12 +459,12 @@ if __name__ == "__main__":
     }
     config = sampled_config(
         folder, teacher={"engine": engine, "max_model_len": 160}, ingest={"turns": "first", "max_prompt_tokens": 120},
-        sampling={"max_tokens": 24}, targets={"probe_fraction": 1.0},
+        sampling={"max_tokens": 16}, targets={"probe_fraction": 1.0},
     )
     chat = Chat(AutoTokenizer.from_pretrained(TEACHER))
     teacher = load_teacher(config, chat.end_of_turn_ids())
     runner = teacher.engine.vllm_config.use_v2_model_runner
-    texts = [[f"Tell me about the number {n}. " + "word " * n] for n in (1, 12, 25, 40, 3, 7, 60)]
+    texts = [[f"Tell me about the number {n}. " + "word " * n] for n in (1, 25, 40, 3, 60)]
     table = asyncio.run(Generate(config, chat, teacher)(prompts(texts)))
     teacher.shutdown()
     pq.write_table(table, folder / "table.parquet")
@@ -472,9 +472,10 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 @pytest.mark.engine
 def test_the_v2_runner(tmp_path: Path) -> None:
-    """GPU builds run it. Here it runs too, with Triton's interpreter for its kernels: slow, and the real thing, with
+    """GPU builds run it. Here it runs too, with Triton's interpreter for its kernels, a second a step: with
     seeded prompts in chunks, slots that are used again, and too few blocks for four sequences."""
     script = tmp_path / "v2.py"
     script.write_text(V2)
@@ -484,17 +485,17 @@ def test_the_v2_runner(tmp_path: Path) -> None:
         env={**os.environ, "PYTHONPATH": path, "VLLM_USE_V2_MODEL_RUNNER": "1"},
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=1200,
         check=False,
     )
     assert finished.returncode == 0, finished.stderr[-3000:]
     assert finished.stdout.split() == ["V2"]
     table = pq.read_table(tmp_path / "table.parquet")
-    assert table.column("drop_reason").null_count == table.num_rows == 7
+    assert table.column("drop_reason").null_count == table.num_rows == 5
     p_SV, counts_SV = whole_distributions(table, 1000)
     found, shifted = fit(p_SV, counts_SV), fit(p_SV[1:], counts_SV[:-1])
     print(f"\nV2: {len(p_SV)} tokens x {D} draws, chi-square p by rank and by id: {found}; shifted {shifted}")
-    assert len(p_SV) > 60
+    assert len(p_SV) > 40
     assert min(found) > 1e-3
     assert min(shifted) < 1e-6
     probes = [(row["probe"], row) for row in table.to_pylist() if row["probe"] is not None]
