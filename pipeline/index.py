@@ -57,8 +57,7 @@ def scan(
 
     Footers are checked, and the whole of published files; rows of other shards are when the next stage reads them.
     """
-    key = f"state/index/{stage}.json"
-    known = _parse(store.get_or_none(key))
+    known = parse(store.get_or_none(key(stage)))
     keys = {name: _key(stage, name, len(names)) for name in names}
     digest = config_hash(config)
     entries = store.entries("dataset/data" if stage == "export" else stage)
@@ -76,8 +75,7 @@ def scan(
             elif fact is not None:
                 damaged.append((name, fact))
     if save and unknown:
-        body = json.dumps({name: dataclasses.asdict(facts[name]) for name in sorted(facts)})
-        store.put(key, f"{hashlib.sha256(body.encode()).hexdigest()}\n{body}".encode())
+        write(store, stage, facts)
     return facts, damaged
 
 
@@ -85,19 +83,19 @@ def _key(stage: str, name: str, num_shards: int) -> str:
     return worker.published_key(name, num_shards) if stage == "export" else worker.stage_key(stage, name)
 
 
-def _look(store: Store, key: str, expected: tuple[str, str, str], entry: Entry) -> Facts | str | None:
+def _look(store: Store, place: str, expected: tuple[str, str, str], entry: Entry) -> Facts | str | None:
     """Facts, or what is wrong with the shard; None when it has gone since the listing."""
     file_sha256 = ""
     try:
         if expected[0] == "export":
-            data = store.get(key)
-            shard = shards.decode(data, store.path(key), [], expected)
+            data = store.get(place)
+            shard = shards.decode(data, store.path(place), [], expected)
             assert shard.info is not None
             info, sha256, file_sha256 = shard.info, shard.sha256, hashlib.sha256(data).hexdigest()
         else:
-            info, sha256 = shards.read_footer(store, key, entry.size)
+            info, sha256 = shards.read_footer(store, place, entry.size)
             if (info.stage, info.shard, info.config_hash) != expected:
-                return f"{store.path(key)}: holds {info.stage} {info.shard} of {info.config_hash[:12]}"
+                return f"{store.path(place)}: holds {info.stage} {info.shard} of {info.config_hash[:12]}"
     except FileNotFoundError:
         return None
     except DamagedError as error:
@@ -116,7 +114,16 @@ def _look(store: Store, key: str, expected: tuple[str, str, str], entry: Entry) 
     )
 
 
-def _parse(data: bytes | None) -> dict[str, Facts]:
+def key(stage: str) -> str:
+    return f"state/index/{stage}.json"
+
+
+def write(store: Store, stage: str, facts: dict[str, Facts]) -> None:
+    body = json.dumps({name: dataclasses.asdict(facts[name]) for name in sorted(facts)})
+    store.put(key(stage), f"{hashlib.sha256(body.encode()).hexdigest()}\n{body}".encode())
+
+
+def parse(data: bytes | None) -> dict[str, Facts]:
     """An index as it was written; empty when there is none or it is damaged."""
     digest, _, body = (data or b"").partition(b"\n")
     if not body or hashlib.sha256(body).hexdigest().encode() != digest:
