@@ -209,11 +209,21 @@ def _ray() -> Iterator[None]:
 class _SyncWorker:
     """`Worker` as Ray Data calls it: one shard name per batch."""
 
-    def __init__(self, *arguments: Any) -> None:
-        self._worker = Worker(*arguments)
+    def __init__(self, config: Config, stage: str, *arguments: Any) -> None:
+        self._failure: Done | None = None
+        try:
+            self._worker = Worker(config, stage, *arguments)
+        except Exception as error:
+            # Told as a result: of an error Ray makes tracebacks, after it has tried again.
+            self._failure = Done(stage, "", 0.0, fatal=worker.describe(error))
+            logging.getLogger("stillhouse").exception("%s: a worker cannot start", stage)
+
+    async def _process(self, batch: dict[str, Any]) -> dict[str, Any]:
+        done = self._failure or await self._worker.process(str(batch["shard"][0]))
+        return {"done": [json.dumps(done.__dict__)]}
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        return _packed(asyncio.run(self._worker.process(str(batch["shard"][0]))))
+        return asyncio.run(self._process(batch))
 
     def __del__(self) -> None:
         # Ray Data deletes the instance before it ends the actor; engines need that to end their processes.
@@ -225,11 +235,7 @@ class _AsyncWorker(_SyncWorker):
     """The same for a stage whose transform is a coroutine: several shards at once."""
 
     async def __call__(self, batch: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:  # type: ignore[override]
-        yield _packed(await self._worker.process(str(batch["shard"][0])))
-
-
-def _packed(done: Done) -> dict[str, Any]:
-    return {"done": [json.dumps(done.__dict__)]}
+        yield await self._process(batch)
 
 
 def _pool(

@@ -78,7 +78,7 @@ class Done:
     redo: str | None = None
     """Why the shard could not be made yet: something before it has to be made again. Nothing was written."""
     fatal: str | None = None
-    """Why no shard can be made: the storage fails. Nothing was written."""
+    """Why no shard can be made: the storage fails, or the worker cannot start. Nothing was written."""
     is_others: bool = False
     """Another run wrote it, while this one was about to."""
 
