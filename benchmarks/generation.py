@@ -414,6 +414,7 @@ class Replayed:
 
     vocab_size = 49152
     broken = False
+    last_token_at = 0.0
 
     def __init__(self, top_k: int, keep: Callable[[], Any]) -> None:
         self._top_k, self._keep = top_k, keep

@@ -63,7 +63,7 @@ def _generate(config: Config) -> Transform:
 
     chat = load_chat(config.teacher, drops_thinking=config.generate.thinking == "drop")
     teacher = load_teacher(config, chat.end_of_turn_ids())
-    return Generate(config, chat, Watchdog(teacher, config.resources.stall_timeout_s))
+    return Generate(config, chat, Watchdog(teacher, config.teacher.stall_timeout_s))
 
 
 def _review(config: Config) -> Transform:

@@ -1,4 +1,4 @@
-"""A watchdog over a teacher: an engine that hangs looks like one that works, so what counts is that answers end."""
+"""A watchdog over a teacher: an engine that hangs looks like one that works, so what counts is that tokens come."""
 
 import asyncio
 import time
@@ -10,7 +10,8 @@ from stages.teacher import Answer, Teacher
 
 
 class Watchdog:
-    """`teacher`, and `broken` once no answer has ended for `timeout_s` while some were under way.
+    """`teacher`, and `broken` once no token has come for `timeout_s` while answers were under way (no answer has ended,
+    for a teacher that does not tell of tokens).
 
     All answers under way then fail with RuntimeError; what hangs is not waited for.
     """
@@ -27,6 +28,10 @@ class Watchdog:
     def broken(self) -> bool:
         return self._hangs or self._teacher.broken
 
+    @property
+    def last_token_at(self) -> float:
+        return self._teacher.last_token_at
+
     async def answer(self, prompt_ids: npt.NDArray[np.int32], request_id: str, seed: int, max_tokens: int) -> Answer:
         """As `Teacher.answer`."""
         if not self._num_under_way:
@@ -37,7 +42,7 @@ class Watchdog:
             while not (await asyncio.wait([asked], timeout=self._left_s()))[0]:
                 if self._left_s() <= 0:
                     self._hangs = True
-                    raise RuntimeError(f"teacher: no answer ended in {self._timeout_s:g} s; its engine hangs")
+                    raise RuntimeError(f"teacher: no token came in {self._timeout_s:g} s; its engine hangs")
             self._last_end_s = time.monotonic()
             return asked.result()
         finally:
@@ -45,7 +50,7 @@ class Watchdog:
             self._num_under_way -= 1
 
     def _left_s(self) -> float:
-        return self._last_end_s + self._timeout_s - time.monotonic()
+        return max(self._last_end_s, self._teacher.last_token_at) + self._timeout_s - time.monotonic()
 
     def shutdown(self) -> None:
         """Ends the teacher."""

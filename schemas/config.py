@@ -103,15 +103,27 @@ class DetoxifyConfig(Section):
     model: Literal["original", "unbiased", "multilingual", "original-small", "unbiased-small"] = "unbiased"
     """Which of Detoxify's released checkpoints."""
     checkpoint: str | None = None
-    """A local checkpoint in Detoxify's format instead. It is unpickled: use only files you trust."""
+    """A local checkpoint in Detoxify's format instead; needs `checkpoint_sha256` or `trust_checkpoint`."""
     checkpoint_sha256: str | None = None
-    """Refuse the checkpoint file unless it has this digest."""
+    """Refuse the checkpoint file unless it has this digest. Without it, a released checkpoint must have the digest that
+    its name begins with (8 digits)."""
+    trust_checkpoint: Annotated[bool, free] = False
+    """Unpickle a local `checkpoint` without `checkpoint_sha256`: a file that anyone could have changed runs as code."""
     huggingface_config_path: str | None = None
     """Folder with the model's config and tokenizer, for machines without the hub."""
     thresholds: dict[str, Fraction] = {"toxicity": 0.8, "severe_toxicity": 0.3, "threat": 0.5}
     """Drop at or above this score, per label. Labels without a threshold are scored and kept."""
     batch_size: Count = 32
     """Windows per forward pass. Decides the data, if only in a score's sixth digit: padding changes rounding."""
+
+    @model_validator(mode="after")
+    def _verified(self) -> "DetoxifyConfig":
+        if self.checkpoint is not None and self.checkpoint_sha256 is None and not self.trust_checkpoint:
+            raise ValueError(
+                "a local `checkpoint` is unpickled, which runs whatever code it holds; give its `checkpoint_sha256` "
+                "(sha256sum prints it), or set `trust_checkpoint: true` if nobody else can write the file"
+            )
+        return self
 
 
 ClassifierConfig = Annotated[ProfanityCheckConfig | DetoxifyConfig, Field(discriminator="name")]
@@ -144,6 +156,9 @@ class TeacherConfig(Section):
     in the middle of a run."""
     env: Annotated[dict[str, str], free] = {}
     """Environment variables of the engine's process, such as VLLM_CPU_KVCACHE_SPACE (GiB)."""
+    stall_timeout_s: Annotated[float, Field(gt=0.0), free] = 600.0
+    """An engine from which no token has come for so long, while answers are under way, is taken to hang: its process is
+    ended, and the attempt counts as failed. Must exceed what reading the longest prompt takes."""
     backend: str = "stages.teacher:VLLMTeacher"
     """module:class that implements `stages.teacher.Teacher`."""
 
@@ -154,10 +169,17 @@ class TeacherConfig(Section):
                 f"{self.model!r} is not a folder here, so it is taken for a hub id, and that needs a `revision` "
                 "(a commit or tag): the teacher decides the data; for a folder write a path that starts with / or ./"
             )
+        if "hf_token" in self.engine:
+            raise ValueError("engine: hf_token would be written into the manifest; set HF_TOKEN in the environment")
         reserved = RESERVED_ENGINE_OPTIONS & set(self.engine)
         if reserved:
             raise ValueError(f"engine: {sorted(reserved)} are set by Stillhouse from other keys; remove them here")
         return self
+
+    @property
+    def trust_remote_code(self) -> bool:
+        """Whether Python code that comes with the model may run, here as in the engine: only where vLLM is told so."""
+        return self.engine.get("trust_remote_code") is True
 
 
 RESERVED_ENGINE_OPTIONS = frozenset(
@@ -305,9 +327,6 @@ class ResourcesConfig(Section):
     export: WorkersConfig = WorkersConfig(max_workers=2)
     max_attempts: Count = 3
     """Attempts at a shard before it is set aside (a generate shard is then first made in parts)."""
-    stall_timeout_s: Annotated[float, Field(gt=0.0)] = 1800.0
-    """A generate worker in which no answer ends for this long, while some are under way, is taken to hang: its process
-    is ended, and the attempt counts as failed. Must exceed what the longest answer takes."""
 
 
 class Config(Section):

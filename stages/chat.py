@@ -393,12 +393,15 @@ def _renamed_tokenizer(spec: dict[str, Any], control_ids: dict[str, int], rename
 def load_chat(teacher: TeacherConfig, *, drops_thinking: bool = False) -> Chat:
     """The `Chat` of a configured teacher; reads the tokenizer from its folder or the hub.
 
-    Raises `TemplateError` when there is no tokenizer or no template.
+    Raises `TemplateError` when there is no tokenizer or no template. Code that comes with the model runs only where
+    `teacher.engine` has `trust_remote_code`.
     """
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(teacher.model, revision=teacher.revision)
+        tokenizer = AutoTokenizer.from_pretrained(
+            teacher.model, revision=teacher.revision, trust_remote_code=teacher.trust_remote_code
+        )
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise TemplateError(

@@ -67,8 +67,11 @@ class DetoxifyClassifier:
         if not path.is_file():
             raise ConfigError(f"{where}: the checkpoint {path} is not a file; correct `checkpoint`")
         with path.open("rb") as file:
-            if config.checkpoint_sha256 is not None:
-                _check_digest(file, config.checkpoint_sha256, f"{where}: the checkpoint {path}")
+            sha256 = config.checkpoint_sha256
+            if sha256 is None and config.checkpoint is None:
+                sha256 = _released_digest(path)
+            if sha256 is not None:
+                _check_digest(file, sha256, f"{where}: the checkpoint {path}")
             detoxify = Detoxify(
                 config.model,
                 checkpoint=_with_local_config(file, config.huggingface_config_path),
@@ -212,11 +215,17 @@ def _released_checkpoint(model: str) -> Path:
     return path
 
 
+def _released_digest(path: Path) -> str:
+    """How the digest of a released checkpoint begins: torch's convention puts 8 digits of it into the name."""
+    return path.stem.rpartition("-")[2]
+
+
 def _check_digest(file: IO[bytes], sha256: str, what: str) -> None:
-    """Compares the digest of an open file and rewinds it, so that the bytes checked are the bytes loaded."""
+    """Compares the digest of an open file, or how it begins, and rewinds it, so that the bytes checked are the bytes
+    loaded."""
     digest = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
     file.seek(0)
-    if digest != sha256.lower():
+    if not digest.startswith(sha256.lower()):
         raise ConfigError(
             f"{what} has sha256 {digest[:12]}…, not {sha256[:12].lower()}…; get the right file or correct "
             "`checkpoint_sha256`"

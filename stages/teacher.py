@@ -11,9 +11,12 @@ import importlib
 import itertools
 import json
 import logging
+import multiprocessing
 import os
 import shutil
 import tempfile
+import threading
+import time
 import weakref
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -32,6 +35,9 @@ VLLM_SERIES = "0.32."
 
 SHUTDOWN_TIMEOUT_S = 30.0
 """What vLLM's processes get to end by themselves; its own default of 5 s kills them on a busy machine."""
+
+ENGINE_MARK = "STILLHOUSE_ENGINE"
+"""Environment variable by which a process of vLLM knows that a `VLLMTeacher` started it."""
 
 REQUEST = "stillhouse"
 """Key of a request's `extra_args` that holds what `stages.draws.Request` has."""
@@ -70,6 +76,11 @@ class Teacher(Protocol):
         """Whether it has failed for good, so that no other prompt can be answered either."""
         ...
 
+    @property
+    def last_token_at(self) -> float:
+        """`time.monotonic()` when the newest token of any answer came; 0 where that is not known."""
+        ...
+
     async def answer(self, prompt_ids: npt.NDArray[np.int32], request_id: str, seed: int, max_tokens: int) -> Answer:
         """The continuation of `prompt_ids` [T]. Raises `TeacherError` when this one prompt cannot be answered."""
         ...
@@ -101,6 +112,7 @@ class VLLMTeacher:
 
     def __init__(self, config: Config, stop_token_ids: list[int]) -> None:
         os.environ.update(config.teacher.env)
+        os.environ[ENGINE_MARK] = "1"
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
         os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")  # stdout is for results
@@ -121,10 +133,15 @@ class VLLMTeacher:
         atexit.register(self._at_exit)
         self.vocab_size = int(self.engine.model_config.get_vocab_size())
         keep_arrays(self.engine)
+        self._pulse = watch_outputs(self.engine)
 
     @property
     def broken(self) -> bool:
         return bool(self.engine.errored)
+
+    @property
+    def last_token_at(self) -> float:
+        return self._pulse.at
 
     async def answer(self, prompt_ids: npt.NDArray[np.int32], request_id: str, seed: int, max_tokens: int) -> Answer:
         from vllm.exceptions import VLLMClientError
@@ -188,6 +205,27 @@ class VLLMTeacher:
     def shutdown(self) -> None:
         self._end()
         atexit.unregister(self._at_exit)
+
+
+class Pulse:
+    """When an engine last gave a sign of life (`time.monotonic()`; 0 when it has not)."""
+
+    at = 0.0
+
+
+def watch_outputs(engine: Any) -> Pulse:
+    """A `Pulse` of what `engine` (an `AsyncLLM`) sends: answers themselves come only when they are done."""
+    pulse, processor = Pulse(), getattr(engine, "output_processor", None)
+    process = getattr(processor, "process_outputs", None)
+    if processor is not None and process is not None:
+
+        def process_outputs(outputs: Any, *arguments: Any, **keywords: Any) -> Any:
+            if outputs:
+                pulse.at = time.monotonic()
+            return process(outputs, *arguments, **keywords)
+
+        processor.process_outputs = process_outputs
+    return pulse
 
 
 class Rows:
@@ -395,6 +433,25 @@ def describe(error: BaseException) -> str:
         error = first.get("ctx", {}).get("error", ValueError(f"{first['loc']}: {first['msg']}"))
     line = " ".join(str(error).split()).rstrip(".")
     return f"{type(error).__name__}: {line if len(line) <= 500 else line[:499] + '…'}"
+
+
+def end_with_parent() -> None:
+    """A plugin of vLLM's (entry point `vllm.general_plugins`), called in each process of an engine: ends it when the one
+    that started it is gone.
+
+    vLLM's engine outlives a front end that was killed, and keeps the GPU's memory from the next one. In processes that
+    are not of an engine of ours, nothing happens.
+    """
+    parent = multiprocessing.parent_process()
+    if ENGINE_MARK not in os.environ or parent is None:
+        return
+
+    def watch() -> None:
+        while os.getppid() == parent.pid:
+            time.sleep(1.0)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="end_with_parent", daemon=True).start()
 
 
 def _start(config: Config) -> Any:

@@ -37,6 +37,7 @@ class FakeTeacher:
             _fill_disk()
 
     broken = False
+    last_token_at = 0.0
 
     async def answer(self, prompt_ids: npt.NDArray[np.int32], request_id: str, seed: int, max_tokens: int) -> Answer:
         await asyncio.sleep(self._delay_s)

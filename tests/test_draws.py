@@ -504,3 +504,34 @@ def test_the_v2_runner(tmp_path: Path) -> None:
         start = sum(r["num_target_tokens"] for r in table.to_pylist()[: table.to_pylist().index(row)])
         p_V = p_SV[start + probe["token"]].astype(np.float64)
         assert probe["entropy"] == pytest.approx(-(p_V * np.log(np.maximum(p_V, 1e-300))).sum(), abs=2e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.engine
+@pytest.mark.cluster
+def test_two_replicas_under_ray(tmp_path: Path) -> None:
+    """Two engines at once, shards as they come: every row's draws are its own."""
+    settings = {
+        "run_dir": tmp_path / "run", "source.limit": 100, "ingest.rows_per_shard": 12, "ingest.turns": "all",
+        "sampling.max_tokens": 32, "sampling.temperature": 1.0, "teacher.dtype": "float32",
+        "targets.method": "sampled", "resources.generate.min_workers": 2, "resources.generate.max_workers": 2,
+        "resources.generate.num_cpus": 0.5, "review.loop_tokens": 100000,
+    }  # fmt: skip
+    overrides = [text for key, value in settings.items() for text in ("--set", f"{key}={value}")]
+    finished = subprocess.run(
+        [sys.executable, "-m", "pipeline", "run", "configs/quickstart.yaml", *overrides],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    table = pa.concat_tables(
+        [pq.read_table(file) for file in sorted((tmp_path / "run/dataset/data").glob("*.parquet"))]
+    )
+    p_SV, counts_SV = whole_distributions(table, TOKENS)
+    found = fit(p_SV, counts_SV)
+    print(f"\nTwo replicas: {len(p_SV)} tokens x {D} draws, chi-square p by rank and by id: {found}")
+    assert len(p_SV) > 500
+    assert min(found) > 1e-3

@@ -26,6 +26,7 @@ class Whole:
 
     vocab_size = V
     broken = False
+    last_token_at = 0.0
 
     def __init__(self) -> None:
         self.p: dict[str, np.ndarray] = {}

@@ -19,6 +19,7 @@ class Scripted:
 
     vocab_size = 49152
     broken = False
+    last_token_at = 0.0
 
     def __init__(
         self, lengths: list[int], stops: bool = True, fails_at: int | None = None, starts: list[list[int]] | None = None

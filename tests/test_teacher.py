@@ -6,14 +6,17 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 
+from pipeline.watchdog import Watchdog
 from schemas import targets
 from schemas.config import Config
 from stages.chat import Chat
@@ -227,6 +230,60 @@ def test_a_prompt_beyond_the_context_costs_itself(narrow: VLLMTeacher, loop: asy
 
 
 @pytest.mark.engine
+def test_an_engine_that_hangs_is_noticed(
+    narrow: VLLMTeacher, loop: asyncio.AbstractEventLoop, prompt_ids: np.ndarray
+) -> None:
+    """The worker's process is stopped amid its work, and goes on afterwards."""
+    watched = Watchdog(narrow, timeout_s=5.0)
+
+    async def answers() -> list[Any]:
+        asked = [watched.answer(prompt_ids, f"hang/{seed}", seed, 200) for seed in range(8)]
+        running = asyncio.gather(*asked, return_exceptions=True)
+        before = time.monotonic()
+        while narrow.last_token_at < before:
+            await asyncio.sleep(0.05)
+        workers = [p for p in psutil.Process().children(recursive=True) if "VLLM::Worker" in " ".join(p.cmdline())]
+        assert workers
+        for worker in workers:
+            worker.suspend()
+        try:
+            return await running
+        finally:
+            for worker in workers:
+                worker.resume()
+
+    hung = [str(answer) for answer in loop.run_until_complete(answers()) if isinstance(answer, Exception)]
+    assert hung
+    assert set(hung) == {"teacher: no token came in 5 s; its engine hangs"}
+    assert watched.broken
+    assert not narrow.broken
+
+
+def test_an_engine_that_is_slow_is_not_taken_to_hang() -> None:
+    class Slow:
+        """No answer ends for six times the limit, but tokens come."""
+
+        vocab_size, broken, last_token_at = 1, False, 0.0
+
+        async def answer(self, *arguments: Any) -> str:
+            for _ in range(12):
+                await asyncio.sleep(0.1)
+                self.last_token_at = time.monotonic()
+            return "an answer"
+
+        def shutdown(self) -> None:
+            pass
+
+    class Silent(Slow):
+        last_token_at = property(lambda self: 0.0, lambda self, value: None)  # type: ignore[assignment]
+
+    one = np.zeros(1, np.int32)
+    assert asyncio.run(Watchdog(Slow(), 0.2).answer(one, "a", 1, 9)) == "an answer"  # type: ignore[comparison-overlap]
+    with pytest.raises(RuntimeError, match=r"no token came in 0\.2 s"):
+        asyncio.run(Watchdog(Silent(), 0.2).answer(one, "a", 1, 9))
+
+
+@pytest.mark.engine
 @pytest.mark.parametrize(
     ("top_k", "teacher", "reason"),
     [
@@ -290,6 +347,66 @@ def test_nothing_is_left_behind(tmp_path: Path, end: str) -> None:
         for noise in ("Traceback", "Exception ignored", "ERROR", "INFO", "DEBUG", "force killing", "it/s]"):
             assert noise not in finished.stderr, finished.stderr
     assert not processes_with(mark)
+
+
+KILLED = """
+import asyncio, sys
+from pathlib import Path
+import numpy as np
+from stages.teacher import VLLMTeacher
+from tests.test_teacher import engine_config
+
+if __name__ == "__main__":
+    teacher = VLLMTeacher(engine_config(Path(sys.argv[1]), 8), [2])
+    print("started", flush=True)
+
+    async def answers():
+        for n in range(1000):
+            await asyncio.gather(*(teacher.answer(np.array([1, 2, 3], np.int32), f"{n}/{i}", i, 200) for i in range(8)))
+
+    asyncio.run(answers())
+"""
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize(
+    "when",
+    [
+        pytest.param("the engine starts", marks=pytest.mark.slow),
+        pytest.param("its worker starts", marks=pytest.mark.slow),
+        "it works",
+    ],
+)
+def test_a_killed_front_end_takes_its_engine_along(tmp_path: Path, when: str) -> None:
+    script = tmp_path / "killed.py"
+    script.write_text(KILLED)
+    front_end = psutil.Popen(
+        [sys.executable, str(script), str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    )
+    awaited = {"the engine starts": "EngineCore", "its worker starts": "VLLM::Worker", "it works": "VLLM::Worker"}[when]
+    children: list[psutil.Process] = []
+    while not any(awaited in " ".join(command_line(child)) for child in children):
+        assert front_end.poll() is None
+        time.sleep(0.2)
+        children = front_end.children(recursive=True)
+    if when == "it works":
+        assert front_end.stdout.readline() == b"started\n"
+        time.sleep(1)
+    front_end.kill()
+    front_end.wait()
+    front_end.stdout.close()
+    _, left = psutil.wait_procs(children, timeout=30)
+    assert not [command_line(process) for process in left]
+
+
+def command_line(process: psutil.Process) -> list[str]:
+    try:
+        return list(process.cmdline())
+    except psutil.NoSuchProcess:
+        return []
 
 
 def processes_with(mark: str) -> list[str]:

@@ -102,7 +102,8 @@ def test_row_that_ends_the_engine_costs_one_row(config: Config, way: str, monkey
     monkeypatch.setenv("FAKE_TEACHER_DELAY_S", "0.05")
     config = config.model_copy(
         update={
-            "resources": config.resources.model_copy(update={"stall_timeout_s": 0.6, "max_attempts": 2}),
+            "teacher": config.teacher.model_copy(update={"stall_timeout_s": 0.6}),
+            "resources": config.resources.model_copy(update={"max_attempts": 2}),
         }
     )
     codes = generate_in_children(config, ["00000.parquet", "00003.parquet", "00001.parquet"], 20)
