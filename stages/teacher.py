@@ -436,8 +436,8 @@ def describe(error: BaseException) -> str:
 
 
 def end_with_parent() -> None:
-    """A plugin of vLLM's (entry point `vllm.general_plugins`), called in each process of an engine: ends it when the one
-    that started it is gone.
+    """A plugin of vLLM's (entry point `vllm.general_plugins`), called in each process of an engine: ends it when the
+    one that started it is gone.
 
     vLLM's engine outlives a front end that was killed, and keeps the GPU's memory from the next one. In processes that
     are not of an engine of ours, nothing happens.
