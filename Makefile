@@ -24,7 +24,7 @@ test-slow: env data data/tests/.fetched
 
 # Kills at random moments and at every step on the storage; FAULT_ROUNDS and FAULT_KILLS say how many.
 test-faults: env data
-	$(BIN)/pytest tests/test_faults.py -m slow -s
+	$(BIN)/pytest tests/test_faults.py tests/test_engine_faults.py -m slow -s
 
 check: env
 	$(BIN)/ruff format --check .
