@@ -10,6 +10,7 @@ import json
 import logging
 import signal
 import sys
+import traceback
 from collections.abc import Sequence
 from typing import Any
 
@@ -41,12 +42,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(str(error), EXIT_USAGE)
     except KeyboardInterrupt:
         return _fail("interrupted; run the same command again to go on with what is missing", EXIT_INTERRUPTED)
-    except (RuntimeError, ValueError, OSError) as error:
+    except Exception as error:  # of any type, because Python would print its message
         from pipeline.worker import describe
 
-        if arguments.verbose:
-            raise
-        return _fail(f"{describe(error)} (--verbose shows where)", EXIT_FAILED)
+        if not arguments.verbose:
+            return _fail(f"{describe(error)} (--verbose shows where)", EXIT_FAILED)
+        # Lines of code only: the message of an error that is not ours can quote a prompt.
+        print("".join(traceback.format_tb(error.__traceback__)), end="", file=sys.stderr)
+        return _fail(describe(error), EXIT_FAILED)
 
 
 def _parser() -> argparse.ArgumentParser:

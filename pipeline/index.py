@@ -129,6 +129,6 @@ def parse(data: bytes | None) -> dict[str, Facts]:
     if not body or hashlib.sha256(body).hexdigest().encode() != digest:
         return {}
     try:
-        return {name: Facts(**facts) for name, facts in json.loads(body).items()}
+        return {name: Facts(**facts) for name, facts in shards.parse_object(body).items()}
     except (ValueError, TypeError):  # of another version
         return {}

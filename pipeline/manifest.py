@@ -9,7 +9,7 @@ import importlib.metadata
 import json
 from typing import Any
 
-from pipeline import flow, worker
+from pipeline import flow, shards, worker
 from pipeline.index import Facts
 from pipeline.shards import Store
 from schemas.config import Config, config_hash, deciding_values
@@ -34,9 +34,9 @@ SOFTWARE = (
 
 
 def read(store: Store) -> dict[str, Any] | None:
-    """The manifest of a finished run, or None."""
+    """The manifest of a finished run, or None. Raises ValueError when it is damaged."""
     data = store.get_or_none(MANIFEST_KEY)
-    return None if data is None else json.loads(data)
+    return None if data is None else shards.parse_certified(data)
 
 
 def stage_counts(facts: dict[str, Facts]) -> tuple[int, dict[str, int]]:
@@ -51,11 +51,14 @@ def stage_counts(facts: dict[str, Facts]) -> tuple[int, dict[str, int]]:
 
 def set_aside(store: Store) -> list[str]:
     """One line per shard that was set aside."""
-    return [
-        json.loads(store.get(f"state/set_aside/{stage}/{file}"))["error"]
-        for stage in flow.NAMES
-        for file in store.list(f"state/set_aside/{stage}")
-    ]
+    return [_reason(store, stage, file) for stage in flow.NAMES for file in store.list(f"state/set_aside/{stage}")]
+
+
+def _reason(store: Store, stage: str, file: str) -> str:
+    key = f"state/set_aside/{stage}/{file}"
+    with contextlib.suppress(ValueError, KeyError, FileNotFoundError):
+        return str(shards.parse_object(store.get(key))["error"])
+    return f"{stage} {file.replace('.json', '.parquet')}: set aside; why is lost, because {key} is damaged"
 
 
 def write(config: Config, store: Store, facts: dict[str, dict[str, Facts]]) -> dict[str, Any]:
@@ -91,7 +94,8 @@ def write(config: Config, store: Store, facts: dict[str, dict[str, Facts]]) -> d
         "set_aside": set_aside(store),
     }
     store.put(CARD_KEY, _card(config, manifest).encode())
-    store.put(MANIFEST_KEY, json.dumps(manifest, indent=1).encode())  # last: with it the run is finished
+    facts = json.loads(json.dumps(manifest))  # as a reader finds them, whose digest must be the same
+    store.put(MANIFEST_KEY, json.dumps(shards.certified(facts), indent=1).encode())  # last: with it the run is finished
     return manifest
 
 
@@ -114,10 +118,9 @@ def _target_facts(config: Config) -> dict[str, Any]:
 def _teacher_facts(config: Config, store: Store) -> dict[str, Any]:
     """Of the teacher, read once per run: that takes longer than all else that finishes a run again."""
     with contextlib.suppress(FileNotFoundError, ValueError):
-        facts: dict[str, Any] = json.loads(store.get(TEACHER_KEY))
-        return facts
+        return shards.parse_certified(store.get(TEACHER_KEY))
     facts = _read_teacher_facts(config)
-    store.put(TEACHER_KEY, json.dumps(facts).encode())
+    store.put(TEACHER_KEY, json.dumps(shards.certified(facts)).encode())
     return facts
 
 
@@ -128,7 +131,11 @@ def _read_teacher_facts(config: Config) -> dict[str, Any]:
 
     chat = load_chat(config.teacher)
     try:
-        model = AutoConfig.from_pretrained(config.teacher.model, revision=config.teacher.revision)
+        model = AutoConfig.from_pretrained(
+            config.teacher.model,
+            revision=config.teacher.revision,
+            trust_remote_code=config.teacher.trust_remote_code,
+        )
         model = model.get_text_config()
     except (OSError, ValueError):  # a backend other than vLLM need not be a Hugging Face model
         model = None

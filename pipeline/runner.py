@@ -36,11 +36,9 @@ class RunError(RuntimeError):
 def open_run(config: Config) -> Store:
     """The run folder of `config`, made if need be. Raises as `compare_with_folder` does."""
     store = Store(config.run_dir)
-    facts = {
-        "config_hash": config_hash(config),
-        "deciding": deciding_values(config),
-        "config": config.model_dump(mode="json"),
-    }
+    resolved = config.model_dump(mode="json")
+    resolved["teacher"]["env"] = sorted(config.teacher.env)  # names only: the values may be secrets
+    facts = {"config_hash": config_hash(config), "deciding": deciding_values(config), "config": resolved}
     if not store.exists(RUN_KEY):
         store.put_if_absent(RUN_KEY, json.dumps(facts, indent=1, sort_keys=True).encode())
     compare_with_folder(config)
@@ -53,14 +51,15 @@ def compare_with_folder(config: Config) -> None:
     if data is None:
         return
     try:
-        theirs = json.loads(data)
-    except ValueError:
+        theirs = shards.parse_object(data)
+        digest, deciding = theirs["config_hash"], dict(theirs["deciding"])
+    except (ValueError, KeyError, TypeError):
         raise ConfigError(
             f"run_dir {config.run_dir}: its {RUN_KEY} is damaged, so it cannot be told whose run it is; "
             "restore that file, or choose another run_dir"
         ) from None
-    if theirs["config_hash"] != config_hash(config):
-        keys = differing_keys(theirs["deciding"], json.loads(json.dumps(deciding_values(config))))
+    if digest != config_hash(config):
+        keys = differing_keys(deciding, json.loads(json.dumps(deciding_values(config)))) or ["config_hash"]
         raise ConfigError(
             f"run_dir {config.run_dir}: holds a run with other values of {', '.join(keys)}; "
             "restore them, or choose another run_dir"
@@ -170,9 +169,10 @@ def _lost(config: Config, store: Store, finished: dict[str, Any]) -> list[str]:
 def partition(store: Store) -> list[str]:
     """The names of all shards of a run, as ingest fixed them. Raises FileNotFoundError before that."""
     try:
-        return [shards.shard_name(n) for n in range(json.loads(store.get(worker.PARTITION_KEY))["num_shards"])]
+        num_shards = int(shards.parse_certified(store.get(worker.PARTITION_KEY))["num_shards"])
     except (ValueError, KeyError, TypeError):
         raise FileNotFoundError(f"{store.path(worker.PARTITION_KEY)}: is damaged; run again") from None
+    return [shards.shard_name(n) for n in range(num_shards)]
 
 
 def _missing(store: Store, folder: str, names: list[str]) -> list[str]:

@@ -338,20 +338,37 @@ class ShardInfo:
         return dict(sorted(counts.items()))
 
     def to_json(self) -> bytes:
-        facts = dict(self.__dict__)
-        return json.dumps({**facts, "sha256": _facts_digest(facts)}, sort_keys=True).encode()
+        return json.dumps(certified(dict(self.__dict__)), sort_keys=True).encode()
 
     @classmethod
     def from_json(cls, data: bytes) -> "ShardInfo":
-        """Raises ValueError, TypeError or KeyError when `data` is not what `to_json` gave."""
+        """Raises ValueError or TypeError when `data` is not what `to_json` gave."""
+        return cls(**parse_certified(data))
+
+
+def certified(facts: dict[str, Any]) -> dict[str, Any]:
+    """`facts`, which JSON can hold, and as `sha256` the digest of the rest (as JSON with sorted keys)."""
+    return {**facts, "sha256": hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()}
+
+
+def parse_certified(data: bytes) -> dict[str, Any]:
+    """The facts of a `certified` JSON object. Raises ValueError when `data` is anything else."""
+    facts = parse_object(data)
+    digest = facts.pop("sha256", None)
+    if certified(facts)["sha256"] != digest:
+        raise ValueError("is not what its sha256 says")
+    return facts
+
+
+def parse_object(data: bytes) -> dict[str, Any]:
+    """A JSON object of a state file. Raises ValueError when `data` is anything else."""
+    try:
         facts = json.loads(data)
-        if facts.pop("sha256") != _facts_digest(facts):
-            raise ValueError("digest")
-        return cls(**facts)
-
-
-def _facts_digest(facts: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    except RecursionError:
+        raise ValueError("is nested beyond reason") from None
+    if not isinstance(facts, dict):
+        raise ValueError("is no object")
+    return facts
 
 
 @dataclass(frozen=True)

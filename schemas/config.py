@@ -104,7 +104,7 @@ class DetoxifyConfig(Section):
     """Which of Detoxify's released checkpoints."""
     checkpoint: str | None = None
     """A local checkpoint in Detoxify's format instead; needs `checkpoint_sha256` or `trust_checkpoint`."""
-    checkpoint_sha256: str | None = None
+    checkpoint_sha256: Annotated[str, Field(pattern="^[0-9a-fA-F]{64}$")] | None = None
     """Refuse the checkpoint file unless it has this digest. Without it, a released checkpoint must have the digest that
     its name begins with (8 digits)."""
     trust_checkpoint: Annotated[bool, free] = False

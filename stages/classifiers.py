@@ -8,6 +8,7 @@ Shape legend: N texts, L labels, W windows of texts, T tokens of a window, R row
 
 import hashlib
 import io
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Protocol
@@ -217,7 +218,10 @@ def _released_checkpoint(model: str) -> Path:
 
 def _released_digest(path: Path) -> str:
     """How the digest of a released checkpoint begins: torch's convention puts 8 digits of it into the name."""
-    return path.stem.rpartition("-")[2]
+    match = re.search(r"-([0-9a-f]{8,64})$", path.stem)
+    if match is None:
+        raise ConfigError(f"screen.classifiers (detoxify): {path} tells no digest; set `checkpoint_sha256`")
+    return match[1]
 
 
 def _check_digest(file: IO[bytes], sha256: str, what: str) -> None:
@@ -225,7 +229,7 @@ def _check_digest(file: IO[bytes], sha256: str, what: str) -> None:
     loaded."""
     digest = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
     file.seek(0)
-    if not digest.startswith(sha256.lower()):
+    if digest[: len(sha256)] != sha256.lower():
         raise ConfigError(
             f"{what} has sha256 {digest[:12]}…, not {sha256[:12].lower()}…; get the right file or correct "
             "`checkpoint_sha256`"

@@ -6,11 +6,12 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from pydantic import ValidationError
 
 from schemas.config import ConfigError, DetoxifyConfig, ProfanityCheckConfig
 from stages import classifiers
@@ -30,6 +31,7 @@ class Tiny(NamedTuple):
 
     def config(self, **changes: Any) -> DetoxifyConfig:
         values = {"checkpoint": str(self.checkpoint), "huggingface_config_path": str(self.folder), "thresholds": {}}
+        values["trust_checkpoint"] = True
         return DetoxifyConfig(name="detoxify", **(values | changes))
 
 
@@ -266,6 +268,21 @@ def test_a_wrong_digest_stops_before_unpickling(tiny: Tiny, tmp_path: Path) -> N
     assert (tmp_path / "unpickled").exists()
 
 
+@pytest.mark.parametrize("digest", [None, "", "0123abcd", "0" * 63])
+def test_a_local_checkpoint_needs_its_digest_or_trust(tiny: Tiny, digest: str | None) -> None:
+    with pytest.raises(ValidationError, match="checkpoint_sha256"):
+        tiny.config(checkpoint_sha256=digest, trust_checkpoint=False)
+
+
+def test_every_released_checkpoint_tells_its_digest() -> None:
+    from detoxify.detoxify import MODEL_URLS
+
+    digests = {name: classifiers._released_digest(Path(url.rpartition("/")[2])) for name, url in MODEL_URLS.items()}
+    assert set(digests) == set(get_args(DetoxifyConfig.model_fields["model"].annotation))
+    assert digests["original"] == "c1212f89"
+    assert all(len(digest) == 8 for digest in digests.values())
+
+
 def test_the_right_digest_loads(tiny: Tiny, classifier: classifiers.DetoxifyClassifier) -> None:
     digest = hashlib.sha256(tiny.checkpoint.read_bytes()).hexdigest()
     checked = classifiers.load(tiny.config(checkpoint_sha256=digest.upper()))
@@ -279,9 +296,20 @@ def test_a_released_checkpoint_is_checked_too(
     from detoxify.detoxify import MODEL_URLS
 
     (tmp_path / "checkpoints").mkdir()
-    cached = tmp_path / "checkpoints" / MODEL_URLS["unbiased"].rsplit("/", 1)[1]
-    cached.write_bytes(tiny.checkpoint.read_bytes())
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    data = tiny.checkpoint.read_bytes()
+
+    def released(name: str) -> None:
+        monkeypatch.setitem(MODEL_URLS, "unbiased", f"https://host/{name}.ckpt")
+        (tmp_path / "checkpoints" / f"{name}.ckpt").write_bytes(data)
+
+    released("tiny-01234567")
+    with pytest.raises(ConfigError, match=r"has sha256 [0-9a-f]{12}…, not 01234567…"):
+        classifiers.load(tiny.config(checkpoint=None))
+    released("tiny")
+    with pytest.raises(ConfigError, match="tells no digest"):
+        classifiers.load(tiny.config(checkpoint=None))
+    released(f"tiny-{hashlib.sha256(data).hexdigest()[:8]}")
     with pytest.raises(ConfigError, match="has sha256"):
         classifiers.load(tiny.config(checkpoint=None, checkpoint_sha256="0" * 64))
     loaded = classifiers.load(tiny.config(checkpoint=None))

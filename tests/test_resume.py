@@ -44,7 +44,7 @@ def finish(config: Config, put: Callable[[str, bytes], object]) -> None:
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(finish_shard, range(NUM_SHARDS)))
-    put(worker.PARTITION_KEY, json.dumps({"num_shards": NUM_SHARDS, "num_rows": NUM_SHARDS}).encode())
+    put(worker.PARTITION_KEY, json.dumps(shards.certified({"num_shards": NUM_SHARDS, "num_rows": NUM_SHARDS})).encode())
 
 
 def measure(command: Command, config: Config, where: str) -> tuple[float, float]:
