@@ -188,7 +188,11 @@ def source_rows() -> list[Any]:
         messages = [{"role": "user", "content": text}, {"role": "assistant", "content": f"{ANSWER} {number}"}]
         return {"id": number, "messages": messages, **more}
 
-    rows = [row(f"{IDENT} {bad}", f"{bad} {TEXT} question {n}") for n, bad in enumerate(HOSTILE)]
+    # Ids with control characters are refused.
+    rows = [
+        row(re.sub(r"[\x00-\x1f]", " ", f"{IDENT} {bad}"), f"{bad} {TEXT} question {n}")
+        for n, bad in enumerate(HOSTILE)
+    ]
     same = f"{TEXT} is a question that was asked in these very words before"
     rows += [row(f"{IDENT}-s{n}", same) for n in range(2)]
     rows += [row(f"{IDENT}-u", f"fuck you, you stupid bitch {TEXT}")]
@@ -307,7 +311,6 @@ def leak(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Leak]:
             logs[f"{name} stdout"], logs[f"{name} stderr"] = out.encode(), err.encode()
             return json.loads(out) if out.strip() else {}
 
-        go("check", "check", "--verbose", leak="ingest", expect=1)
         go("failing ingest", "run", "--verbose", leak="ingest", expect=1)
         result = go("run", "run", "--verbose", leak="stages", expect=3)
         go("status", "status", "--verbose", leak="stages", expect=3)
@@ -339,8 +342,8 @@ def test_the_run_was_one_in_which_everything_failed(leak: Leak) -> None:
     (line,) = leak.result["set_aside"]
     assert line.startswith("screen 00000.parquet: set aside after 2 attempts; last: ValueError at sitecustomize.py:")
     err = leak.logs["failing ingest stderr"].decode()
-    assert "stillhouse: LookupError at sitecustomize.py:" in err
-    assert "Traceback" in err or 'File "' in err
+    assert err.endswith("stillhouse: LookupError\n"), "an error's place is lost on its way from a worker"
+    assert 'File "' in err
     assert leak.ray_files > 10
     assert any(b"an attempt failed" in data for data in leak.logs.values()), "workers' logs are among what is searched"
 
