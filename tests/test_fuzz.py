@@ -402,14 +402,15 @@ STATE_KEYS = (
     "ledger",
     "00000",
 )
-json_values = st.recursive(
-    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=8), st.just(10**12)),
-    lambda inner: st.one_of(
-        st.lists(inner, max_size=3),
-        st.dictionaries(st.one_of(st.text(max_size=4), st.sampled_from(STATE_KEYS)), inner, max_size=4),
-    ),
-    max_leaves=8,
-)
+json_leaves = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=8), st.just(10**12))
+json_keys = st.one_of(st.text(max_size=4), st.sampled_from(STATE_KEYS))
+
+
+def json_holding(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    return st.one_of(json_leaves, st.lists(inner, max_size=3), st.dictionaries(json_keys, inner, max_size=4))
+
+
+json_values = json_holding(json_holding(json_leaves))
 
 
 @st.composite
