@@ -279,7 +279,7 @@ def test_killed_at_any_step(finished: Config, tmp_path: Path, without_ray: None)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(6))
 def test_killed_at_any_step_many_times(finished: Config, tmp_path: Path, without_ray: None, seed: int) -> None:
     config = finished.model_copy(update={"run_dir": str(tmp_path / "run")})
     random_steps = random.Random(seed)
@@ -331,7 +331,7 @@ def test_killed_at_random_moments(finished: Config, tmp_path: Path, seed: int) -
     have been: workers mostly, else the driver, the raylet or the GCS. Then one run that is left in peace."""
     chance = random.Random(seed)
     command = Command(tmp_path, make_config(tmp_path))
-    wanted = int(os.environ.get("FAULT_KILLS", "25"))
+    wanted = int(os.environ.get("FAULT_KILLS", "10"))
     kills: Counter[str] = Counter()
     under_way: Counter[str] = Counter()
     codes: list[int] = []
