@@ -82,6 +82,8 @@ def run(config: Config, report: Report, *, retry_set_aside: bool = False) -> dic
         if not lost:
             return finished
         report("damaged", len(lost), Done("export", "", 0.0, redo="; ".join(lost)))
+    if not retry_set_aside and (facts := _complete(config, store)) is not None:
+        return manifest.write(config, store, facts)
     store.sweep()
     with contextlib.ExitStack() as stack:
         # Only when there is something to do: a cluster takes longer to start than a finished run to be looked over.
@@ -93,6 +95,33 @@ def run(config: Config, report: Report, *, retry_set_aside: bool = False) -> dic
             except RedoError as error:
                 if str(error):
                     report("damaged", 1, Done("", "", 0.0, redo=str(error)))
+
+
+def _complete(config: Config, store: Store) -> dict[str, dict[str, index.Facts]] | None:
+    """What the shards of a run say that lacks nothing but its manifest: from one listing, of the published files. None
+    when there may be more to do.
+
+    When these are as the index has them, nothing before them is needed but its counts, and those are in the indices;
+    which belong together when each shard after generate was made from the one before.
+    """
+    try:
+        names = partition(store)
+    except FileNotFoundError:
+        return None
+    facts = {stage: index.parse(store.get_or_none(index.key(stage))) for stage in flow.NAMES}
+    if any(found.keys() != set(names) for found in facts.values()):
+        return None
+    for stage in flow.NAMES[flow.NAMES.index("generate") + 1 :]:
+        before = facts[flow.previous(stage)]
+        if any(shard.source_sha256 != before[name].sha256 for name, shard in facts[stage].items()):
+            return None
+    published = store.entries("dataset/data")
+    files = {name: worker.published_key(name, len(names)).rpartition("/")[2] for name in names}
+    if any(file not in published or facts["export"][n].version != published[file].version for n, file in files.items()):
+        return None
+    for stage in flow.NAMES[:-1]:
+        _check_budget(config, store, stage, facts[stage])
+    return facts
 
 
 def _bounded(report: Report) -> Report:
@@ -408,6 +437,12 @@ def _finish_stage(config: Config, store: Store, stage: str, names: list[str]) ->
     facts = index.read(config, store, stage, names)
     for name in _missing(store, f"ledger/{stage}", [*facts]):
         worker.write_ledger(store, shards.read_info(store, worker.stage_key(stage, name)))
+    _check_budget(config, store, stage, facts)
+    return facts
+
+
+def _check_budget(config: Config, store: Store, stage: str, facts: dict[str, index.Facts]) -> None:
+    """Raises `RunError` when `stage` dropped more than its `max_dropped_fraction`."""
     rows_in, dropped = manifest.stage_counts(facts)
     total = sum(dropped.values())
     budget = getattr(config, stage).max_dropped_fraction
@@ -417,4 +452,3 @@ def _finish_stage(config: Config, store: Store, stage: str, names: list[str]) ->
             f"{stage}: dropped {total} of {rows_in} rows ({reasons}), more than {stage}.max_dropped_fraction {budget}; "
             f"look into {store.path('ledger/' + stage)}, then raise the budget or change the stage"
         )
-    return facts
