@@ -211,6 +211,29 @@ def test_answers_made_again_take_what_was_made_from_them_along(config: Config, m
     assert sorted(rows) == list(range(ROWS))
 
 
+def test_run_that_lacks_only_its_manifest_looks_at_no_stage(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And at all of them as soon as one published file is not what its index says."""
+    run_dir = Path(config.run_dir)
+    (run_dir / "dataset/manifest.json").unlink()
+    first, _ = run(config)  # a copied folder is looked over, and its index made again
+    looked = []
+    stages = runner._all_stages
+    monkeypatch.setattr(runner, "_all_stages", lambda *arguments: looked.append(1) or stages(*arguments))
+    (run_dir / "dataset/manifest.json").unlink()
+    assert run(config)[0] == first
+    assert not looked
+    for spoil in (
+        lambda: (run_dir / "dataset/data/train-00002-of-00006.parquet").unlink(),
+        lambda: flip(run_dir / "dataset/data/train-00003-of-00006.parquet"),
+        lambda: (run_dir / "state/index/review.json").unlink(),
+    ):
+        (run_dir / "dataset/manifest.json").unlink()
+        spoil()
+        assert run(config)[0] == first
+        assert looked
+        looked.clear()
+
+
 @pytest.mark.parametrize("key", ["state/partition.json", "dataset/manifest.json", "state/index/review.json"])
 def test_damaged_json_is_made_again(finished: Config, config: Config, key: str) -> None:
     Path(config.run_dir, "dataset/manifest.json").unlink()
