@@ -230,9 +230,16 @@ def _ray() -> Iterator[None]:
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     try:
         yield
-    finally:
+    except (RuntimeError, ValueError, OSError):
+        # Ray ends this process at once, and our last words with it, when one of its threads still calls it after a
+        # shutdown. So a run that failed says why first; Ray shuts down by itself at exit.
+        raise
+    except BaseException:
         if mine:
             ray.shutdown()
+        raise
+    if mine:
+        ray.shutdown()
 
 
 class _SyncWorker:
