@@ -31,10 +31,12 @@ check: env
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-$(VENV)/.installed: pyproject.toml
+$(VENV)/.installed: pyproject.toml schemas/targets/pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --editable '.[cpu,quickstart,dev]' || \
 	$(BIN)/pip install --quiet --editable '.[cpu,quickstart,dev]' --extra-index-url $(TORCH_CPU_INDEX)
+	# What a training repo imports, under the name that it has there.
+	$(BIN)/pip install --quiet --no-deps --editable schemas/targets
 	# These come along as CUDA builds and break transformers beside a CPU torch; nothing here uses them.
 	$(BIN)/pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	touch $@
