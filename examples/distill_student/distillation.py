@@ -20,9 +20,8 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow.parquet as pq
 import torch
+from stillhouse_targets import decode
 from torch.utils.checkpoint import checkpoint
-
-from schemas.targets import decode
 
 
 class DistillationDataset(torch.utils.data.Dataset):
