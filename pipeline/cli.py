@@ -1,4 +1,4 @@
-"""The command: `stillhouse check | run | status CONFIG`.
+"""The command: `stillhouse check | run | status CONFIG`, `export RUN --to LAYOUT`, `verify FOLDER`.
 
 Exit codes: 0 done, 1 failed, 2 bad configuration or usage, 3 finished with shards set aside, 130 interrupted.
 With `--json` the result is JSON on standard output; what people read goes to standard error.
@@ -11,11 +11,14 @@ import logging
 import signal
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from schemas.config import Config, ConfigError, load
 
+LAYOUTS = ("axolotl", "distillkit", "distillkit-compressed", "verl", "tinker", "openai")
+"""Of `stages.export`, whose imports a command line with a typo does not wait for."""
+Command = Callable[..., tuple[dict[str, Any], int]]
 EXIT_FAILED, EXIT_USAGE, EXIT_SET_ASIDE, EXIT_INTERRUPTED = 1, 2, 3, 130
 
 
@@ -23,18 +26,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and returns its exit code."""
     arguments = _parser().parse_args(argv)
     # Heavy imports wait until the configuration is valid: a typo answers at once.
+    config = None
     try:
-        config = load(arguments.config, arguments.set)
+        if "config" in arguments:
+            config = load(arguments.config, arguments.set)
     except ConfigError as error:
         return _fail(str(error), EXIT_USAGE)
     logging.basicConfig(level=logging.INFO if arguments.verbose else logging.WARNING, stream=sys.stderr)
     # A cluster ends a job by SIGTERM; it means what Ctrl-C means.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    command = {"check": _check, "run": _run, "status": _status}[arguments.command]
+    commands: dict[str, Command] = {
+        "check": _check,
+        "run": _run,
+        "status": _status,
+        "export": _export,
+        "verify": _verify,
+    }
+    command = commands[arguments.command]
     try:
         # Standard output is for the result: libraries that print (Ray does) print to standard error.
         with contextlib.redirect_stdout(sys.stderr):
-            result, code = command(config, arguments)
+            result, code = command(arguments) if config is None else command(config, arguments)
         if arguments.json:
             print(json.dumps(result))
         return code
@@ -67,8 +79,6 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--set", action="append", default=[], metavar="KEY=VALUE", help="override, e.g. sampling.seed=1"
         )
-        command.add_argument("--json", action="store_true", help="the result as JSON on standard output")
-        command.add_argument("--verbose", action="store_true", help="log more; a full traceback on failure")
         if name == "run":
             command.add_argument(
                 "--retry-set-aside", action="store_true", help="try shards again that failed too often"
@@ -81,6 +91,23 @@ def _parser() -> argparse.ArgumentParser:
                 default=2500.0,
                 help="of one replica, for the estimate (default 2500)",
             )
+    text = "write a finished dataset in the layout of a trainer; docs/training/ has a page for each"
+    export = commands.add_parser("export", help=text, description=text, allow_abbrev=False)
+    export.add_argument("run", help="run folder, or a copy of its dataset/")
+    export.add_argument("--to", required=True, choices=LAYOUTS, help="the layout")
+    export.add_argument("--output", help="where to; by default RUN/exports/LAYOUT")
+    export.add_argument("--targets", choices=("top_k", "sampled"), help="which of them, where the dataset has both")
+    export.add_argument(
+        "--max-length", type=int, metavar="TOKENS", help="length of every row, for distillkit (default: the longest)"
+    )
+    text = "check a dataset or an export of one: checksums, shapes, ids, alignment"
+    verify = commands.add_parser("verify", help=text, description=text, allow_abbrev=False)
+    verify.add_argument("folder", help="run, dataset or export")
+    for command in (export, verify):
+        command.add_argument("--workers", type=int, help="processes (default: one for each core)")
+    for command in commands.choices.values():
+        command.add_argument("--json", action="store_true", help="the result as JSON on standard output")
+        command.add_argument("--verbose", action="store_true", help="log more; a full traceback on failure")
     return parser
 
 
@@ -115,3 +142,28 @@ def _check(config: Config, arguments: argparse.Namespace) -> tuple[dict[str, Any
     result = check.check(config, rows=arguments.rows, tokens_per_second=arguments.tokens_per_second)
     check.show(result)
     return result, 0
+
+
+def _export(arguments: argparse.Namespace) -> tuple[dict[str, Any], int]:
+    from pipeline import export
+
+    kinds: dict[str | None, Any] = {None: None, "top_k": "target", "sampled": "draw"}
+    output = arguments.output or export.default_output(arguments.run, arguments.to)
+    manifest = export.export(
+        arguments.run,
+        arguments.to,
+        output,
+        kinds[arguments.targets],
+        arguments.max_length,
+        arguments.workers,
+    )
+    export.show(output, manifest)
+    return manifest, 0
+
+
+def _verify(arguments: argparse.Namespace) -> tuple[dict[str, Any], int]:
+    from pipeline import verify
+
+    result = verify.verify(arguments.folder, arguments.workers)
+    verify.show(result)
+    return result, 0 if result["ok"] else EXIT_FAILED

@@ -35,6 +35,7 @@ ROW_GROUP_BYTES = 32 << 20
 SPLIT_COLUMNS = (
     *("target_ids", "target_logprobs", "target_gaps", "target_lengths", "target_tail"),
     *("draw_ids", "draw_counts", "draw_lengths", "token_logprobs"),
+    *("target_token_ids", "token_ids", "top_values", "teacher_ids", "teacher_logprobs", "target_tokens", "weights"),
 )
 """Stored as BYTE_STREAM_SPLIT: high bytes of neighbouring ids and floats resemble each other, low ones do not."""
 
@@ -84,8 +85,9 @@ class Store:
     All methods raise `StorageError` when the storage fails.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, staged: str = STAGED) -> None:
         self.url = url.rstrip("/")
+        self._staged = staged
         self._remote: Any = None
         self._root = Path(url.removeprefix("file://"))
         self._seen = False
@@ -95,6 +97,9 @@ class Store:
             self._remote = from_url(self.url, client_options=OBJECT_STORE_CLIENT, retry_config=OBJECT_STORE_RETRIES)
         else:
             self._seen = self._root.is_dir()
+
+    def __reduce__(self) -> Any:
+        return Store, (self.url, self._staged)  # connections do not go to other processes
 
     def path(self, key: str) -> str:
         """Where `key` is, for people and for other readers."""
@@ -237,9 +242,9 @@ class Store:
             return 0  # an object store shows a put when it is complete, or not at all
         count = 0
         with (
-            self._blamed(STAGED, "swept"),
+            self._blamed(self._staged, "swept"),
             contextlib.suppress(FileNotFoundError),
-            os.scandir(self._root / STAGED) as files,
+            os.scandir(self._root / self._staged) as files,
         ):
             for file in files:
                 if time.time() - file.stat().st_mtime > STALE_AFTER_S:
@@ -247,10 +252,16 @@ class Store:
                     count += 1
         return count
 
+    def remove_staged(self) -> None:
+        """Removes the folder of staged files where it is empty."""
+        with contextlib.suppress(OSError):
+            if self._remote is None:
+                (self._root / self._staged).rmdir()
+
     def _stage(self, key: str, data: bytes) -> Path:
         """A synced file on the file system of `key`, whose folder is there now."""
         self._require_root()
-        staged = self._root / STAGED / secrets.token_hex(8)
+        staged = self._root / self._staged / secrets.token_hex(8)
         for folder in (staged.parent, (self._root / key).parent):
             if not folder.is_dir():
                 folder.mkdir(parents=True, exist_ok=True)
@@ -386,19 +397,25 @@ def shard_name(index: int) -> str:
 
 def encode(table: pa.Table, info: ShardInfo | None = None) -> bytes:
     """A table as the bytes of a Parquet file: zstd, page checksums, `SPLIT_COLUMNS` byte-split, certified."""
-    table = table.replace_schema_metadata(None)
-    split = {f"{name}.list.element": "BYTE_STREAM_SPLIT" for name in SPLIT_COLUMNS if name in table.column_names}
-    rows_per_group = max(1, ROW_GROUP_BYTES * table.num_rows // max(table.nbytes, 1))
+    return encode_parts(table.schema, [table], info)
+
+
+def encode_parts(schema: pa.Schema, tables: Iterable[pa.Table], info: ShardInfo | None = None) -> bytes:
+    """`encode` of several tables of one schema, of which only one is in memory at a time."""
+    schema = schema.remove_metadata()
+    split = {_leaf(schema.field(name)): "BYTE_STREAM_SPLIT" for name in SPLIT_COLUMNS if name in schema.names}
     sink = io.BytesIO()  # gives out its bytes without copying them
     with pq.ParquetWriter(
         sink,
-        table.schema,
+        schema,
         compression="zstd",
-        use_dictionary=[name for name in ("language", "source") if name in table.column_names],
+        use_dictionary=[name for name in ("language", "source") if name in schema.names],
         column_encoding=split or None,
         write_page_checksum=True,
     ) as writer:
-        writer.write_table(table, row_group_size=rows_per_group)
+        for table in tables:
+            rows_per_group = max(1, ROW_GROUP_BYTES * table.num_rows // max(table.nbytes, 1))
+            writer.write_table(table.replace_schema_metadata(None), row_group_size=rows_per_group)
         # In the footer and not in the Arrow schema, which would hold a second copy, in base64.
         if info is not None:
             writer.add_key_value_metadata({METADATA_KEY: info.to_json()})
@@ -408,6 +425,14 @@ def encode(table: pa.Table, info: ShardInfo | None = None) -> bytes:
         assert place is not None
         buffer[place : place + 64] = hashlib.sha256(buffer).hexdigest().encode()
     return sink.getvalue()
+
+
+def _leaf(column: pa.Field) -> str:
+    """Parquet's path of the values of a column of lists, of any depth."""
+    path, kind = str(column.name), column.type
+    while pa.types.is_list(kind):
+        path, kind = f"{path}.list.element", kind.value_type
+    return path
 
 
 def _digest_place(data: bytes | memoryview) -> int | None:
