@@ -10,6 +10,8 @@ os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ.pop("RAY_ADDRESS", None)  # a cluster of the shell's must not become the tests'
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+collect_ignore = ["trainers"]  # run in an environment of their own, by `make test-trainers`
+
 ROOT = Path(__file__).parents[1]
 DATA = ROOT / "data/quickstart"
 TEACHER = DATA / "SmolLM2-135M-Instruct"
