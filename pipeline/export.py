@@ -307,8 +307,8 @@ def _card(manifest: dict[str, Any]) -> str:
         f"{manifest['rows']:,} conversations, {manifest['target_tokens']:,} supervised tokens"
         + ("" if is_jsonl else f", {source}, {manifest['alignment']} rows")
         + f"; exported by Stillhouse from the dataset with configuration `{manifest['dataset_config_hash'][:12]}`.",
-        f"Settings, checksums and the teacher are in `manifest.json`; `docs/training/{_page(name)}` of Stillhouse has "
-        "the trainer's configuration.",
+        f"Settings, checksums and the teacher are in `manifest.json`; `docs/training/{card_page(name)}` of Stillhouse "
+        "has the trainer's configuration.",
     ]
     if settings["max_length"]:
         lines += [
@@ -321,6 +321,6 @@ def _card(manifest: dict[str, Any]) -> str:
     return "\n".join([*lines, ""])
 
 
-def _page(name: str) -> str:
+def card_page(name: str) -> str:
     """The document about a layout."""
     return {"openai": "text.md", "distillkit-compressed": "distillkit.md"}.get(name, f"{name}.md")

@@ -34,6 +34,18 @@ def test_published_columns_are_documented() -> None:
 
 
 def test_links_lead_somewhere() -> None:
-    for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+    for path in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]:
         for target in re.findall(r"\]\(([^)#:]+)\)", path.read_text()):
             assert (path.parent / target).exists(), f"{path.name}: {target}"
+
+
+def test_every_layout_has_its_page() -> None:
+    from pipeline.export import card_page
+    from stages.export import LAYOUTS
+
+    for name in LAYOUTS:
+        page = (ROOT / "docs/training" / card_page(name)).read_text()
+        assert f"export RUN --to {name}" in page
+    index = (ROOT / "docs/training/README.md").read_text()
+    for page in (ROOT / "docs/training").glob("*.md"):
+        assert page.name == "README.md" or f"]({page.name})" in index

@@ -1,13 +1,18 @@
 """Targets: what is stored equals what was measured, to the precision of its type, and comes back as it was."""
 
 import itertools
+import shutil
+import subprocess
+import sys
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
 from schemas import tables, targets
+from tests.conftest import ROOT
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:
@@ -155,3 +160,32 @@ def test_decode_refuses_lengths_that_disagree() -> None:
         targets.decode(table_of([good._replace(lengths=np.array([3, 1]))]))
     with pytest.raises(ValueError, match="no column target_lengths"):
         targets.decode(table_of([good]).drop_columns(["target_lengths"]))
+
+
+def test_training_repos_install_it_alone_under_its_own_name(tmp_path: Path) -> None:
+    """In a repo with a `schemas` of its own, without Stillhouse, Ray, torch or pydantic."""
+    source = tmp_path / "source"  # a build leaves its traces there
+    shutil.copytree(
+        ROOT / "schemas/targets", source, ignore=shutil.ignore_patterns("*.egg-info", "build", "__pycache__")
+    )
+    subprocess.run(
+        [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--no-index",
+         "--target", str(tmp_path / "site"), str(source)],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    (tmp_path / "schemas.py").write_text("theirs = True")
+    code = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import numpy, pyarrow
+known = set(sys.modules)
+import schemas, stillhouse_targets
+assert schemas.theirs and sys.argv[1] in stillhouse_targets.__file__
+heavy = {"ray", "torch", "pydantic", "vllm", "transformers", "pipeline", "stages"} & set(sys.modules)
+assert not heavy, heavy
+print(stillhouse_targets.encode_draws(numpy.array([[5, 3, 5]], dtype=numpy.int32)).counts.tolist())
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "site")], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert result.stdout.strip() == "[1, 2]", result.stderr
