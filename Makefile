@@ -79,7 +79,7 @@ $(TRAINERS)/venv/.installed: tests/trainers/requirements.txt tests/trainers/no-d
 	test -x $(TRAINERS)/venv/bin/python || $(PYTHON) -m venv $(TRAINERS)/venv
 	$(TRAINERS)/venv/bin/pip install --quiet -r tests/trainers/requirements.txt || \
 	$(TRAINERS)/venv/bin/pip install --quiet -r tests/trainers/requirements.txt --extra-index-url $(TORCH_CPU_INDEX)
-	$(TRAINERS)/venv/bin/pip install --quiet --no-deps -r tests/trainers/no-deps.txt '$(DISTILLKIT)' ./schemas/targets
+	$(TRAINERS)/venv/bin/pip install --quiet --no-deps -r tests/trainers/no-deps.txt '$(DISTILLKIT)' --editable schemas/targets
 	touch $@
 
 clean:

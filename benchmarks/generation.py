@@ -180,7 +180,7 @@ def speed(options: argparse.Namespace) -> dict[str, Any]:
     from stages.teacher import VLLMTeacher
 
     config = make_config(256, options.max_tokens, 1024, "both")  # so that the engine has what it needs for any way
-    chat = load_chat(config.teacher)
+    chat = load_chat(config)
     texts = first_turns(chat, NUM_SEQS, options.max_prompt_tokens)
     write_exactly(options.max_tokens)
 
@@ -463,7 +463,7 @@ def memory_of(way: str, max_tokens: int) -> dict[str, Any]:
 
     K = 256
     config = make_config(K, max_tokens, max_tokens + 256)
-    chat = load_chat(config.teacher)
+    chat = load_chat(config)
     texts = first_turns(chat, NUM_SEQS, 64)
     found: dict[str, Any] = {"tokens": NUM_SEQS * max_tokens, "top_k": K}
 

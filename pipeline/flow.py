@@ -61,7 +61,7 @@ def _generate(config: Config) -> Transform:
     from stages.generate import Generate
     from stages.teacher import load_teacher
 
-    chat = load_chat(config.teacher, drops_thinking=config.generate.thinking == "drop")
+    chat = load_chat(config)
     teacher = load_teacher(config, chat.end_of_turn_ids())
     return Generate(config, chat, Watchdog(teacher, config.teacher.stall_timeout_s))
 

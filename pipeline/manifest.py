@@ -129,7 +129,7 @@ def _read_teacher_facts(config: Config) -> dict[str, Any]:
 
     from stages.chat import load_chat
 
-    chat = load_chat(config.teacher)
+    chat = load_chat(config)
     try:
         model = AutoConfig.from_pretrained(
             config.teacher.model,

@@ -547,7 +547,7 @@ def prompt_counter(config: Config) -> Callable[[list[str]], list[int]]:
     from stages.chat import load_chat
     from stages.generate import check_template, longest_system_prompt
 
-    chat = load_chat(config.teacher, drops_thinking=config.generate.thinking == "drop")
+    chat = load_chat(config)
     check_template(config, chat)
     return functools.partial(chat.num_prompt_tokens, system_prompt=longest_system_prompt(config, chat))
 

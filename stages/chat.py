@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from schemas.config import TeacherConfig
+from schemas.config import Config
 
 Message = dict[str, str]
 IntArray = npt.NDArray[np.int32]
@@ -390,14 +390,15 @@ def _renamed_tokenizer(spec: dict[str, Any], control_ids: dict[str, int], rename
     return encoder
 
 
-def load_chat(teacher: TeacherConfig, *, drops_thinking: bool = False) -> Chat:
-    """The `Chat` of a configured teacher; reads the tokenizer from its folder or the hub.
+def load_chat(config: Config) -> Chat:
+    """The `Chat` of the configured teacher; reads the tokenizer from its folder or the hub.
 
     Raises `TemplateError` when there is no tokenizer or no template. Code that comes with the model runs only where
     `teacher.engine` has `trust_remote_code`.
     """
     from transformers import AutoTokenizer
 
+    teacher = config.teacher
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             teacher.model, revision=teacher.revision, trust_remote_code=teacher.trust_remote_code
@@ -407,4 +408,5 @@ def load_chat(teacher: TeacherConfig, *, drops_thinking: bool = False) -> Chat:
         raise TemplateError(
             f"teacher.model: no tokenizer at {teacher.model!r} ({reason}); check the name or folder"
         ) from None
+    drops_thinking = config.generate.thinking == "drop"
     return Chat(tokenizer, teacher.chat_template, teacher.chat_template_kwargs, drops_thinking=drops_thinking)

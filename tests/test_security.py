@@ -66,11 +66,11 @@ def test_code_of_a_model_runs_only_where_the_engine_is_told_so(
     raw = {**RUN_CONFIG, "teacher": {"model": str(folder), "max_model_len": 100, "engine": engine}}
     config = Config.model_validate(raw)
     if trusts:  # the trap works
-        load_chat(config.teacher)
+        load_chat(config)
         assert trace.exists()
         return
     with pytest.raises(TemplateError, match="contains custom code"):
-        load_chat(config.teacher)
+        load_chat(config)
     # The manifest's facts need the model's configuration too.
     tokenizer = json.loads((TEACHER / "tokenizer_config.json").read_text())
     (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer))
