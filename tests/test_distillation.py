@@ -304,3 +304,24 @@ def test_a_trainers_loss_is_the_sum_over_accumulated_batches(across_devices: boo
     loss_alone, outputs = trainer.compute_loss(model, whole, return_outputs=True)
     assert loss_alone.item() == pytest.approx(loss.item(), rel=1e-5)
     assert outputs.logits.shape[1] == 1
+
+
+def test_the_experiments_full_kl_is_the_loss_over_all_of_the_vocabulary() -> None:
+    from examples.distill_student.distill import full_kl
+
+    hidden_SD, head_VD = student()
+    other_SD, other_VD = student(scale=0.5)
+    loss_S = full_kl(hidden_SD, other_SD, head_VD, other_VD)
+    logprobs_SV = student_logprobs(other_SD, other_VD, None).detach()
+    everything = torch.arange(V).expand(S, V)
+    agree(loss_S, distillation_loss(hidden_SD, head_VD, everything, logprobs_SV), hidden_SD, head_VD)
+
+
+def test_tokens_are_interpolated_where_a_curve_comes_down() -> None:
+    from examples.distill_student.distill import tokens_to_reach
+
+    points = [{"tokens": tokens, "kl": kl} for tokens, kl in [(100, 4.0), (200, 3.0), (400, 3.5), (800, 2.0)]]
+    assert tokens_to_reach(points, "kl", 3.5) == pytest.approx(100 * 2**0.5)
+    assert tokens_to_reach(points, "kl", 2.0) == pytest.approx(800)
+    assert tokens_to_reach(points, "kl", 5.0) == 100  # at most: it was there before it was measured
+    assert tokens_to_reach(points, "kl", 1.0) == float("inf")
