@@ -289,17 +289,13 @@ def _entry(task: _Task, info: ShardInfo, data: bytes) -> dict[str, Any]:
 
 
 def _card(manifest: dict[str, Any]) -> str:
-    """A dataset card: what lets `datasets` load the folder as it is, and what a trainer's user has to know."""
+    """A dataset card: what a trainer's user has to know."""
     name, settings = manifest["layout"], manifest["settings"]
     is_jsonl = LAYOUTS[name].is_jsonl
     source = "sampled targets" if settings["kind"] == "draw" else "top-K targets"
     lines = [
         "---",
-        "configs:",
-        "- config_name: default",
-        "  data_files:",
-        "  - split: train",
-        f"    path: data/train-*.{'jsonl' if is_jsonl else 'parquet'}",
+        "tags: [distillation, logprobs, stillhouse]",  # and no `configs`: `pipeline.manifest` says why
         "---",
         "",
         f"# Distillation targets for {manifest['trainer']}",

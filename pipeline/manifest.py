@@ -223,7 +223,7 @@ def _fidelity_lines(found: dict[str, Any]) -> list[str]:
 
 
 def _card(config: Config, manifest: dict[str, Any]) -> str:
-    """A dataset card; the front matter lets `datasets` and the hub load the folder as it is."""
+    """A dataset card. `datasets` and the hub know the split from the files' names."""
     rows, tokens, size = manifest["rows"], manifest["target_tokens"], manifest["bytes"]
     teacher, vocabulary = config.teacher, manifest["teacher"]["vocab_size"]
     name = teacher.model.rstrip("/").rpartition("/")[2]
@@ -232,11 +232,8 @@ def _card(config: Config, manifest: dict[str, Any]) -> str:
         f"license: {config.export.license}",
         "task_categories: [text-generation]",
         "tags: [distillation, logprobs, stillhouse]",
-        "configs:",
-        "- config_name: default",
-        "  data_files:",
-        "  - split: train",
-        "    path: data/train-*.parquet",
+        # No `configs` with data_files: with them `datasets` 5.2 caches by the folder's name alone, and the second run's
+        # `dataset/` would load as the first one's rows.
         "---",
         "",
         f"# Distillation targets of {name}",

@@ -394,6 +394,16 @@ def test_loads_as_a_hugging_face_dataset(tmp_path: Path) -> None:
     assert loaded[0]["target_token_ids"] == exported(folder)[0]["target_token_ids"]
 
 
+def test_exports_of_two_runs_load_as_themselves(tmp_path: Path) -> None:
+    """Their folders have one name, and `datasets` caches by it where a card lists data_files."""
+    import datasets
+
+    for name in ("first", "second"):
+        folder, _ = make(write_dataset(tmp_path / name), "axolotl")
+        loaded = datasets.load_dataset(str(folder), split="train", cache_dir=str(tmp_path / "cache"))
+        assert loaded["input_ids"][:] == [row["input_ids"] for row, _ in published(tmp_path / name)]
+
+
 def test_a_softcapped_teacher_is_warned_of(tmp_path: Path) -> None:
     run = write_dataset(tmp_path)
     manifest = read_manifest(run / "dataset")

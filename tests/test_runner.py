@@ -154,8 +154,7 @@ def test_manifest_tells_the_truth(finished: Command) -> None:
     assert manifest["fidelity"]["top_k"]["targets_per_token"] == 8
     card = (dataset / "README.md").read_text()
     assert "| mass outside the top K |" in card
-    front_matter = yaml.safe_load(card.split("---")[1])
-    assert front_matter["configs"][0]["data_files"][0]["path"] == "data/train-*.parquet"
+    assert yaml.safe_load(card.split("---")[1])["task_categories"] == ["text-generation"]
 
 
 def test_datasets_reads_the_published_folder(finished: Command, tmp_path: Path) -> None:
@@ -169,6 +168,21 @@ def test_datasets_reads_the_published_folder(finished: Command, tmp_path: Path) 
         loaded = datasets.load_dataset(**arguments, split="train", cache_dir=str(tmp_path / "cache"))
         assert loaded.num_rows == read(folder / "data").num_rows
         assert set(loaded[0]) >= {"input_ids", "labels", "target_ids", "target_logprobs", "messages"}
+
+
+def test_the_next_run_does_not_load_as_this_one(finished: Command, tmp_path: Path) -> None:
+    """Every run publishes a folder called `dataset`. Where its card lists data_files, `datasets` 5.2 caches by that
+    name alone, and hands out the rows of whichever it has seen first."""
+    import datasets
+
+    def num_rows(folder: Path) -> int:
+        return int(datasets.load_dataset(str(folder), split="train", cache_dir=str(tmp_path / "cache")).num_rows)
+
+    folder = tmp_path / "another/dataset"
+    shutil.copytree(finished.run_dir / "dataset", folder)
+    (folder / "data/train-00000-of-00006.parquet").unlink()
+    assert num_rows(finished.run_dir / "dataset") == read(finished.run_dir / "dataset/data").num_rows
+    assert num_rows(folder) == read(folder / "data").num_rows < num_rows(finished.run_dir / "dataset")
 
 
 def test_finished_run_does_nothing_again(finished: Command) -> None:
