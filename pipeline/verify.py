@@ -8,7 +8,7 @@ Shape legend: T tokens of a conversation, S supervised tokens, K targets per tok
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -33,9 +33,9 @@ MAX_PROBLEMS = 20
 class Row(NamedTuple):
     """One conversation of any layout, as next-token rows."""
 
-    input_ids: npt.NDArray[np.int64]  # [T]
+    input_ids: npt.NDArray[Any]  # [T]
     is_row: npt.NDArray[np.bool_]  # [T] whether the trainer reads row j
-    ids: npt.NDArray[np.int64]  # [rows read, K], 0 where there is nothing
+    ids: npt.NDArray[Any]  # [rows read, K], 0 where there is nothing
     probs: npt.NDArray[np.float64]  # [rows read, K], 0 where there is nothing
 
 
@@ -185,9 +185,10 @@ def _native(table: pa.Table, task: _Task, found: Found) -> None:
     name, vocab_size = task.file["file"], task.manifest["teacher"]["vocab_size"]
     targets = task.manifest["targets"]
     kinds = [kind for kind in ("target", "draw") if f"{kind}_ids" in table.column_names]
-    labels = [np.array(values) for values in table.column("labels").to_pylist()]
-    input_ids = [np.array(values) for values in table.column("input_ids").to_pylist()]
-    written_logprobs = table.column("token_logprobs").to_pylist()
+    records = list(_records(table.select(["input_ids", "labels", "token_logprobs"])))
+    input_ids, labels, written_logprobs = (
+        [record[column] for record in records] for column in ("input_ids", "labels", "token_logprobs")
+    )
     for i, (ids_T, labels_T) in enumerate(zip(input_ids, labels, strict=True)):
         where = f"{name} row {i}"
         if len(ids_T) != len(labels_T):
@@ -258,7 +259,7 @@ def _check_top_k(
 def _check_written(
     logprobs_SK: npt.NDArray[Any],
     is_written_SK: npt.NDArray[np.bool_],
-    token_logprobs: Sequence[float],
+    token_logprobs: npt.NDArray[np.float32],
     precision: float,
     where: str,
     found: Found,
@@ -268,7 +269,7 @@ def _check_written(
     is_written_SK = is_written_SK & (stored_SK > -np.inf)  # padding has id 0
     is_there_S = is_written_SK.any(axis=1)
     stored_S = np.where(is_written_SK, stored_SK, 0.0).sum(axis=1)
-    written_S = np.array(token_logprobs)
+    written_S = token_logprobs.astype(np.float64)
     lowest_S = np.where(stored_SK > -np.inf, stored_SK, np.inf).min(axis=1)
     # float16 holds a value of 16 to 0.008; a precision rounds by half of it.
     allowed_S = 1e-2 + precision / 2 + 2e-3 * np.abs(written_S)
@@ -278,6 +279,49 @@ def _check_written(
             f"{where}: targets disagree with token_logprobs about {int(wrong_S.sum())} of {len(wrong_S)} tokens "
             "written; rows belong to other tokens"
         )
+
+
+class _Rows(NamedTuple):
+    """A list of lists of one conversation."""
+
+    lengths: npt.NDArray[np.int64]  # [T]
+    values: npt.NDArray[Any]  # [sum of lengths]
+
+    def matrix(self, width: int | None = None) -> npt.NDArray[Any]:
+        """[T, width]; raises ValueError where a row has another length."""
+        width = int(self.lengths.max(initial=0)) if width is None else width
+        if (self.lengths != width).any():
+            raise ValueError(f"rows of {self.lengths.min(initial=0)} to {self.lengths.max(initial=0)}, not all {width}")
+        return self.values.reshape(len(self.lengths), width)
+
+    def padded(self) -> npt.NDArray[Any]:
+        """[T, longest], zeros at the ends."""
+        filled = np.zeros((len(self.lengths), int(self.lengths.max(initial=0))), dtype=self.values.dtype)
+        filled[np.arange(filled.shape[1]) < self.lengths[:, None]] = self.values
+        return filled
+
+
+def _records(table: pa.Table) -> Iterator[dict[str, Any]]:
+    """Each row's columns: arrays, and `_Rows` of lists of lists."""
+    columns = {}
+    for name in table.column_names:
+        column = table.column(name).combine_chunks()
+        outer = column.offsets.to_numpy()
+        if not pa.types.is_list(column.type.value_type):
+            columns[name] = (outer, None, column.values.to_numpy(zero_copy_only=False))
+        else:
+            inner = column.values
+            columns[name] = (outer, inner.offsets.to_numpy(), inner.values.to_numpy(zero_copy_only=False))
+    for i in range(table.num_rows):
+        record: dict[str, Any] = {}
+        for name, (outer, inner, values) in columns.items():
+            start, end = outer[i], outer[i + 1]
+            if inner is None:
+                record[name] = values[start:end]
+            else:
+                ends = inner[start : end + 1].astype(np.int64)
+                record[name] = _Rows(np.diff(ends), values[ends[0] : ends[-1]])
+        yield record
 
 
 def _exported(table: pa.Table, task: _Task, found: Found) -> None:
@@ -291,21 +335,22 @@ def _exported(table: pa.Table, task: _Task, found: Found) -> None:
         "verl": _verl,
         "tinker": _tinker,
     }[task.layout]
-    for i, record in enumerate(table.to_pylist()):
+    for i, record in enumerate(_records(table)):
         where = f"{name} row {i}"
         try:
             row = read(record, settings)
-        except (ValueError, KeyError, TypeError, IndexError) as error:
+        except (ValueError, KeyError, IndexError) as error:
             found.problem(f"{where}: cannot be read as {task.layout} reads it ({type(error).__name__}: {error})")
             continue
         found.target_tokens += int(row.is_row.sum())
         _check_ids(row.input_ids, settings["vocab_size"], where, "input_ids", found)
         _check_ids(row.ids, settings["vocab_size"], where, "target ids", found)
+        if not row.is_row.any():
+            found.problem(f"{where}: supervises nothing")
+            continue
         if row.is_row[-1]:
             found.problem(f"{where}: its last row has targets, which no token follows")
             continue
-        if not row.is_row.any():
-            found.problem(f"{where}: supervises nothing")
         mass = row.probs.sum(axis=1)
         if ((mass <= 0) | (mass > 1 + 5e-3)).any():
             found.problem(f"{where}: rows whose probabilities sum to {mass.min():.4g} or {mass.max():.4g}")
@@ -315,64 +360,52 @@ def _exported(table: pa.Table, task: _Task, found: Found) -> None:
 def _axolotl(record: dict[str, Any], settings: dict[str, Any]) -> Row:
     ids, logprobs, mask = (record[f"target_{name}"] for name in ("token_ids", "logprobs", "mask"))
     T = len(record["input_ids"])
-    if not T == len(record["labels"]) == len(record["attention_mask"]) == len(ids) == len(logprobs) == len(mask):
+    if not T == len(record["labels"]) == len(record["attention_mask"]) == len(ids.lengths):
         raise ValueError("columns of different lengths")
-    width = max(map(len, ids))
-    filled = np.zeros((2, T, width))
-    for j in range(T):
-        if not len(ids[j]) == len(logprobs[j]) == len(mask[j]):
-            raise ValueError(
-                f"position {j} has {len(ids[j])} ids, {len(logprobs[j])} log-probabilities, {len(mask[j])} marks"
-            )
-        kept = np.array(mask[j], dtype=np.bool_)
-        filled[0, j, : len(ids[j])] = ids[j]
-        filled[1, j, : len(ids[j])] = np.where(kept, np.exp(np.array(logprobs[j], dtype=np.float64)), 0.0)
-    is_row = filled[1].any(axis=1)
-    labels = np.array(record["labels"])
-    if not np.array_equal(is_row, np.append(labels[1:] != IGNORE, False)):
+    if (ids.lengths != logprobs.lengths).any() or (ids.lengths != mask.lengths).any():
+        raise ValueError("rows of different numbers of ids, log-probabilities and marks")
+    probs_TK = _Rows(logprobs.lengths, np.exp(logprobs.values.astype(np.float64)) * (mask.values > 0)).padded()
+    is_row = probs_TK.any(axis=1)
+    if not np.array_equal(is_row, np.append(record["labels"][1:] != IGNORE, False)):
         raise ValueError("the mask marks other positions than those before the labels")
-    return Row(np.array(record["input_ids"]), is_row, filled[0][is_row].astype(np.int64), filled[1][is_row])
+    return Row(record["input_ids"], is_row, ids.padded()[is_row], probs_TK[is_row])
 
 
 def _distillkit(record: dict[str, Any], settings: dict[str, Any]) -> Row:
-    input_ids, labels = np.array(record["input_ids"]), np.array(record["labels"])
+    input_ids, labels, width = record["input_ids"], record["labels"], settings["width"]
     if "compressed_logprobs" in record:
-        values = np.array(record["compressed_logprobs"], dtype=np.uint8)
-        logprobs = values.view("<f2").astype(np.float64)
+        logprobs = np.ascontiguousarray(record["compressed_logprobs"].matrix(2 * width)).view("<f2").astype(np.float64)
         bits = num_id_bits(settings["vocab_size"])
-        unpacked = np.unpackbits(np.array(record["bytepacked_indices"], dtype=np.uint8), axis=1)
-        unpacked = unpacked[:, : settings["width"] * bits].reshape(len(values), settings["width"], bits)
+        packed = record["bytepacked_indices"].matrix((width * bits + 7) // 8)
+        unpacked = np.unpackbits(packed, axis=1)[:, : width * bits].reshape(len(packed), width, bits)
         ids = unpacked.astype(np.int64) @ (1 << np.arange(bits - 1, -1, -1))
     else:
-        ids, logprobs = np.array(record["token_ids"]), np.array(record["top_values"], dtype=np.float64)
+        ids, logprobs = record["token_ids"].matrix(width), record["top_values"].matrix(width).astype(np.float64)
     if not len(input_ids) == len(labels) == len(ids) == len(logprobs) == settings["max_length"]:
         raise ValueError(f"{len(input_ids)} tokens, {len(ids)} rows, where all have {settings['max_length']}")
-    if ids.shape[1] != settings["width"]:
-        raise ValueError(f"{ids.shape[1]} targets per row, where all have {settings['width']}")
-    is_row = labels >= 0
+    is_row = np.asarray(labels >= 0)
     return Row(input_ids, is_row, ids[is_row], _probs(logprobs[is_row]))
 
 
 def _verl(record: dict[str, Any], settings: dict[str, Any]) -> Row:
-    input_ids = np.array(record["prompts"] + record["responses"])
-    ids, logprobs = np.array(record["teacher_ids"]), np.array(record["teacher_logprobs"], dtype=np.float64)
+    input_ids = np.concatenate([record["prompts"], record["responses"]])
+    ids = record["teacher_ids"].matrix(settings["width"])
+    logprobs = record["teacher_logprobs"].matrix(settings["width"]).astype(np.float64)
     if not len(input_ids) == len(ids) == len(logprobs) or len(record["response_mask"]) != len(record["responses"]):
         raise ValueError(f"{len(input_ids)} tokens and {len(ids)} rows")
-    is_ours = np.append(np.zeros(len(record["prompts"]), dtype=np.bool_), np.array(record["response_mask"]) > 0)
+    is_ours = np.append(np.zeros(len(record["prompts"]), dtype=np.bool_), record["response_mask"] > 0)
     is_row = np.append(is_ours[1:], False)
     return Row(input_ids, is_row, ids[is_row], _probs(logprobs[is_row]))
 
 
 def _tinker(record: dict[str, Any], settings: dict[str, Any]) -> Row:
-    input_ids, ids = np.array(record["input_ids"]), np.array(record["target_tokens"])
-    weights = np.array(record["weights"], dtype=np.float64)
-    if not len(input_ids) == len(ids) == len(weights) or ids.shape != weights.shape:
-        raise ValueError(f"{len(input_ids)} tokens, target_tokens {ids.shape}, weights {weights.shape}")
+    ids = record["target_tokens"].matrix(settings["width"])
+    weights = record["weights"].matrix(settings["width"]).astype(np.float64)
+    if not len(record["input_ids"]) == len(ids) == len(weights):
+        raise ValueError(f"{len(record['input_ids'])} tokens, {len(ids)} target_tokens, {len(weights)} weights")
     is_row = weights.any(axis=1)
     # The last token, which no row reads, is not stored; its row belongs to it all the same.
-    input_ids = np.append(input_ids, IGNORE)
-    is_row = np.append(is_row, False)
-    return Row(input_ids, is_row, ids[is_row[:-1]], weights[is_row[:-1]])
+    return Row(np.append(record["input_ids"], IGNORE), np.append(is_row, False), ids[is_row], weights[is_row])
 
 
 def _probs(logprobs: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
