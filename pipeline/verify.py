@@ -8,6 +8,7 @@ Shape legend: T tokens of a conversation, S supervised tokens, K targets per tok
 """
 
 import hashlib
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -167,7 +168,7 @@ def _verify_file(task: _Task) -> Found:
         found.problem(f"{name}: is not the file that manifest.json names (another sha256); make it again")
         return found
     if task.layout is not None and LAYOUTS[task.layout].is_jsonl:
-        found.rows, found.target_tokens = data.count(b"\n"), task.file["target_tokens"]
+        _lines(data, task, found)
         return found
     try:
         table = shards.decode(data, name).table
@@ -178,6 +179,23 @@ def _verify_file(task: _Task) -> Found:
     readers: dict[str | None, Callable[..., None]] = {None: _native, **dict.fromkeys(LAYOUTS, _exported)}
     readers[task.layout](table, task, found)
     return found
+
+
+def _lines(data: bytes, task: _Task, found: Found) -> None:
+    """Lines of `{"messages": [...]}`, each ending with the teacher."""
+    lines = data.split(b"\n")[:-1]
+    found.rows, found.target_tokens = len(lines), task.file["target_tokens"]  # of which text says nothing
+    for i, line in enumerate(lines):
+        where = f"{task.file['file']} line {i + 1}"
+        try:
+            messages = json.loads(line)["messages"]
+            roles = [message["role"] for message in messages]
+            is_text = all(isinstance(message["content"], str) for message in messages)
+        except (ValueError, KeyError, TypeError) as error:
+            found.problem(f"{where}: is no object with messages ({type(error).__name__})")
+            continue
+        if not is_text or not roles or roles[-1] != "assistant" or "user" not in roles:
+            found.problem(f"{where}: its messages are no conversation that ends with the teacher's words")
 
 
 def _native(table: pa.Table, task: _Task, found: Found) -> None:
@@ -365,7 +383,7 @@ def _axolotl(record: dict[str, Any], settings: dict[str, Any]) -> Row:
     if (ids.lengths != logprobs.lengths).any() or (ids.lengths != mask.lengths).any():
         raise ValueError("rows of different numbers of ids, log-probabilities and marks")
     probs_TK = _Rows(logprobs.lengths, np.exp(logprobs.values.astype(np.float64)) * (mask.values > 0)).padded()
-    is_row = probs_TK.any(axis=1)
+    is_row = np.asarray(probs_TK.any(axis=1))
     if not np.array_equal(is_row, np.append(record["labels"][1:] != IGNORE, False)):
         raise ValueError("the mask marks other positions than those before the labels")
     return Row(record["input_ids"], is_row, ids.padded()[is_row], probs_TK[is_row])
@@ -383,7 +401,7 @@ def _distillkit(record: dict[str, Any], settings: dict[str, Any]) -> Row:
         ids, logprobs = record["token_ids"].matrix(width), record["top_values"].matrix(width).astype(np.float64)
     if not len(input_ids) == len(labels) == len(ids) == len(logprobs) == settings["max_length"]:
         raise ValueError(f"{len(input_ids)} tokens, {len(ids)} rows, where all have {settings['max_length']}")
-    is_row = np.asarray(labels >= 0)
+    is_row: npt.NDArray[np.bool_] = np.asarray(labels >= 0)
     return Row(input_ids, is_row, ids[is_row], _probs(logprobs[is_row]))
 
 
@@ -403,7 +421,7 @@ def _tinker(record: dict[str, Any], settings: dict[str, Any]) -> Row:
     weights = record["weights"].matrix(settings["width"]).astype(np.float64)
     if not len(record["input_ids"]) == len(ids) == len(weights):
         raise ValueError(f"{len(record['input_ids'])} tokens, {len(ids)} target_tokens, {len(weights)} weights")
-    is_row = weights.any(axis=1)
+    is_row = np.asarray(weights.any(axis=1))
     # The last token, which no row reads, is not stored; its row belongs to it all the same.
     return Row(np.append(record["input_ids"], IGNORE), np.append(is_row, False), ids[is_row], weights[is_row])
 

@@ -560,6 +560,19 @@ def test_verify_finds_ids_outside_of_the_vocabulary(tmp_path: Path, layout: str)
     assert any("target ids from" in text and "outside of a vocabulary" in text for text in result["problems"])
 
 
+@pytest.mark.parametrize("line", ["{", '{"messages": []}', '{"messages": [{"role": "user", "content": "x"}]}', "[]"])
+def test_verify_finds_lines_that_are_no_conversation(tmp_path: Path, line: str) -> None:
+    folder, manifest = make(write_dataset(tmp_path), "openai")
+    file = manifest["files"][0]
+    data = (folder / file["file"]).read_bytes().splitlines(keepends=True)
+    data[2] = line.encode() + b"\n"
+    (folder / file["file"]).write_bytes(b"".join(data))
+    file["sha256"] = hashlib.sha256(b"".join(data)).hexdigest()
+    write_manifest(folder, manifest)
+    (problem,) = verify.verify(str(folder), 1)["problems"]
+    assert "train-00000-of-00003.jsonl line 3" in problem
+
+
 def test_verify_finds_damage(tmp_path: Path) -> None:
     run = write_dataset(tmp_path)
     files = [run / "dataset" / file["file"] for file in read_manifest(run / "dataset")["files"]]
