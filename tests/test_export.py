@@ -5,6 +5,7 @@ The trainers' own losses are in `tests/trainers`. Shape legend: T tokens, S supe
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from pipeline.shards import ShardError, ShardInfo, Store
 from schemas import targets
 from schemas.config import ConfigError
 from stages.export import LAYOUTS
+from tests.children import die_at, in_child
 
 V, K, D = 300, 8, 16
 RNG = np.random.default_rng(5)
@@ -312,6 +314,28 @@ def test_resume_makes_what_is_missing_and_the_same_bytes(tmp_path: Path, monkeyp
         assert (file.stat().st_mtime_ns == before[file.name][0]) == (file != gone)
     monkeypatch.setattr(export, "_make", None)  # nothing is looked at once it is finished
     assert make(run, "axolotl")[1] == manifest
+
+
+def test_killed_at_every_step_it_goes_on(tmp_path: Path) -> None:
+    run = write_dataset(tmp_path / "run")
+    undisturbed = make(run, "distillkit-compressed")[1]
+    output = tmp_path / "killed"
+
+    def export_and_die(step: int) -> None:
+        die_at(step)
+        export.export(str(run), "distillkit-compressed", str(output), num_workers=1)
+
+    step = 0
+    while True:
+        step += 1
+        shutil.rmtree(output, ignore_errors=True)
+        if in_child(lambda step=step: export_and_die(step)) == 0:
+            break
+        for file in output.glob("data/*.parquet"):
+            shards.read(Store(str(output)), f"data/{file.name}")  # whole, or not there
+        assert export.export(str(run), "distillkit-compressed", str(output), num_workers=1) == undisturbed
+        assert verify.verify(str(output), 1)["ok"]
+    assert step > 20
 
 
 def test_processes_make_the_same(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from pipeline import flow, runner, shards, status
 from pipeline.shards import Store
 from pipeline.worker import Done, Worker
 from schemas.config import Config, absolute
-from tests.children import in_child
+from tests.children import die_at, in_child
 from tests.conftest import ROOT, make_raw_config
 from tests.test_runner import Command, contents
 
@@ -262,23 +262,7 @@ def test_killed_between_a_shard_and_the_view_of_its_ledger(finished: Config, con
 
 
 def run_and_die(config: Config, step: int) -> None:
-    """A run that is killed right before its `step`-th call that changes the storage: before, amid or after a write."""
-    count = 0
-
-    def counted(call: Callable[..., Any]) -> Callable[..., Any]:
-        def count_and_call(*arguments: Any, **options: Any) -> Any:
-            nonlocal count
-            count += 1
-            if count == step:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return call(*arguments, **options)
-
-        return count_and_call
-
-    for name in ("fsync", "link"):
-        setattr(os, name, counted(getattr(os, name)))
-    for name in ("replace", "unlink", "mkdir"):
-        setattr(Path, name, counted(getattr(Path, name)))
+    die_at(step)
     run(config)
 
 

@@ -17,13 +17,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import shards
+from pipeline import export, shards, verify
 from pipeline.shards import DamagedError, ShardInfo, StorageError, Store
 from pipeline.worker import Worker
 from schemas.config import Config, SourceConfig
 from stages.sources import SourceError, count_rows, read_rows
 from tests.conftest import CONVERSATIONS, make_raw_config
 from tests.test_cluster import free_port
+from tests.test_export import write_dataset
 from tests.test_runner import Command, contents
 from tests.test_worker import numbered, put_screened
 
@@ -285,3 +286,17 @@ def test_source(bucket: str, tmp_path: Path) -> None:
     assert count_rows(remote) == 300
     with pytest.raises(SourceError):
         list(read_rows(SourceConfig(path=f"{bucket}/missing/")))
+
+
+def test_export_and_verify(bucket: str, tmp_path: Path) -> None:
+    """From a bucket to another place in it, in processes of their own, the same bytes as on a disk."""
+    run = write_dataset(tmp_path / "run")
+    store = Store(f"{bucket}/exported")
+    for file in (run / "dataset").rglob("*.*"):
+        store.put(f"dataset/{file.relative_to(run / 'dataset')}", file.read_bytes())
+    local = export.export(str(run), "axolotl", str(tmp_path / "axolotl"), num_workers=1)
+    output = export.default_output(f"{bucket}/exported", "axolotl")
+    assert export.export(f"{bucket}/exported", "axolotl", output, num_workers=2) == local
+    for url in (output, f"{bucket}/exported"):
+        assert verify.verify(url, 2)["ok"]
+    assert set(store.list("exports/axolotl")) == {"README.md", "manifest.json"}
