@@ -91,7 +91,7 @@ CPU = Setting(
     tuning_rates={"pruned": (5e-4, 1e-3, 2e-3), "random": (1e-3, 2e-3, 4e-3)},
     learning_rates={
         "pruned": dict.fromkeys(METHODS, 1e-3),
-        "random": dict.fromkeys(METHODS, 3e-3),
+        "random": dict.fromkeys(METHODS, 1e-3) | {"scratch": 2e-3, "sft": 2e-3},
     },
     seeds={"pruned": 3, "random": 2},
     heldout_percent=4,
@@ -551,7 +551,44 @@ def results(setting: Setting, out: Path) -> dict[str, Any]:
         "runs": runs,
     }
     write(out, rounded(value))
-    return value
+    return rounded(value)
+
+
+def tables(result: dict[str, Any]) -> str:
+    """Markdown of docs/training/proof.md."""
+
+    def cell(value: dict[str, float] | None, digits: int = 3) -> str:
+        if value is None:
+            return ""
+        return f"{value['mean']:.{digits}f}" + ("" if value["half"] is None else f" ± {value['half']:.{digits}f}")
+
+    lines = []
+    for student, summary in result["summary"].items():
+        averages = result["averages"] if student == "pruned" else {}
+        lines += [
+            f"\n{student}",
+            "| trained on | KL | cross-entropy | top-1 | cross-entropy of the source's answers | KL, less SFT's "
+            "| cross-entropy, less SFT's | KL, less sampled | KL of averaged weights |",
+            "|---|---|---|---|---|---|---|---|---|",
+        ]
+        for method in METHODS:
+            if row := summary.get(method):
+                sft, sampled = row.get("minus_sft", {}), row.get("minus_sampled", {})
+                cells = [cell(row["kl"]), cell(row["cross_entropy"]), cell(row["top_1"])]
+                cells += [cell(row.get("source_cross_entropy")), cell(sft.get("kl")), cell(sft.get("cross_entropy"))]
+                cells += [cell(sampled.get("kl")), f"{averages[method]['kl']:.3f}" if method in averages else ""]
+                lines.append(f"| {METHODS[method]} | " + " | ".join(cells) + " |")
+        for key in ("sft_needs", "needs_for_sft"):
+            lines += [f"\n{student}, {key}: by seed", "| trained on | KL | cross-entropy |", "|---|---|---|"]
+            for method, row in summary.items():
+                if key in row:
+                    lines.append(f"| {METHODS[method]} | {row[key]['kl']} | {row[key]['cross_entropy']} |")
+    lines += ["\n| learning rate | student | method | KL | cross-entropy | source |", "|---|---|---|---|---|---|"]
+    for run in result["tuning"]:
+        point = run["points"][-1]
+        values = [f"{point[m]:.3f}" for m in ("kl", "cross_entropy", "source_cross_entropy")]
+        lines.append(f"| {run['learning_rate']:g} | {run['student']} | {run['method']} | " + " | ".join(values) + " |")
+    return "\n".join(lines)
 
 
 def rounded(value: Any) -> Any:
@@ -634,7 +671,7 @@ def main() -> None:
     if arguments.command in ("tune", "train"):
         do(planned(setting, arguments.command == "tune"), setting)
     elif arguments.command == "results":
-        results(setting, arguments.results)
+        print(tables(results(setting, arguments.results)))
     else:
         plot(json.loads(arguments.results.read_text()), ROOT / "docs/training")
 
