@@ -128,16 +128,13 @@ def export(
     for facts, seconds in in_processes(_make, tasks, num_workers):
         say(f"{layout_name} {facts['file']}: {facts['rows']:,} rows, {facts['bytes'] / 1e6:,.1f} MB, {seconds:.1f} s")
         files.append(facts)
-    targets = dataset.manifest["targets"]
     manifest = {
         "layout": layout_name,
         "trainer": layout.trainer,
         "alignment": layout.alignment,
         "settings": dataclasses.asdict(settings),
         "identity": identity,
-        "notes": notes(
-            layout_name, settings, dataset.manifest["teacher"]["final_logit_softcapping"], targets.get("top_p") == 1.0
-        ),
+        "notes": notes(layout_name, settings, dataset.manifest["teacher"]["final_logit_softcapping"]),
         "teacher": dataset.manifest["teacher"],
         "dataset_config_hash": dataset.manifest["config_hash"],
         "rows": sum(file["rows"] for file in files),

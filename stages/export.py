@@ -21,8 +21,6 @@ from schemas.targets import Kind, decode
 IGNORE = -100
 EMPTY_LOGPROB = -110.0
 """Where a rectangle has nothing: e to this power is 0 in float32, and no trainer's arithmetic makes NaN of it."""
-LARGEST_MASS = 1.0 - 1e-6
-"""Of a DistillKit row: its `symmetric_uniform` takes the logarithm of what is left to 1, in float32."""
 BATCH_BYTES = 256 << 20
 """How much of a table is converted at a time, in the trainer's arrays."""
 
@@ -116,14 +114,11 @@ def axolotl(table: pa.Table, settings: Settings) -> pa.Table:
 def distillkit(table: pa.Table, settings: Settings) -> pa.Table:
     """DistillKit's raw layout: rectangles, every conversation padded to `max_length` (its `prepacked: true`)."""
     columns, rectangle = _distillkit(table, settings)
-    logprobs = rectangle.logprobs
-    if settings.kind == "target":
-        logprobs -= np.maximum(0.0, _log_mass(logprobs) - np.log(LARGEST_MASS))[:, None]
     return pa.table(
         columns
         | {
             "token_ids": _matrix(rectangle.offsets, rectangle.ids),
-            "top_values": _matrix(rectangle.offsets, logprobs),
+            "top_values": _matrix(rectangle.offsets, rectangle.logprobs),
         }
     )
 
@@ -132,13 +127,6 @@ def distillkit_compressed(table: pa.Table, settings: Settings) -> pa.Table:
     """DistillKit's compressed layout, by the part of its codec that adds no error of its own: all K values exact in
     float16 (`compression_config`), ids packed into as many bits as the vocabulary needs."""
     columns, rectangle = _distillkit(table, settings)
-    logprobs = rectangle.logprobs
-    if settings.kind == "target":  # rounded down, so that no sum comes out above LARGEST_MASS
-        logprobs -= np.maximum(0.0, _log_mass(logprobs) - np.log(LARGEST_MASS))[:, None]
-        rounded = logprobs.astype(np.float16)
-        rounded = np.where(rounded > logprobs, np.nextafter(rounded, np.float16(-np.inf)), rounded)
-    else:
-        rounded = logprobs.astype(np.float16)
     bits = num_id_bits(settings.vocab_size)
     P, K = rectangle.ids.shape
     id_bits = (rectangle.ids[:, :, None] >> np.arange(bits - 1, -1, -1, dtype=np.int32)) & 1
@@ -146,7 +134,9 @@ def distillkit_compressed(table: pa.Table, settings: Settings) -> pa.Table:
     return pa.table(
         columns
         | {
-            "compressed_logprobs": _matrix(rectangle.offsets, rounded.astype("<f2").view(np.uint8).reshape(P, 2 * K)),
+            "compressed_logprobs": _matrix(
+                rectangle.offsets, rectangle.logprobs.astype("<f2").view(np.uint8).reshape(P, 2 * K)
+            ),
             "bytepacked_indices": _matrix(rectangle.offsets, packed),
         }
     )
@@ -232,7 +222,7 @@ LAYOUTS = {
 """By the name that `stillhouse export --to` takes."""
 
 
-def notes(name: str, settings: Settings, softcap: float | None, has_constant_width: bool) -> list[str]:
+def notes(name: str, settings: Settings, softcap: float | None) -> list[str]:
     """Where this trainer would train on this dataset other than one expects."""
     found = []
     if name == "axolotl":
@@ -251,19 +241,15 @@ def notes(name: str, settings: Settings, softcap: float | None, has_constant_wid
             found.append("Sampled targets want kd_normalize_topk: false; true would compare the drawn tokens alone.")
         found.append("Leave kd_temperature at 1: log-probabilities of some tokens cannot be brought to another one.")
     if name.startswith("distillkit"):
-        if settings.kind == "draw":
-            found.append("Sampled targets want missing_probability_handling: zero; symmetric_uniform gives NaN.")
-        else:
+        found.append(
+            "Set missing_probability_handling: zero. symmetric_uniform gives infinity or NaN as soon as the K of one "
+            "token hold all but 6e-8 of a student's or teacher's mass, which float32 cannot tell from all."
+        )
+        if settings.kind == "target":
             found.append(
-                "missing_probability_handling: symmetric_uniform trains the mass outside the K as one event. zero "
-                "drops it: identical models then differ by minus the logarithm of the K's mass. The former gives "
-                "infinity once a student leaves less than 6e-8 outside the K; take zero for such peaked models."
+                "zero renormalises the top K: identical models differ by minus the logarithm of the K's mass, and a "
+                "student learns to put nothing outside of them. Sampled targets are not biased that way."
             )
-            if not has_constant_width:
-                found.append(
-                    "Tokens have different numbers of targets (targets.top_p); shorter rows are filled with token 0, "
-                    "which symmetric_uniform counts as many times in the student's mass. Take zero."
-                )
         if softcap:
             found.append(
                 f"The teacher caps its logits at {softcap:g}; DistillKit takes the student's logits from its forward "
@@ -274,6 +260,11 @@ def notes(name: str, settings: Settings, softcap: float | None, has_constant_wid
             "forward_kl_topk has no term for the mass outside the K, and sets negative losses, of students that put "
             "more on the K than the teacher, to 0."
         )
+        if settings.kind == "draw":
+            found.append(
+                "Set log_prob_min_clamp: null for sampled targets: its default of -10 gives every empty place of a row "
+                "a probability of 4.5e-5."
+            )
     if name == "tinker" and settings.kind == "target":
         found.append("The top K renormalised is biased towards them; sampled targets (targets.method) are not.")
     return found
@@ -309,7 +300,8 @@ def _rectangle(table: pa.Table, settings: Settings) -> _Rectangle:
         offsets = np.arange(len(flat.offsets), dtype=np.int64) * settings.max_length
         places = places + np.repeat(offsets[:-1] - flat.offsets[:-1], lengths)
     P = int(offsets[-1])
-    ids = np.zeros((P, settings.width), dtype=np.int32)
+    # Empty places name the vocabulary's last tokens: losses that look at a student there find next to nothing.
+    ids = np.tile(np.arange(settings.vocab_size - settings.width, settings.vocab_size, dtype=np.int32), (P, 1))
     logprobs = np.full((P, settings.width), EMPTY_LOGPROB, dtype=np.float32)
     is_target = np.zeros(P, dtype=np.bool_)
     rows = places[flat.before]
@@ -336,13 +328,6 @@ def _distillkit(table: pa.Table, settings: Settings) -> tuple[dict[str, pa.Array
     labels = np.where(rectangle.is_target, input_ids, IGNORE).astype(np.int32)
     columns = {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
     return {name: _lists(rectangle.offsets, pa.array(values)) for name, values in columns.items()}, rectangle
-
-
-def _log_mass(logprobs_PK: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-    """[P] log of the sum of each row's probabilities."""
-    mass: npt.NDArray[np.float64] = np.exp(logprobs_PK.astype(np.float64)).sum(axis=1)
-    log_mass: npt.NDArray[np.float64] = np.log(np.maximum(mass, 1e-30))
-    return log_mass
 
 
 def _flat_lists(table: pa.Table, name: str) -> pa.Array:

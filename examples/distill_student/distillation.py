@@ -159,7 +159,10 @@ class DistillationLoss:
 
         args = SFTConfig(remove_unused_columns=False, dataset_kwargs={"skip_prepare_dataset": True}, packing=False,
                          max_length=None, prediction_loss_only=True)
-        Distiller(model, args, train_dataset=DistillationDataset(folder), data_collator=collate).train()
+        rows = DistillationDataset(folder)
+        numbers = datasets.Dataset.from_dict({"row": range(len(rows))})  # TRL takes no torch dataset
+        Distiller(model, args, train_dataset=numbers,
+                  data_collator=lambda batch: collate([rows[item["row"]] for item in batch])).train()
 
     One process per device; the output layer's weight must be whole there (DDP; not FSDP or ZeRO stage 3).
     """

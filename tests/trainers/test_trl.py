@@ -35,6 +35,17 @@ def native() -> datasets.Dataset:
     return datasets.load_dataset("parquet", data_files=files, split="train").select(range(NUM_ROWS))
 
 
+def distiller(model: Any, arguments: SFTConfig, data: Any) -> Distiller:
+    numbers = datasets.Dataset.from_dict({"row": range(len(data))})
+    return Distiller(
+        model,
+        arguments,
+        train_dataset=numbers,
+        data_collator=lambda batch: distillation.collate([data[item["row"]] for item in batch]),
+        processing_class=tokenizer(),
+    )
+
+
 def first_loss(trainer: SFTTrainer) -> float:
     """Of the first step, before anything has been learned (and nothing is, at a learning rate of 0)."""
     trainer.train()
@@ -83,19 +94,13 @@ def test_the_teacher_loses_nothing_and_shifted_rows_much(tmp_path: Path, kind: s
         packing=False, max_length=None,
     )  # fmt: skip
 
-    def loss(rows: Any) -> float:
-        trainer = Distiller(
-            teacher(), arguments, train_dataset=rows, data_collator=distillation.collate, processing_class=tokenizer()
-        )
-        return first_loss(trainer)
-
-    right = loss(data)
+    right = first_loss(distiller(teacher(), arguments, data))
     assert abs(right) < NOISE if kind == "top_k" else right == pytest.approx(reference(kind), abs=0.2)
     shifted = [
         {name: values if name in ("input_ids", "labels") else values[::-1].copy() for name, values in row.items()}
         for row in data
     ]
-    assert loss(shifted) > right + SHIFTED
+    assert first_loss(distiller(teacher(), arguments, shifted)) > right + SHIFTED
 
 
 def test_a_step_learns(tmp_path: Path, tiny: Any) -> None:
@@ -106,9 +111,7 @@ def test_a_step_learns(tmp_path: Path, tiny: Any) -> None:
         packing=False, max_length=None,
     )  # fmt: skip
     arguments.learning_rate = 1e-2
-    trainer = Distiller(
-        tiny, arguments, train_dataset=data, data_collator=distillation.collate, processing_class=tokenizer()
-    )
+    trainer = distiller(tiny, arguments, data)
     trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     assert losses[-1] < losses[0]
