@@ -67,8 +67,8 @@ class Setting:
     batch_rows: int
     tokens: int
     """Budget of a run."""
-    sft_multiple: int
-    """Budgets of the pruned student that plain training on the teacher's text gets."""
+    sft_budgets: dict[str, tuple[int, ...]]
+    """How many times the budget plain training on the teacher's text gets, of each student and seed."""
     tuning_rates: dict[str, tuple[float, ...]]
     learning_rates: dict[str, dict[str, float]]
     """Of each student and method; `tune` measures them."""
@@ -87,13 +87,13 @@ CPU = Setting(
     random_student={"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 4, "num_attention_heads": 4},
     batch_rows=2,
     tokens=12_000,
-    sft_multiple=4,
+    sft_budgets={"pruned": (4, 2, 2), "random": (4,)},
     tuning_rates={"pruned": (5e-4, 1e-3, 2e-3), "random": (1e-3, 2e-3, 4e-3)},
     learning_rates={
         "pruned": dict.fromkeys(METHODS, 1e-3),
         "random": dict.fromkeys(METHODS, 1e-3) | {"scratch": 2e-3, "sft": 2e-3},
     },
-    seeds={"pruned": 3, "random": 2},
+    seeds={"pruned": 3, "random": 1},
     heldout_percent=4,
 )
 GPU = Setting(
@@ -106,7 +106,7 @@ GPU = Setting(
     random_student={"hidden_size": 384, "intermediate_size": 1024, "num_hidden_layers": 8, "num_attention_heads": 6},
     batch_rows=16,
     tokens=200_000,
-    sft_multiple=4,
+    sft_budgets={"pruned": (4, 4, 4, 4, 4), "random": (4, 4, 4, 4, 4)},
     tuning_rates={"pruned": (1e-4, 3e-4, 1e-3), "random": (3e-4, 1e-3, 3e-3)},
     learning_rates={
         "pruned": dict.fromkeys(METHODS, 3e-4),
@@ -347,17 +347,17 @@ class Run:
 
 
 def planned(setting: Setting, tuning: bool) -> list[Run]:
-    """Seed by seed, so that a part of the runs is a smaller experiment and not another one."""
+    """In this order: a student's runs seed by seed, so that a part of them is a smaller experiment and no other one."""
     runs = []
     if tuning:
         for student, methods in {"pruned": ("sft", "sampled", "scratch"), "random": ("sft", "sampled")}.items():
             for method in methods:
                 runs += [Run(student, method, 100, rate, 0.5, True) for rate in setting.tuning_rates[student]]
         return runs
-    for seed in range(max(setting.seeds.values())):
-        for student, seeds in setting.seeds.items():
-            for method in METHODS if seed < seeds else ():
-                multiple = setting.sft_multiple if (student, method) == ("pruned", "sft") else 1
+    for student, seeds in setting.seeds.items():
+        for seed in range(seeds):
+            for method in METHODS:
+                multiple = setting.sft_budgets[student][seed] if method == "sft" else 1
                 runs.append(Run(student, method, seed, setting.learning_rates[student][method], multiple))
     return runs
 
