@@ -87,13 +87,13 @@ CPU = Setting(
     random_student={"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 4, "num_attention_heads": 4},
     batch_rows=2,
     tokens=12_000,
-    sft_budgets={"pruned": (4, 2, 2), "random": (4,)},
+    sft_budgets={"pruned": (4, 2, 2), "random": (4, 2, 2)},
     tuning_rates={"pruned": (5e-4, 1e-3, 2e-3), "random": (1e-3, 2e-3, 4e-3)},
     learning_rates={
         "pruned": dict.fromkeys(METHODS, 1e-3),
-        "random": dict.fromkeys(METHODS, 1e-3) | {"scratch": 2e-3, "sft": 2e-3},
+        "random": dict.fromkeys(METHODS, 1e-3),
     },
-    seeds={"pruned": 3, "random": 1},
+    seeds={"pruned": 3, "random": 3},
     heldout_percent=4,
 )
 GPU = Setting(
@@ -389,10 +389,12 @@ def train(run: Run, setting: Setting, data: Data, losses: Losses, heldout: Heldo
         tokens, steps = tokens + len(loss_S), steps + 1
         if tokens >= points[0]:
             points.pop(0)
-            measured.append({"tokens": tokens, "steps": steps} | heldout.measure(student, source=not points))
+            at_budget = setting.tokens <= tokens < 1.5 * setting.tokens
+            measures = heldout.measure(student, source=at_budget or not points)
+            measured.append({"tokens": tokens, "steps": steps} | measures)
             print(f"{run.name}: {measured[-1]}", file=sys.stderr, flush=True)
-            if measured[-1]["tokens"] < setting.tokens * 1.5 and setting.tokens <= tokens and not run.tuning:
-                torch.save(trained_weights(student), weights_path(run, setting))  # at one budget, for the average
+            if at_budget:
+                torch.save(trained_weights(student), weights_path(run, setting))  # for the average over seeds
     return vars(run) | {
         "points": measured,
         "epochs": epochs,
@@ -482,7 +484,7 @@ def tokens_to_reach(points: list[dict[str, float]], measure: str, value: float) 
     return math.inf if points[-1][measure] > value else points[0]["tokens"]
 
 
-def at_budget(run: dict[str, Any], setting: Setting) -> dict[str, float]:
+def end_of_budget(run: dict[str, Any], setting: Setting) -> dict[str, float]:
     return next(point for point in run["points"] if point["tokens"] >= setting.tokens)
 
 
@@ -496,7 +498,7 @@ def summarise(runs: list[dict[str, Any]], setting: Setting) -> dict[str, Any]:
             if run["student"] == student:
                 by.setdefault(run["method"], {})[run["seed"]] = run
         for method, seeds in by.items():
-            end = {seed: at_budget(run, setting) for seed, run in seeds.items()}
+            end = {seed: end_of_budget(run, setting) for seed, run in seeds.items()}
             row: dict[str, Any] = {
                 m: interval([point[m] for point in end.values()]) for m in ("kl", "cross_entropy", "top_1")
             }
@@ -505,14 +507,14 @@ def summarise(runs: list[dict[str, Any]], setting: Setting) -> dict[str, Any]:
             for other in ("sft", "sampled"):
                 common = [seed for seed in end if seed in by.get(other, {}) and method != other]
                 for m in ("kl", "cross_entropy") if common else ():
-                    differences = [end[seed][m] - at_budget(by[other][seed], setting)[m] for seed in common]
+                    differences = [end[seed][m] - end_of_budget(by[other][seed], setting)[m] for seed in common]
                     row.setdefault(f"minus_{other}", {})[m] = interval(differences)
             if method not in ("sft", "scratch"):
                 for m in ("kl", "cross_entropy"):
                     pairs = [(end[s], by["sft"][s]) for s in end if s in by.get("sft", {})]
                     needs = [tokens_to_reach(sft["points"], m, point[m]) / point["tokens"] for point, sft in pairs]
                     row.setdefault("sft_needs", {})[m] = [round(value, 2) for value in needs]
-                    level = [(seeds[s]["points"], at_budget(by["sft"][s], setting)) for s in end if s in by["sft"]]
+                    level = [(seeds[s]["points"], end_of_budget(by["sft"][s], setting)) for s in end if s in by["sft"]]
                     row.setdefault("needs_for_sft", {})[m] = [
                         round(tokens_to_reach(points, m, sft[m]) / sft["tokens"], 3) for points, sft in level
                     ]
