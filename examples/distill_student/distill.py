@@ -566,25 +566,31 @@ def tables(result: dict[str, Any]) -> str:
 
     lines = []
     for student, summary in result["summary"].items():
-        averages = result["averages"] if student == "pruned" else {}
         lines += [
             f"\n{student}",
-            "| trained on | KL | cross-entropy | top-1 | cross-entropy of the source's answers | KL, less SFT's "
-            "| cross-entropy, less SFT's | KL, less sampled | KL of averaged weights |",
-            "|---|---|---|---|---|---|---|---|---|",
+            "| trained on | KL | cross-entropy | top-1 | cross-entropy of the source's answers | KL, less plain text's "
+            "| cross-entropy, less plain text's | KL, less draws' |",
+            "|---|---|---|---|---|---|---|---|",
         ]
         for method in METHODS:
             if row := summary.get(method):
                 sft, sampled = row.get("minus_sft", {}), row.get("minus_sampled", {})
                 cells = [cell(row["kl"]), cell(row["cross_entropy"]), cell(row["top_1"])]
                 cells += [cell(row.get("source_cross_entropy")), cell(sft.get("kl")), cell(sft.get("cross_entropy"))]
-                cells += [cell(sampled.get("kl")), f"{averages[method]['kl']:.3f}" if method in averages else ""]
-                lines.append(f"| {METHODS[method]} | " + " | ".join(cells) + " |")
+                lines.append(f"| {METHODS[method]} | " + " | ".join([*cells, cell(sampled.get("kl"))]) + " |")
         for key in ("sft_needs", "needs_for_sft"):
             lines += [f"\n{student}, {key}: by seed", "| trained on | KL | cross-entropy |", "|---|---|---|"]
             for method, row in summary.items():
                 if key in row:
                     lines.append(f"| {METHODS[method]} | {row[key]['kl']} | {row[key]['cross_entropy']} |")
+    lines += [
+        "\n| trained on | KL, one seed | KL, averaged | cross-entropy, one seed | averaged |",
+        "|---|---|---|---|---|",
+    ]
+    for method, average in result["averages"].items():
+        row = result["summary"]["pruned"][method]
+        cells = [f"{v:.3f}" for m in ("kl", "cross_entropy") for v in (row[m]["mean"], average[m])]
+        lines.append(f"| {METHODS[method]} | " + " | ".join(cells) + " |")
     lines += ["\n| learning rate | student | method | KL | cross-entropy | source |", "|---|---|---|---|---|---|"]
     for run in result["tuning"]:
         point = run["points"][-1]
