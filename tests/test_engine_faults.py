@@ -88,6 +88,7 @@ def test_killed_engines(tmp_path: Path) -> None:
         )
         family: dict[int, str] = {}
         deadline = time.monotonic() + 600
+        after = chance.randint(0, 3)  # shards that it has made by then
         while driver.poll() is None and kills.total() < wanted:
             assert time.monotonic() < deadline, (tmp_path / "log").read_text()[-3000:]
             time.sleep(0.5)
@@ -95,7 +96,9 @@ def test_killed_engines(tmp_path: Path) -> None:
             family |= present
             if "VLLM::Worker" not in present.values() or (command.run_dir / "review").exists():
                 continue
-            time.sleep(chance.uniform(0, 15))  # it loads for some seconds, and then answers
+            if len([*command.run_dir.glob("generate/*.parquet")]) < after:
+                continue
+            time.sleep(chance.uniform(0, 3))  # it loads for some seconds, and then answers
             part = chance.choices(PARTS, [4, 3, 3, 2])[0]
             names = {pid: name for pid, name in descendants(driver.pid).items() if name.startswith(part)}
             victim = chance.choice([*names]) if names else driver.pid if part == "driver" else None
@@ -104,7 +107,7 @@ def test_killed_engines(tmp_path: Path) -> None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(victim, signal.SIGKILL)
                 kills[part] += 1
-                deadline = time.monotonic() + 600
+                deadline, after = time.monotonic() + 600, chance.randint(0, 3)
                 shards_before.append(len([*command.run_dir.glob("generate/*.parquet")]))
         end_all(driver, family)
         log.close()
