@@ -645,8 +645,6 @@ def plot(result: dict[str, Any], folder: Path) -> None:
                 axis.plot(tokens, means, marker="o", ms=3, color=COLOURS[method], label=words)
                 low, high = ([end["mean"] + sign * end["half"] for end in ends] for sign in (-1, 1))
                 axis.fill_between(tokens, low, high, color=COLOURS[method], alpha=0.15, lw=0)
-            if measure == "cross_entropy":
-                axis.axhline(result["references"]["teacher"][measure], color="k", ls=":", lw=1)
             axis.set_xscale("log")
             axis.set(xlabel="supervised tokens", ylabel=label)
         axes[0].legend(frameon=False, fontsize=8)
@@ -658,13 +656,12 @@ def plot(result: dict[str, Any], folder: Path) -> None:
     for method, row in result["summary"]["pruned"].items():
         if method in sizes:
             x = sizes[method] + sizes["text"]
-            axis.errorbar(x, row["kl"]["mean"], row["kl"]["half"], fmt="o", color=COLOURS[method], capsize=3)
-            axis.annotate(
-                METHODS[method], (x, row["kl"]["mean"]), xytext=(5, 5), textcoords="offset points", fontsize=8
-            )
+            less = row.get("minus_sft", {}).get("kl", {"mean": 0.0, "half": 0.0})
+            axis.errorbar(x, less["mean"], less["half"], fmt="o", color=COLOURS[method], capsize=3)
+            axis.annotate(METHODS[method], (x, less["mean"]), xytext=(5, 5), textcoords="offset points", fontsize=8)
     axis.set_xscale("log")
-    axis.margins(x=0.25)
-    axis.set(xlabel="bytes per supervised token", ylabel=f"KL after {budget:,} tokens, nats")
+    axis.margins(x=0.35)
+    axis.set(xlabel="bytes per supervised token", ylabel=f"KL after {budget:,} tokens, less plain text's, nats")
     figure.tight_layout()
     figure.savefig(folder / "kl_bytes.svg", metadata={"Date": None})
 
