@@ -406,6 +406,7 @@ def test_probes_are_the_whole_distribution(generated: pa.Table) -> None:
     assert seen >= 3
 
 
+@pytest.mark.slow
 @pytest.mark.engine
 def test_prompts_that_come_in_chunks(tmp_path: Any, tokenizer: Any) -> None:
     """`check_draws` compares every answer's draws with vLLM's own log-probabilities. Greedy, because vLLM's CPU engine

@@ -261,6 +261,7 @@ def without_answers(command: Command) -> None:
         shutil.rmtree(command.run_dir / folder)
 
 
+@pytest.mark.slow
 def test_row_that_kills_its_worker_costs_one_row(finished: Command, tmp_path: Path) -> None:
     command = copy_of(finished, tmp_path, resources={"generate": {"shards_in_flight": 3}, "max_attempts": 1})
     undisturbed = read(command.run_dir / "generate")
@@ -370,6 +371,7 @@ def test_check_estimates_without_writing(command: Command) -> None:
     assert not command.run_dir.exists()
 
 
+@pytest.mark.slow
 def test_broken_rows_reach_the_ledger_of_a_run(command: Command, tmp_path: Path) -> None:
     """The same 200 and more malformed rows that tests/test_ingest.py judges, through a whole run."""
     from tests.test_ingest import mixed

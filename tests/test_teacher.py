@@ -322,7 +322,9 @@ if __name__ == "__main__":
 
 
 @pytest.mark.engine
-@pytest.mark.parametrize("end", ["shutdown", "exit", "no memory"])
+@pytest.mark.parametrize(
+    "end", ["shutdown", pytest.param("exit", marks=pytest.mark.slow), pytest.param("no memory", marks=pytest.mark.slow)]
+)
 def test_nothing_is_left_behind(tmp_path: Path, end: str) -> None:
     script = tmp_path / "life.py"
     script.write_text(LIFE)
