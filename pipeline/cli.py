@@ -104,11 +104,18 @@ def _parser() -> argparse.ArgumentParser:
     verify = commands.add_parser("verify", help=text, description=text, allow_abbrev=False)
     verify.add_argument("folder", help="run, dataset or export")
     for command in (export, verify):
-        command.add_argument("--workers", type=int, help="processes (default: one for each core)")
+        command.add_argument("--workers", type=_positive, help="processes (default: one for each core)")
     for command in commands.choices.values():
         command.add_argument("--json", action="store_true", help="the result as JSON on standard output")
         command.add_argument("--verbose", action="store_true", help="log more; a full traceback on failure")
     return parser
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise ValueError
+    return number
 
 
 def _fail(message: str, code: int) -> int:

@@ -371,6 +371,13 @@ def test_what_cannot_be_made_is_a_usage_error(
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("arguments", [["--to", "trl"], ["--to", "verl", "--workers", "0"], []])
+def test_wrong_arguments_are_usage_errors(tmp_path: Path, arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["export", str(tmp_path), *arguments])
+    assert ended.value.code == 2
+
+
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert tuple(LAYOUTS) == cli.LAYOUTS
     assert cli.main(["export", str(tmp_path / "nothing"), "--to", "verl"]) == 2
