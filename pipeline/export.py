@@ -23,6 +23,7 @@ import yaml
 from pipeline import shards
 from pipeline.report import say
 from pipeline.shards import DamagedError, ShardError, ShardInfo, Store
+from pipeline.worker import num_target_tokens
 from schemas.config import ConfigError
 from schemas.targets import Kind
 from stages.export import LAYOUTS, Settings, batches, compression_config, notes
@@ -191,7 +192,8 @@ def _settings(dataset: Dataset, name: str, kind: Kind | None, max_length: int | 
     width = length = 0
     if layout.is_rectangular:
         width = targets["top_k"] if chosen == "target" else 0
-        columns = [*([] if width else ["draw_lengths"]), *(["num_input_tokens"] if layout.has_equal_lengths else [])]
+        is_longest_asked = layout.has_equal_lengths and max_length is None
+        columns = [*([] if width else ["draw_lengths"]), *(["num_input_tokens"] if is_longest_asked else [])]
         for file in dataset.manifest["files"] if columns else []:
             table = shards.read(dataset.store, dataset.key(file), columns)
             if "draw_lengths" in columns:
@@ -270,7 +272,7 @@ def _source(task: _Task) -> pa.Table:
 
 
 def _info(task: _Task, source: pa.Table, table: pa.Table) -> ShardInfo:
-    tokens = int(pc.sum(table.column("num_target_tokens")).as_py() or 0)
+    tokens = num_target_tokens(table)
     return ShardInfo(task.layout, task.key, task.identity, source.num_rows, table.num_rows, tokens)
 
 

@@ -308,7 +308,7 @@ class Worker:
         from stages import fidelity
 
         table = source.table
-        tokens = _num_target_tokens(table)
+        tokens = num_target_tokens(table)
         info = ShardInfo(
             "export",
             shard,
@@ -606,7 +606,7 @@ def commit(
         config_hash=digest,
         rows_in=rows_in,
         rows_out=kept.num_rows,
-        num_target_tokens=_num_target_tokens(kept),
+        num_target_tokens=num_target_tokens(kept),
         ledger=_ledger_rows(marked.filter(dropped)),
         source_sha256=source_sha256,
     )
@@ -667,7 +667,8 @@ def describe(error: BaseException) -> str:
     return f"{type(error).__name__}{place}"
 
 
-def _num_target_tokens(table: pa.Table) -> int:
+def num_target_tokens(table: pa.Table) -> int:
+    """Supervised tokens of all rows; 0 of tables from before generate."""
     if "num_target_tokens" not in table.column_names:
         return 0
     return int(pc.sum(table.column("num_target_tokens")).as_py() or 0)
