@@ -42,6 +42,7 @@ def open_run(config: Config) -> Store:
     if not store.exists(RUN_KEY):
         store.put_if_absent(RUN_KEY, json.dumps(facts, indent=1, sort_keys=True).encode())
     compare_with_folder(config)
+    store.require_conditional_puts(RUN_KEY)
     return store
 
 

@@ -20,12 +20,14 @@ import secrets
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from stages import object_store
+from stages.object_store import insist, open_store
 
 METADATA_KEY = b"stillhouse"
 DIGEST_KEY = b"stillhouse.sha256"
@@ -44,12 +46,6 @@ STAGED = "state/staged"
 `dataset/` is what people copy and upload."""
 STALE_AFTER_S = 3600.0
 """A staged file this old belongs to a process that was killed: no write takes so long."""
-
-OBJECT_STORE_RETRIES: Any = {"max_retries": 8, "retry_timeout": timedelta(minutes=15)}
-"""Of one request: after 0.1 s, 0.2 s … 12.8 s (25 s in all) where connections fail or the store answers 5xx."""
-OBJECT_STORE_CLIENT: Any = {"allow_http": True, "timeout": "600s", "connect_timeout": "10s"}
-"""Plain HTTP is what S3-compatible stores on loopback speak. A shard is put in one request (conditional puts have no
-parts), and the usual 30 s are not enough for that on a slow line."""
 
 _FOOTER_BYTES = 64 << 10
 _DIGEST_MARK = b"\x18\x11stillhouse.sha256\x18\x40"
@@ -80,9 +76,9 @@ class Entry:
 class Store:
     """A folder, on a file system or an object store (`s3://`, `gs://`, `az://`), with put-if-absent.
 
-    Keys are relative, with forward slashes. Object stores go through `obstore`, which retries; the file system is
-    handled here, because power loss is only survived when file and folder are synced, which `obstore` leaves out.
-    All methods raise `StorageError` when the storage fails.
+    Keys are relative, with forward slashes. Object stores go through `stages.object_store`; the file system is handled
+    here, because power loss is only survived when file and folder are synced, which `obstore` leaves out. All methods
+    raise `StorageError` when the storage fails.
     """
 
     def __init__(self, url: str, staged: str = STAGED) -> None:
@@ -92,9 +88,7 @@ class Store:
         self._root = Path(url.removeprefix("file://"))
         self._seen = False
         if "://" in url and not url.startswith("file://"):
-            from obstore.store import from_url
-
-            self._remote = from_url(self.url, client_options=OBJECT_STORE_CLIENT, retry_config=OBJECT_STORE_RETRIES)
+            self._remote = open_store(self.url)
         else:
             self._seen = self._root.is_dir()
 
@@ -113,7 +107,8 @@ class Store:
                 from obstore.exceptions import AlreadyExistsError
 
                 try:
-                    obstore.put(self._remote, key, data, mode="create")
+                    # Done twice after an answer that was lost, it finds its own: then, as after a race, it is there.
+                    insist(lambda: obstore.put(self._remote, key, data, mode="create"))
                 except AlreadyExistsError:
                     return False
                 return True
@@ -127,13 +122,22 @@ class Store:
             _sync_folder((self._root / key).parent)
             return True
 
+    def require_conditional_puts(self, key: str) -> None:
+        """Raises `StorageError` when `key`, which is there, can be put as if it were not: some object stores overlook
+        the condition, and of two drivers the later would then replace what the earlier has built upon."""
+        if self._remote is not None and self.put_if_absent(key, self.get(key)):
+            raise StorageError(
+                f"{self.url}: this object store overlooks the condition of a put (If-None-Match), so that files could "
+                "be written twice; use a store that knows it, or a file system"
+            )
+
     def put(self, key: str, data: bytes) -> None:
         """Replaces `key` at once: a reader sees the old or the new, never a part."""
         with self._blamed(key, "written"):
             if self._remote is not None:
                 import obstore
 
-                obstore.put(self._remote, key, data)
+                insist(lambda: obstore.put(self._remote, key, data))
                 return
             staged = self._stage(key, data)
             try:
@@ -148,7 +152,7 @@ class Store:
             if self._remote is not None:
                 import obstore
 
-                return bytes(obstore.get(self._remote, key).bytes())
+                return insist(lambda: bytes(obstore.get(self._remote, key).bytes()))
             return (self._root / key).read_bytes()
 
     def tail(self, key: str, num_bytes: int, size: int | None = None) -> bytes:
@@ -157,9 +161,9 @@ class Store:
             if self._remote is not None:
                 import obstore
 
-                end = obstore.head(self._remote, key)["size"] if size is None else size
+                end = insist(lambda: obstore.head(self._remote, key))["size"] if size is None else size
                 start = max(0, end - num_bytes)
-                return bytes(obstore.get_range(self._remote, key, start=start, end=end)) if end else b""
+                return insist(lambda: bytes(obstore.get_range(self._remote, key, start=start, end=end))) if end else b""
             with (self._root / key).open("rb") as file:
                 file.seek(max(0, file.seek(0, os.SEEK_END) - num_bytes))
                 return file.read()
@@ -176,7 +180,7 @@ class Store:
                 if self._remote is not None:
                     import obstore
 
-                    obstore.head(self._remote, key)
+                    insist(lambda: obstore.head(self._remote, key))
                 else:
                     (self._root / key).stat()
         except FileNotFoundError:
@@ -189,7 +193,7 @@ class Store:
             if self._remote is not None:
                 import obstore
 
-                found = obstore.list_with_delimiter(self._remote, folder + "/")
+                found = insist(lambda: obstore.list_with_delimiter(self._remote, folder + "/"))
                 names = {
                     item["path"].rpartition("/")[2]: Entry(
                         item["size"], f"{item['size']}-{item['e_tag']}-{item['last_modified'].isoformat()}"
@@ -232,7 +236,7 @@ class Store:
                 import obstore
 
                 with contextlib.suppress(FileNotFoundError):
-                    obstore.delete(self._remote, key)
+                    insist(lambda: obstore.delete(self._remote, key))
             else:
                 (self._root / key).unlink(missing_ok=True)
 
@@ -308,8 +312,7 @@ class Store:
                 raise
             raise self._failure(key, what, "no such bucket") from None
         except (BaseError, OSError) as error:
-            # The store's own message can quote its whole answer; the kind of error says enough.
-            raise self._failure(key, what, type(error).__name__) from None
+            raise self._failure(key, what, object_store.reason(error)) from None
 
     def _failure(self, key: str, what: str, reason: str) -> StorageError:
         check = "bucket, endpoint, region and credentials" if self._remote is not None else "disk and permissions"

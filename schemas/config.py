@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 
 class _Free:
@@ -22,6 +22,20 @@ class _Free:
 free = _Free()
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Count = Annotated[int, Field(ge=1)]
+
+OBJECT_STORES = ("s3", "gs", "az")
+
+
+def checked_location(path: str) -> str:
+    """`path` as it is: one of a file system, `file://…`, or an object store's. Raises ValueError for any other URL."""
+    scheme, separator, rest = path.partition("://")
+    if separator and scheme != "file":
+        if scheme not in OBJECT_STORES:
+            known = ", ".join(f"{name}://" for name in OBJECT_STORES)
+            raise ValueError(f"{path}: {scheme}:// is no known object store; use {known}, file:// or a path")
+        if not rest.partition("/")[0]:
+            raise ValueError(f"{path}: names no bucket; write {scheme}://BUCKET/…")
+    return path
 
 
 class Section(BaseModel):
@@ -47,6 +61,13 @@ class SourceConfig(Section):
     """Goes into the `source` column; by default the dataset's id or the path's last part."""
     limit: Count | None = None
     """Read only the first rows of the source."""
+
+    @field_validator("path")
+    @classmethod
+    def _known_locations(cls, path: str | list[str] | None) -> str | list[str] | None:
+        for location in [path] if isinstance(path, str) else path or []:
+            checked_location(location)
+        return path
 
     @model_validator(mode="after")
     def _one_source(self) -> "SourceConfig":
@@ -332,8 +353,8 @@ class ResourcesConfig(Section):
 class Config(Section):
     """A whole run."""
 
-    run_dir: Annotated[str, free]
-    """Folder of the run: stages, ledger, dataset."""
+    run_dir: Annotated[str, AfterValidator(checked_location), free]
+    """Folder of the run: stages, ledger, dataset. A path or an object-store URL."""
     source: SourceConfig
     ingest: IngestConfig = IngestConfig()
     dedupe: DedupeConfig = DedupeConfig()

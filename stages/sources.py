@@ -21,6 +21,7 @@ from urllib.parse import unquote
 import pyarrow as pa
 
 from schemas.config import SourceConfig
+from stages.object_store import insist, open_store, reason
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
@@ -52,7 +53,6 @@ _MESSAGE_FIELDS = frozenset({"role", "content", "from", "value", "toxic"})
 _SUFFIXES = {".parquet": "parquet", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json"}
 _COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 _MAGIC = {"gzip": re.compile(rb"\x1f\x8b"), "zstd": re.compile(rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18")}
-_SCHEMES = ("s3", "gs", "file")
 _BATCH_BYTES = 4 << 20  # of a Parquet row group, uncompressed
 _READ_BYTES = 1 << 20
 _STORE_READ_BYTES = 8 << 20  # an object store answers a request in ~100 ms: 1 MiB each would read 10 MB/s
@@ -200,20 +200,18 @@ def _open_local(name: str) -> "Reader":
 def _store_files(url: str) -> Iterator[_File]:
     """Files of `scheme://bucket/key`, where the key is a file, a prefix, or a glob whose * stays within one segment."""
     from obstore.exceptions import BaseError
-    from obstore.store import from_url
+    from obstore.store import LocalStore
 
     scheme, _, rest = url.partition("://")
-    if scheme not in _SCHEMES:
-        raise SourceError(f"{url}: {scheme}:// is no known object store; use {', '.join(f'{s}://' for s in _SCHEMES)}")
     bucket, _, key = rest.partition("/")
+    store: ObjectStore
     if scheme == "file":
-        bucket, key = "", unquote(key)
+        root, key, store = "file://", unquote(rest), LocalStore("/")
+    else:
+        root = f"{scheme}://{bucket}"
+        store = open_store(root)
     key = key.strip("/")
-    root = f"{scheme}://{bucket}" + ("" if bucket else "/")
-    endpoint = os.environ.get("AWS_ENDPOINT_URL", os.environ.get("AWS_ENDPOINT", ""))
-    is_plain_http = scheme == "s3" and endpoint.startswith("http://")
     try:
-        store = from_url(root, client_options={"allow_http": True}) if is_plain_http else from_url(root)
         parts = key.split("/")
         if _GLOB.search(key):
             fixed = next(i for i, part in enumerate(parts) if _GLOB.search(part))
@@ -230,9 +228,9 @@ def _store_files(url: str) -> Iterator[_File]:
             _require(found, url, len(listed))
     except BaseError as error:
         raise SourceError(
-            f"{url}: cannot be listed ({type(error).__name__}); check bucket, endpoint, region and credentials"
+            f"{url}: cannot be listed ({reason(error)}); check bucket, endpoint, region and credentials"
         ) from None
-    yield from (_File(f"{root.rstrip('/')}/{name}", partial(open_object, store, name)) for name in found)
+    yield from (_File(f"{root}/{name}", partial(open_object, store, name)) for name in found)
 
 
 def open_object(store: "ObjectStore", name: str) -> "Reader":
@@ -246,14 +244,17 @@ def open_object(store: "ObjectStore", name: str) -> "Reader":
 def _list(store: "ObjectStore", prefix: str) -> list[str]:
     import obstore
 
-    return sorted(meta["path"] for chunk in obstore.list(store, prefix=prefix or None) for meta in chunk)
+    def listed() -> list[str]:
+        return sorted(meta["path"] for chunk in obstore.list(store, prefix=prefix or None) for meta in chunk)
+
+    return insist(listed)
 
 
 def _is_object(store: "ObjectStore", key: str) -> bool:
     import obstore
 
     try:
-        obstore.head(store, key)
+        insist(lambda: obstore.head(store, key))
     except FileNotFoundError:
         return False
     return True
@@ -340,7 +341,7 @@ class _StoreFile(io.RawIOBase):
         except (BaseError, OSError) as error:
             # Not as it is: for Arrow, and so for `_raise_if_io`, an OSError without errno is a damaged page.
             raise SourceError(
-                f"{self._name}: cannot be read ({type(error).__name__}); check endpoint and network, then run again"
+                f"{self._name}: cannot be read ({reason(error)}); check endpoint and network, then run again"
             ) from None
         target[: len(data)] = data
         return len(data)

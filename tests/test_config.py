@@ -37,6 +37,9 @@ def test_shipped_configurations_load(path: Path, monkeypatch: pytest.MonkeyPatch
         ("teacher.engine={max_logprobs: 5}", "max_logprobs"),
         ("screen.classifiers=[{name: nonsense}]", "screen.classifiers.0"),
         ("run_dir.x=1", "not a section"),
+        ("run_dir=hdfs://bucket/x", "run_dir: hdfs://bucket/x: hdfs:// is no known object store"),
+        ("run_dir=s3:///x", "run_dir: s3:///x: names no bucket"),
+        ("source.path=ftp://host/x.jsonl", "source.path: ftp://host/x.jsonl: ftp:// is no known object store"),
         ("nonsense", "is not key.path=value"),
     ],
 )

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from tests.conftest import ROOT
 
-PARTS = {"chat", "classifiers", "fidelity", "sources", "teacher"}  # shared by stages; stages themselves stand alone
+PARTS = {"chat", "classifiers", "fidelity", "object_store", "sources", "teacher"}
+"""What stages share; stages themselves stand alone."""
 LAYERS = {"schemas": {"schemas"}, "stages": {"schemas", "stages"}, "pipeline": {"schemas", "stages", "pipeline"}}
 
 

@@ -1,8 +1,10 @@
-"""An object store is a folder like any other: a real S3 server (moto's) on loopback."""
+"""An object store is a folder like any other: a real S3 server (moto's) on loopback, and the same behind a proxy that
+fails on demand, or that speaks Google's dialect of its protocol."""
 
 import asyncio
 import http.client
 import itertools
+import json
 import os
 import subprocess
 import sys
@@ -16,11 +18,13 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from obstore.exceptions import GenericError
 
-from pipeline import export, shards, verify
+from pipeline import export, runner, shards, verify
 from pipeline.shards import DamagedError, ShardInfo, StorageError, Store
 from pipeline.worker import Worker
 from schemas.config import Config, SourceConfig
+from stages import object_store
 from stages.sources import SourceError, count_rows, read_rows
 from tests.conftest import CONVERSATIONS, make_raw_config
 from tests.test_cluster import free_port
@@ -98,15 +102,23 @@ def test_shards(bucket: str) -> None:
         shards.read(store, "missing")
 
 
+Fault = int | str | None
+LATE_S = 1.0
+
+
 class Proxy(ThreadingHTTPServer):
-    """Stands before the store and fails on demand: `fault` is asked for each request (method, path) whether it is
-    answered by a status, `cut` before it is passed on or `lost` after, or passed on (None)."""
+    """Stands before the store and fails on demand. `fault` is asked for each request (method, path); it is answered by
+    that status, `cut` off before it is passed on, passed on `unconditional`, or its answer is `lost`, `late` or cut in
+    `half`."""
+
+    daemon_threads = True
 
     def __init__(self, endpoint: str) -> None:
         super().__init__(("127.0.0.1", 0), ProxyHandler)
         self.endpoint = endpoint
         self.requests: list[str] = []
-        self.fault: Callable[[str, str], int | str | None] = lambda method, path: None
+        self.fault: Callable[[str, str], Fault] = lambda method, path: None
+        self.is_google = False
 
     def handle_error(self, request: object, client_address: object) -> None:
         pass
@@ -124,15 +136,26 @@ class ProxyHandler(BaseHTTPRequestHandler):
             self.close_connection = True
             return
         if isinstance(fault, int):
+            text = b"<Error>\n<Code>SomeReason</Code><Message>for secret-canary</Message></Error>"
             self.send_response(fault)
-            self.send_header("Content-Length", "0")
+            self.send_header("Content-Length", str(len(text)))
             self.end_headers()
+            self.wfile.write(text if self.command != "HEAD" else b"")
             return
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        if fault == "unconditional":
+            headers.pop("if-none-match", None)
+        if self.server.is_google:
+            headers["authorization"] = "AWS test:test"
+            if headers.pop("x-goog-if-generation-match", None) == "0":
+                headers["if-none-match"] = "*"
         connection = http.client.HTTPConnection(self.server.endpoint.removeprefix("http://"), timeout=30)
-        connection.request(self.command, self.path, body, dict(self.headers))
+        connection.request(self.command, self.path, body, headers)
         response = connection.getresponse()
         data = response.read()
         connection.close()
+        if fault == "late":
+            time.sleep(LATE_S)
         if fault == "lost":
             self.close_connection = True
             return
@@ -143,6 +166,9 @@ class ProxyHandler(BaseHTTPRequestHandler):
         length = response.getheader("Content-Length") if self.command == "HEAD" else str(len(data))
         self.send_header("Content-Length", length or "0")
         self.end_headers()
+        if fault == "half" and data:
+            data = data[: len(data) // 2]
+            self.close_connection = True
         self.wfile.write(data)
 
     do_GET = do_PUT = do_HEAD = do_DELETE = do_POST = answer  # noqa: N815
@@ -164,7 +190,7 @@ def proxy(bucket: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
 
 
 def use_all(store: Store) -> None:
-    assert store.put_if_absent("screen/a", b"one")
+    store.put_if_absent("screen/a", b"one")
     assert store.get("screen/a") == b"one"
     assert store.tail("screen/a", 2) == b"ne"
     assert store.exists("screen/a")
@@ -174,29 +200,53 @@ def use_all(store: Store) -> None:
     assert store.get_or_none("screen/a") is None
 
 
-@pytest.mark.parametrize("fault", [500, 503, "cut"])
-def test_passing_failures_are_tried_again(bucket: str, proxy: Proxy, fault: int | str) -> None:
-    turns = itertools.cycle([fault, fault, None])
+@pytest.mark.parametrize("fault", [429, 500, 503, "cut", "lost", "late", "half"])
+def test_passing_failures_are_tried_again(
+    bucket: str, proxy: Proxy, fault: Fault, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(object_store, "CLIENT", {**object_store.CLIENT, "timeout": f"{LATE_S / 2}s"})
+    turns = itertools.cycle([fault, fault, None] if fault != "late" else [fault, None])
     proxy.fault = lambda method, path: next(turns)
     use_all(Store(f"{bucket}/passing-{fault}"))
-    assert len(proxy.requests) >= 24
+    Store(f"{bucket}/listed-{fault}").put("a.jsonl", b'{"messages": []}\n')
+    assert len(list(read_rows(SourceConfig(path=f"{bucket}/listed-{fault}/")))) == 1
 
 
-def test_answer_lost_after_a_put_does_not_lose_or_double_it(bucket: str, proxy: Proxy) -> None:
+@pytest.mark.parametrize("fault", ["lost", "late"])
+def test_answer_lost_after_a_put_does_not_lose_or_double_it(
+    bucket: str, proxy: Proxy, fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The store has the shard and we do not know: the retry finds it there, as if another run had been first."""
-    lost = iter(["lost"])
-    proxy.fault = lambda method, path: next(lost, None) if method == "PUT" else None
-    store = Store(f"{bucket}/lost")
-    store.put_if_absent("a", b"one")
+    monkeypatch.setattr(object_store, "CLIENT", {**object_store.CLIENT, "timeout": f"{LATE_S / 2}s"})
+    once = iter([fault])
+    proxy.fault = lambda method, path: next(once, None) if method == "PUT" else None
+    store = Store(f"{bucket}/{fault}")
+    assert not store.put_if_absent("a", b"one")
     assert proxy.requests.count("PUT") == 2
     assert store.get("a") == b"one"
+
+
+def test_google_cloud_storage(bucket: str, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    proxy.is_google = True
+    account = {"gcs_base_url": os.environ["AWS_ENDPOINT_URL"], "disable_oauth": True}
+    account |= dict.fromkeys(("client_email", "private_key", "private_key_id"), "")
+    monkeypatch.setenv("GOOGLE_SERVICE_ACCOUNT_KEY", json.dumps(account))
+    url = f"gs://{BUCKET}/google"
+    store = Store(url)
+    assert store.put_if_absent("a/b", b"one")
+    assert not store.put_if_absent("a/b", b"two")
+    assert store.get("a/b") == b"one"
+    use_all(store)
+    store.put("source/a.jsonl", b'{"messages": []}\n' * 3)
+    for path in ("source", "source/a.jsonl", "source/*.jsonl"):
+        assert len(list(read_rows(SourceConfig(path=f"{url}/{path}")))) == 3
 
 
 @pytest.mark.parametrize("fault", [503, 403, "cut"])
 def test_lasting_failure_is_one_clear_sentence(
     bucket: str, proxy: Proxy, fault: int | str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shards, "OBJECT_STORE_RETRIES", {"max_retries": 1})
+    monkeypatch.setattr(object_store, "RETRIES", {"max_retries": 1})
     store = Store(f"{bucket}/lasting")
     proxy.fault = lambda method, path: fault
     for use in (
@@ -213,7 +263,34 @@ def test_lasting_failure_is_one_clear_sentence(
         message = str(caught.value)
         assert message.startswith(f"{bucket}/lasting/a: cannot be ")
         assert message.endswith("; check bucket, endpoint, region and credentials, then run again")
-        assert len(message) < 200
+        assert ("(no answer)" if fault == "cut" else f"(HTTP {fault}") in message
+        assert (", SomeReason)" in message) == (fault != "cut" and proxy.requests[-1] != "HEAD")
+        assert "canary" not in message
+
+
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        ("PUT http://169.254.169.254/latest - Server returned non-2xx status code: 403 Forbidden", "no credentials in"),
+        (
+            "Received redirect without LOCATION, this normally indicates an incorrectly configured region",
+            "in another re",
+        ),
+        ("GET http://h/a - HTTP error: error sending request\n\nDebug source:\n status code: 403", "no answer"),
+        ("something new with a secret", "GenericError"),
+    ],
+)
+def test_reasons(message: str, expected: str) -> None:
+    assert expected in object_store.reason(GenericError(message))
+
+
+def test_store_that_overlooks_conditions_is_refused(bucket: str, proxy: Proxy, tmp_path: Path) -> None:
+    raw = {**make_raw_config(tmp_path), "run_dir": f"{bucket}/unconditional"}
+    runner.open_run(Config.model_validate(raw))
+    runner.open_run(Config.model_validate(raw))
+    proxy.fault = lambda method, path: "unconditional"
+    with pytest.raises(StorageError, match=r"unconditional: this object store overlooks .*; use a store that"):
+        runner.open_run(Config.model_validate(raw))
 
 
 def test_vanished_bucket_is_not_an_empty_one(bucket: str) -> None:
@@ -221,7 +298,7 @@ def test_vanished_bucket_is_not_an_empty_one(bucket: str) -> None:
     for use, reason in (
         (lambda: store.put_if_absent("a", b"x"), "written (no such bucket)"),
         (lambda: store.put("a", b"x"), "written (no such bucket)"),
-        (lambda: store.list("a"), "listed (GenericError)"),
+        (lambda: store.list("a"), "listed (HTTP 404, NoSuchBucket)"),
     ):
         with pytest.raises(StorageError) as caught:
             use()
@@ -234,7 +311,7 @@ def test_vanished_bucket_is_not_an_empty_one(bucket: str) -> None:
 def test_failing_store_blames_no_shard(
     bucket: str, proxy: Proxy, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(shards, "OBJECT_STORE_RETRIES", {"max_retries": 1})
+    monkeypatch.setattr(object_store, "RETRIES", {"max_retries": 1})
     config = Config.model_validate({**make_raw_config(tmp_path), "run_dir": f"{bucket}/blame"})
     put_screened(config, "00000.parquet", numbered([1, 2]))
     generate = Worker(config, "generate", "transform", "run", 1)
@@ -255,7 +332,7 @@ def test_source_that_fails_on_the_way_is_told(bucket: str, proxy: Proxy, monkeyp
     proxy.fault = lambda method, path: 403 if method == "GET" and "a.jsonl" in path and next(gets) else None
     rows = read_rows(SourceConfig(path=f"{bucket}/failing/a.jsonl"))
     assert next(rows).error is None
-    with pytest.raises(SourceError, match=r"failing/a.jsonl: cannot be read \(\w+\); check endpoint"):
+    with pytest.raises(SourceError, match=r"failing/a.jsonl: cannot be read \(HTTP 403, SomeReason\); check endpoint"):
         list(rows)
 
 

@@ -175,7 +175,6 @@ def test_a_file_url_is_percent_encoded(folder: Path) -> None:
         ("file://{}/notes.txt", "no known suffix"),
         ("file://{}/*.nope", "matches no data file"),
         ("file://{}/broken.parquet", "footer"),
-        ("ftp://host/x.jsonl", "no known object store"),
         ("", "is empty"),
     ],
 )

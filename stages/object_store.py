@@ -1,0 +1,87 @@
+"""Object stores: opened in one way, asked until they answer, and failing with a reason that people can use.
+
+Not what is kept there: that is `stages.sources` for what is read, `pipeline.shards` for what is written.
+"""
+
+import re
+from collections.abc import Callable
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from schemas.config import ConfigError, checked_location
+
+if TYPE_CHECKING:
+    from obstore.store import ObjectStore
+
+Answer = TypeVar("Answer")
+
+RETRIES: Any = {"max_retries": 8, "retry_timeout": timedelta(minutes=15)}
+"""Of one request: after 0.1 s, 0.2 s … 12.8 s (25 s in all) where connections fail or the store answers 429 or 5xx."""
+CLIENT: Any = {"allow_http": True, "timeout": "600s", "connect_timeout": "10s"}
+"""Plain HTTP is what S3-compatible stores on loopback speak. A shard is put in one request (conditional puts have no
+parts), and the usual 30 s are not enough for that on a slow line."""
+ATTEMPTS = 3
+"""Of a request and all its retries."""
+
+_STATUS = re.compile(r"status code: ([45]\d\d)\b")
+_CODE = re.compile(r"<Code>([A-Za-z]{1,60})</Code>")
+_METADATA_SERVICES = re.compile(r"169\.254\.169\.254|169\.254\.170\.2|metadata\.google\.internal")
+
+
+def open_store(url: str) -> "ObjectStore":
+    """The store of `s3://bucket/prefix`, `gs://bucket/prefix` or `az://container/prefix`, with endpoint, region and
+    credentials from the environment (`AWS_*`, `GOOGLE_*`, `AZURE_*`, or the machine's own role).
+
+    Raises `ConfigError` for another scheme, a missing bucket, or an environment that names no account.
+    """
+    from obstore.exceptions import BaseError
+    from obstore.store import from_url
+
+    try:
+        checked_location(url)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    try:
+        return from_url(url, client_options=CLIENT, retry_config=RETRIES)
+    except (BaseError, ValueError) as error:
+        raise ConfigError(
+            f"{url}: cannot be opened ({reason(error)}); check the account, endpoint and credentials in the environment"
+        ) from None
+
+
+def insist(request: Callable[[], Answer]) -> Answer:
+    """What `request` returns, in up to `ATTEMPTS` of it; it must be one that may be done twice.
+
+    `object_store` (0.14, under `obstore`) tries again what fails before an answer. Not so a conditional put or a
+    deletion that times out, which it takes for unsafe to repeat, nor a listing whose answer is cut off.
+    """
+    from obstore.exceptions import GenericError
+
+    for left in reversed(range(ATTEMPTS)):
+        try:
+            return request()
+        except GenericError as error:
+            if left == 0 or _refused(error):
+                raise
+    raise AssertionError  # the last attempt returns or raises
+
+
+def reason(error: Exception) -> str:
+    """Why the store failed, in a few words. Its own message can quote its whole answer, signatures included: of that,
+    only the status and the code are taken."""
+    line = str(error).partition("\n")[0]
+    status, code = _STATUS.search(line), _CODE.search(str(error))
+    if _METADATA_SERVICES.search(line):
+        return "no credentials in the environment, and this machine has no role"
+    if status:
+        return f"HTTP {status[1]}" + (f", {code[1]}" if code else "")
+    if "incorrectly configured region" in line:
+        return "the bucket is in another region"
+    if "error sending request" in line:
+        return "no answer"
+    return type(error).__name__
+
+
+def _refused(error: Exception) -> bool:
+    status = _STATUS.search(str(error).partition("\n")[0])
+    return status is not None and status[1].startswith("4")
