@@ -147,7 +147,7 @@ def export(
     if layout_name == "distillkit-compressed":
         target.put("compression_config.yaml", yaml.safe_dump(compression_config(settings)).encode())
     target.put(CARD, _card(manifest).encode())
-    target.put(MANIFEST, json.dumps(shards.certified(json.loads(json.dumps(manifest))), indent=1).encode())
+    target.put(MANIFEST, shards.encode_certified(manifest, indent=1))
     target.remove_staged()
     return manifest
 

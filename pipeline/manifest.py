@@ -6,7 +6,6 @@ Both are made from facts that the run folder holds, so writing them again gives 
 import contextlib
 import hashlib
 import importlib.metadata
-import json
 from typing import Any
 
 from pipeline import flow, shards, worker
@@ -94,8 +93,7 @@ def write(config: Config, store: Store, facts: dict[str, dict[str, Facts]]) -> d
         "set_aside": set_aside(store),
     }
     store.put(CARD_KEY, _card(config, manifest).encode())
-    facts = json.loads(json.dumps(manifest))  # as a reader finds them, whose digest must be the same
-    store.put(MANIFEST_KEY, json.dumps(shards.certified(facts), indent=1).encode())  # last: with it the run is finished
+    store.put(MANIFEST_KEY, shards.encode_certified(manifest, indent=1))  # last: with it the run is finished
     return manifest
 
 
@@ -120,7 +118,7 @@ def _teacher_facts(config: Config, store: Store) -> dict[str, Any]:
     with contextlib.suppress(FileNotFoundError, ValueError):
         return shards.parse_certified(store.get(TEACHER_KEY))
     facts = _read_teacher_facts(config)
-    store.put(TEACHER_KEY, json.dumps(shards.certified(facts)).encode())
+    store.put(TEACHER_KEY, shards.encode_certified(facts))
     return facts
 
 

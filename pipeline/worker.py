@@ -536,7 +536,7 @@ def ingest(config: Config, num_prompt_tokens: Callable[[list[str]], list[int]] |
         number, rows, started = number + 1, rows + marked.num_rows, time.monotonic()
     if not rows:
         raise StageError("ingest: the source has no rows; check source.path and source.limit")
-    store.put(PARTITION_KEY, json.dumps(shards.certified({"num_shards": number, "num_rows": rows})).encode())
+    store.put(PARTITION_KEY, shards.encode_certified({"num_shards": number, "num_rows": rows}))
 
 
 def prompt_counter(config: Config) -> Callable[[list[str]], list[int]]:

@@ -256,15 +256,12 @@ def notes(name: str, settings: Settings, softcap: float | None) -> list[str]:
                 "pass, which caps them too."
             )
     if name == "verl":
-        found.append(
+        found += [
             "forward_kl_topk has no term for the mass outside the K, and sets negative losses, of students that put "
-            "more on the K than the teacher, to 0."
-        )
-        if settings.kind == "draw":
-            found.append(
-                "Set log_prob_min_clamp: null for sampled targets: its default of -10 gives every empty place of a row "
-                "a probability of 4.5e-5."
-            )
+            "more on the K than the teacher, to 0.",
+            "Set log_prob_min_clamp: null. Its default of -10 raises every smaller probability to 4.5e-5, those of a "
+            "row's empty places (sampled targets, targets.top_p) included.",
+        ]
     if name == "tinker" and settings.kind == "target":
         found.append("The top K renormalised is biased towards them; sampled targets (targets.method) are not.")
     return found

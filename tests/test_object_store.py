@@ -2,10 +2,12 @@
 fails on demand, or that speaks Google's dialect of its protocol."""
 
 import asyncio
+import collections
 import http.client
 import itertools
 import json
 import os
+import random
 import subprocess
 import sys
 import threading
@@ -338,19 +340,36 @@ def test_source_that_fails_on_the_way_is_told(bucket: str, proxy: Proxy, monkeyp
 
 @pytest.mark.slow
 @pytest.mark.cluster
-def test_run(bucket: str, tmp_path: Path) -> None:
-    """A whole run whose folder is in the bucket gives the files that a local one gives."""
+@pytest.mark.parametrize("fault_rate", [0.0, 0.2])
+def test_run(bucket: str, proxy: Proxy, tmp_path: Path, fault_rate: float) -> None:
+    """A whole run whose folder is in the bucket gives the files that a local one gives, also when a fifth
+    of all requests fails in one way or another."""
     raw = make_raw_config(tmp_path)
     raw["source"]["limit"] = 20
     local = Command(tmp_path, raw)
     local("run")
-    remote = Command(tmp_path, {**raw, "run_dir": f"{bucket}/run"})
+    folder = f"{bucket}/run-{fault_rate}"
+    generator = random.Random(1)
+    injected: collections.Counter[Fault] = collections.Counter()
+
+    def fault(method: str, path: str) -> Fault:
+        time.sleep(0.02)
+        kind = generator.choice([503, 429, "cut", "lost", "half"]) if generator.random() < fault_rate else None
+        injected[kind] += 1
+        return kind
+
+    proxy.fault = fault
+    remote = Command(tmp_path, {**raw, "run_dir": folder})
     remote("run")
-    store = Store(f"{bucket}/run")
-    for key, data in contents(local.run_dir).items():
-        assert store.get(key) == data, key
+    print(f"\n{injected}", flush=True)
+    assert sum(injected.values()) > 100
+    assert len(injected) == (6 if fault_rate else 1)
     _, err = remote("run")
     assert "nothing was missing" in err
+    proxy.fault = lambda method, path: None
+    store = Store(folder)
+    for key, data in contents(local.run_dir).items():
+        assert store.get(key) == data, key
 
 
 def test_source(bucket: str, tmp_path: Path) -> None:
