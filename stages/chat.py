@@ -16,6 +16,7 @@ token there for anyone to guard: data that spells the words gets the same ids, a
 Leaf module: imports no stage. Measured against transformers 5.19, tokenizers 0.23.
 """
 
+import contextlib
 import json
 import re
 import secrets
@@ -111,8 +112,11 @@ class Chat:
         self._expected: dict[tuple[str, ...], list[str]] = {}
         self._rewrites: dict[bool, str | None] = {}
         for text in written[1:]:
-            guarded = self._encode(self._control.sub(lambda match: self._renamed.get(match.group(), ""), text))
-            if guarded.tolist() != backend.encode(text, add_special_tokens=False).ids:
+            guarded = self._control.sub(lambda match: self._renamed.get(match.group(), ""), text)
+            if (
+                self._encoder.encode(guarded, add_special_tokens=False).ids
+                != backend.encode(text, add_special_tokens=False).ids
+            ):
                 raise TemplateError(
                     "teacher.model: the guarded copy of its tokenizer does not read the chat template as the original "
                     "does; this tokenizer cannot be used safely"
@@ -131,12 +135,17 @@ class Chat:
     def num_prompt_tokens(self, user_turns: Sequence[str], system_prompt: str | None = None) -> list[int]:
         """Length in tokens of the prompt that each text makes as a first user turn; 0 where the template refuses it,
         which generate will say again with its reason."""
-        lengths = []
-        for text in user_turns:
-            try:
-                lengths.append(len(self.prompt_ids([{"role": "user", "content": text}], system_prompt)))
-            except TemplateError:
-                lengths.append(0)
+        system: list[Message] = [{"role": "system", "content": system_prompt}] if system_prompt is not None else []
+        rendered = {}
+        for i, text in enumerate(user_turns):
+            with contextlib.suppress(TemplateError):
+                rendered[i] = self.render([*system, {"role": "user", "content": text}])
+        lengths = [0] * len(user_turns)
+        # As a batch, because the tokenizer spreads that over all cores.
+        encodings = self._encoder.encode_batch(list(rendered.values()), add_special_tokens=False)
+        for (i, text), encoding in zip(rendered.items(), encodings, strict=True):
+            with contextlib.suppress(TemplateError):
+                lengths[i] = len(self._checked(encoding.ids, text))
         return lengths
 
     def render(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
@@ -278,14 +287,14 @@ class Chat:
 
         Raises `TemplateError` when the control tokens among them are not as many as the template wrote.
         """
-        ids = self._encode(rendered)
+        return self._checked(self._encoder.encode(rendered, add_special_tokens=False).ids, rendered)
+
+    def _checked(self, encoded: list[int], rendered: str) -> IntArray:
+        ids = np.asarray(encoded, dtype=np.int32)
         num_written = sum(int(number) != self._uncounted for number in self._name.findall(rendered))
         if np.count_nonzero(self._counted[ids[ids < len(self._counted)]]) != num_written:
             raise TemplateError("the tokenizer adds or loses control tokens of the template; the row is refused")
         return ids
-
-    def _encode(self, rendered: str) -> IntArray:
-        return np.asarray(self._encoder.encode(rendered, add_special_tokens=False).ids, dtype=np.int32)
 
     def _defuse(self, match: re.Match[str]) -> str:
         return f"{_MARK}{self._index[match.group()]}{_MARK}"
