@@ -88,7 +88,7 @@ class Store:
         self._root = Path(url.removeprefix("file://"))
         self._seen = False
         if "://" in url and not url.startswith("file://"):
-            self._remote = open_store(self.url)
+            self._remote = open_store(self.url, object_store.SHARD_TIMEOUT_S)
         else:
             self._seen = self._root.is_dir()
 

@@ -17,9 +17,9 @@ Answer = TypeVar("Answer")
 
 RETRIES: Any = {"max_retries": 8, "retry_timeout": timedelta(minutes=15)}
 """Of one request: after 0.1 s, 0.2 s … 12.8 s (25 s in all) where connections fail or the store answers 429 or 5xx."""
-CLIENT: Any = {"allow_http": True, "timeout": "600s", "connect_timeout": "10s"}
-"""Plain HTTP is what S3-compatible stores on loopback speak. A shard is put in one request (conditional puts have no
-parts), and the usual 30 s are not enough for that on a slow line."""
+SHARD_TIMEOUT_S = 600.0
+"""A shard is put in one request (conditional puts have no parts), and the usual 30 s are not enough for that on a slow
+line."""
 ATTEMPTS = 3
 """Of a request and all its retries."""
 
@@ -28,9 +28,10 @@ _CODE = re.compile(r"<Code>([A-Za-z]{1,60})</Code>")
 _METADATA_SERVICES = re.compile(r"169\.254\.169\.254|169\.254\.170\.2|metadata\.google\.internal")
 
 
-def open_store(url: str) -> "ObjectStore":
+def open_store(url: str, timeout_s: float) -> "ObjectStore":
     """The store of `s3://bucket/prefix`, `gs://bucket/prefix` or `az://container/prefix`, with endpoint, region and
-    credentials from the environment (`AWS_*`, `GOOGLE_*`, `AZURE_*`, or the machine's own role).
+    credentials from the environment (`AWS_*`, `GOOGLE_*`, `AZURE_*`, or the machine's own role). `timeout_s` is for one
+    request and its whole answer.
 
     Raises `ConfigError` for another scheme, a missing bucket, or an environment that names no account.
     """
@@ -41,8 +42,10 @@ def open_store(url: str) -> "ObjectStore":
         checked_location(url)
     except ValueError as error:
         raise ConfigError(str(error)) from None
+    # Plain HTTP is what S3-compatible stores on loopback speak.
+    client: Any = {"allow_http": True, "connect_timeout": "10s", "timeout": f"{timeout_s}s"}
     try:
-        return from_url(url, client_options=CLIENT, retry_config=RETRIES)
+        return from_url(url, client_options=client, retry_config=RETRIES)
     except (BaseError, ValueError) as error:
         raise ConfigError(
             f"{url}: cannot be opened ({reason(error)}); check the account, endpoint and credentials in the environment"

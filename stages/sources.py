@@ -56,6 +56,7 @@ _MAGIC = {"gzip": re.compile(rb"\x1f\x8b"), "zstd": re.compile(rb"\x28\xb5\x2f\x
 _BATCH_BYTES = 4 << 20  # of a Parquet row group, uncompressed
 _READ_BYTES = 1 << 20
 _STORE_READ_BYTES = 8 << 20  # an object store answers a request in ~100 ms: 1 MiB each would read 10 MB/s
+_STORE_TIMEOUT_S = 60.0  # of such a read, or a listing
 _COMPRESSED_BYTES = 1 << 10  # small, because zstd may expand a chunk 30,000-fold
 _BOM = b"\xef\xbb\xbf"
 _GLOB = re.compile(r"[*?\[]")
@@ -209,7 +210,7 @@ def _store_files(url: str) -> Iterator[_File]:
         root, key, store = "file://", unquote(rest), LocalStore("/")
     else:
         root = f"{scheme}://{bucket}"
-        store = open_store(root)
+        store = open_store(root, _STORE_TIMEOUT_S)
     key = key.strip("/")
     try:
         parts = key.split("/")

@@ -221,6 +221,7 @@ def sources(draw: st.DrawFn) -> tuple[list[tuple[str, bytes, int | None]], dict[
         "turns": draw(st.sampled_from(["first", "all"])),
         "rows_per_shard": draw(st.integers(1, 8)),
         "languages": draw(st.sampled_from([None, None, ["English"]])),
+        "place": draw(st.sampled_from(["", "file://"])),  # the latter is read as object stores are
     }
     return files, keys
 
@@ -262,7 +263,7 @@ def every_row_is_accounted_for(example: tuple[list[tuple[str, bytes, int | None]
     paths = []
     for name, data, _ in files:
         (at / name).write_bytes(data)
-        paths.append(str(at / name))
+        paths.append(f"{keys['place']}{at / name}")
     config = Config.model_validate(
         {
             "run_dir": "run",

@@ -206,7 +206,7 @@ def use_all(store: Store) -> None:
 def test_passing_failures_are_tried_again(
     bucket: str, proxy: Proxy, fault: Fault, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(object_store, "CLIENT", {**object_store.CLIENT, "timeout": f"{LATE_S / 2}s"})
+    monkeypatch.setattr(object_store, "SHARD_TIMEOUT_S", LATE_S / 2)
     turns = itertools.cycle([fault, fault, None] if fault != "late" else [fault, None])
     proxy.fault = lambda method, path: next(turns)
     use_all(Store(f"{bucket}/passing-{fault}"))
@@ -219,7 +219,7 @@ def test_answer_lost_after_a_put_does_not_lose_or_double_it(
     bucket: str, proxy: Proxy, fault: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The store has the shard and we do not know: the retry finds it there, as if another run had been first."""
-    monkeypatch.setattr(object_store, "CLIENT", {**object_store.CLIENT, "timeout": f"{LATE_S / 2}s"})
+    monkeypatch.setattr(object_store, "SHARD_TIMEOUT_S", LATE_S / 2)
     once = iter([fault])
     proxy.fault = lambda method, path: next(once, None) if method == "PUT" else None
     store = Store(f"{bucket}/{fault}")
