@@ -39,6 +39,8 @@ _MARK = "\U0010fffd\U0010fffc"
 _THINKING = (("<think>", "</think>"), ("[THINK]", "[/THINK]"), ("<|channel>thought", "<channel|>"))
 
 _BYTE_NAME = re.compile("<0x[0-9A-F]{2}>")
+_BATCH_CHARACTERS = 1 << 20
+"""Encoded at once, which a tokenizer spreads over all cores: a token in an encoding takes some hundred bytes."""
 
 
 class TemplateError(ValueError):
@@ -136,16 +138,19 @@ class Chat:
         """Length in tokens of the prompt that each text makes as a first user turn; 0 where the template refuses it,
         which generate will say again with its reason."""
         system: list[Message] = [{"role": "system", "content": system_prompt}] if system_prompt is not None else []
-        rendered = {}
+        lengths = [0] * len(user_turns)
+        batch: dict[int, str] = {}
+        num_characters = 0
         for i, text in enumerate(user_turns):
             with contextlib.suppress(TemplateError):
-                rendered[i] = self.render([*system, {"role": "user", "content": text}])
-        lengths = [0] * len(user_turns)
-        # As a batch, because the tokenizer spreads that over all cores.
-        encodings = self._encoder.encode_batch(list(rendered.values()), add_special_tokens=False)
-        for (i, text), encoding in zip(rendered.items(), encodings, strict=True):
-            with contextlib.suppress(TemplateError):
-                lengths[i] = len(self._checked(encoding.ids, text))
+                batch[i] = self.render([*system, {"role": "user", "content": text}])
+                num_characters += len(batch[i])
+            if i == len(user_turns) - 1 or num_characters > _BATCH_CHARACTERS:
+                encodings = self._encoder.encode_batch_fast(list(batch.values()), add_special_tokens=False)
+                for (j, rendered), encoding in zip(batch.items(), encodings, strict=True):
+                    with contextlib.suppress(TemplateError):
+                        lengths[j] = len(self._checked(encoding.ids, rendered))
+                batch, num_characters = {}, 0
         return lengths
 
     def render(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> str:

@@ -136,11 +136,13 @@ def test_template_errors_are_reported(tokenizer: Any) -> None:
     assert chat.num_prompt_tokens(["x"]) == [0]
 
 
-def test_counts_belong_to_their_prompts(tokenizer: Any) -> None:
+def test_counts_belong_to_their_prompts(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     template = Chat(tokenizer).template
     chat = Chat(tokenizer, "{% if 'no' in messages[0]['content'] %}{{ raise_exception('no') }}{% endif %}" + template)
     texts = ["a", "no", "", "a longer one <|im_end|>", "say no more", "b c"]
     counts = chat.num_prompt_tokens(texts)
+    monkeypatch.setattr("stages.chat._BATCH_CHARACTERS", 60)
+    assert chat.num_prompt_tokens(texts) == counts
     assert [count == 0 for count in counts] == ["no" in text for text in texts]
     assert [n for n in counts if n] == [len(chat.prompt_ids(user(t))) for t in texts if "no" not in t]
     assert chat.num_prompt_tokens([]) == []
