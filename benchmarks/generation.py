@@ -36,8 +36,8 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 os.environ["PYTHONPATH"] = f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"  # vLLM's processes import stages
 
-from schemas import tables  # noqa: E402
-from schemas.config import Config  # noqa: E402
+from stillhouse.schemas import tables  # noqa: E402
+from stillhouse.schemas.config import Config  # noqa: E402
 
 DATA = ROOT / "data/quickstart"
 MODEL = str(DATA / "SmolLM2-135M-Instruct")
@@ -65,7 +65,7 @@ def make_config(top_k: int, max_tokens: int, max_model_len: int, method: str = "
 
 def first_turns(chat: Any, count: int, max_prompt_tokens: int) -> list[str]:
     """First user turns of 8 to `max_prompt_tokens` tokens, in the order of the file."""
-    from stages.chat import TemplateError
+    from stillhouse.stages.chat import TemplateError
 
     texts: list[str] = []
     for conversation in pq.read_table(DATA / "conversations.parquet", columns=["conversation"])["conversation"]:
@@ -97,7 +97,7 @@ def prompts_table(texts: list[str]) -> pa.Table:
 
 def write_exactly(max_tokens: int) -> None:
     """Makes the teacher ignore its end of turn, so that every way does the same work."""
-    from stages import teacher
+    from stillhouse.stages import teacher
 
     ours = teacher.sampling_params
 
@@ -111,8 +111,8 @@ def write_exactly(max_tokens: int) -> None:
 
 def keeping(config: Config, chat: Any, teacher: Any, **targets: Any) -> Any:
     """The stage with other `targets`, by `teacher`'s engine."""
-    from stages.generate import Generate
-    from stages.teacher import num_engine_draws, num_top_k
+    from stillhouse.stages.generate import Generate
+    from stillhouse.stages.teacher import num_engine_draws, num_top_k
 
     config = config.model_copy(update={"targets": config.targets.model_copy(update=targets)})
     other = copy.copy(teacher)
@@ -162,7 +162,7 @@ async def plain(
 
 async def in_stage(generate: Any, texts: list[str], run: str) -> int:
     """This pipeline: from the prompts table to the bytes of a shard. Tokens written."""
-    from pipeline import shards
+    from stillhouse.pipeline import shards
 
     table = await generate(prompts_table(texts))
     assert table["drop_reason"].null_count == table.num_rows
@@ -176,8 +176,8 @@ def speed(options: argparse.Namespace) -> dict[str, Any]:
 
     Also by CPU seconds of the engine's worker, which other work on the machine disturbs less than the clock.
     """
-    from stages.chat import load_chat
-    from stages.teacher import VLLMTeacher
+    from stillhouse.stages.chat import load_chat
+    from stillhouse.stages.teacher import VLLMTeacher
 
     config = make_config(256, options.max_tokens, 1024, "both")  # so that the engine has what it needs for any way
     chat = load_chat(config)
@@ -317,7 +317,7 @@ def lists(options: argparse.Namespace) -> dict[str, Any]:
     from vllm.v1.engine.logprobs import LogprobsProcessor
     from vllm.v1.outputs import LogprobsLists
 
-    from stages.teacher import Rows
+    from stillhouse.stages.teacher import Rows
 
     found: dict[str, Any] = {}
     for K in (64, 256, 1024):
@@ -442,7 +442,7 @@ class Replayed:
         return token_ids, kept
 
     async def answer(self, prompt_ids: Any, request_id: str, seed: int, max_tokens: int) -> Any:
-        from stages.teacher import to_answer
+        from stillhouse.stages.teacher import to_answer
 
         token_ids, rows = await self.held(max_tokens)
         return to_answer(token_ids, rows, self._top_k, "length")
@@ -456,10 +456,10 @@ def memory_of(way: str, max_tokens: int) -> dict[str, Any]:
     from vllm.logprobs import create_sample_logprobs
     from vllm.v1.engine.logprobs import LogprobsProcessor
 
-    from pipeline import shards
-    from stages.chat import load_chat
-    from stages.generate import Generate
-    from stages.teacher import Rows
+    from stillhouse.pipeline import shards
+    from stillhouse.stages.chat import load_chat
+    from stillhouse.stages.generate import Generate
+    from stillhouse.stages.teacher import Rows
 
     K = 256
     config = make_config(K, max_tokens, max_tokens + 256)

@@ -29,9 +29,9 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 os.environ["PYTHONPATH"] = f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
 
-from pipeline import shards  # noqa: E402
-from schemas import tables, targets  # noqa: E402
-from schemas.config import Config, TargetsConfig  # noqa: E402
+from stillhouse.pipeline import shards  # noqa: E402
+from stillhouse.schemas import tables, targets  # noqa: E402
+from stillhouse.schemas.config import Config, TargetsConfig  # noqa: E402
 
 STORAGE = ROOT / "data/storage"
 TEACHERS = {
@@ -49,8 +49,8 @@ def collect(name: str, num_prompts: int, max_tokens: int) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from benchmarks.generation import first_turns
-    from stages.chat import Chat
-    from stages.teacher import VLLMTeacher
+    from stillhouse.stages.chat import Chat
+    from stillhouse.stages.teacher import VLLMTeacher
 
     folder = TEACHERS[name]
     tokenizer = AutoTokenizer.from_pretrained(folder)

@@ -1,7 +1,7 @@
-"""`python -m pipeline` is `stillhouse`."""
+"""`python -m pipeline`, in a checkout, is the command `stillhouse`."""
 
 import sys
 
-from pipeline.cli import main
+from stillhouse.pipeline.cli import main
 
 sys.exit(main())

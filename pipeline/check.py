@@ -5,9 +5,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline import runner, worker
-from pipeline.report import say
-from schemas.config import Config, TargetsConfig
+from stillhouse.pipeline import runner, worker
+from stillhouse.pipeline.report import say
+from stillhouse.schemas.config import Config, TargetsConfig
 
 
 def bytes_per_token(settings: TargetsConfig) -> float:
@@ -29,8 +29,8 @@ def check(config: Config, rows: int, tokens_per_second: float) -> dict[str, Any]
     as long as `sampling.max_tokens`.
     """
     runner.compare_with_folder(config)
-    from stages.ingest import Ingest
-    from stages.sources import count_rows, read_rows
+    from stillhouse.stages.ingest import Ingest
+    from stillhouse.stages.sources import count_rows, read_rows
 
     num_prompt_tokens = worker.prompt_counter(config)
     total = count_rows(config.source)

@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from schemas.config import Config, ConfigError, load
+from stillhouse.schemas.config import Config, ConfigError, load
 
 LAYOUTS = ("axolotl", "distillkit", "distillkit-compressed", "verl", "tinker", "openai")
 """Of `stages.export`, whose imports a command line with a typo does not wait for."""
@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _fail("interrupted; run the same command again to go on with what is missing", EXIT_INTERRUPTED)
     except Exception as error:  # of any type, because Python would print its message
-        from pipeline.worker import describe
+        from stillhouse.pipeline.worker import describe
 
         if not arguments.verbose:
             return _fail(f"{describe(error)} (--verbose shows where)", EXIT_FAILED)
@@ -123,7 +123,7 @@ def _fail(message: str, code: int) -> int:
 
 
 def _run(config: Config, arguments: argparse.Namespace) -> tuple[dict[str, Any], int]:
-    from pipeline import report, runner
+    from stillhouse.pipeline import report, runner
 
     progress = report.Progress()
     try:
@@ -135,7 +135,7 @@ def _run(config: Config, arguments: argparse.Namespace) -> tuple[dict[str, Any],
 
 
 def _status(config: Config, arguments: argparse.Namespace) -> tuple[dict[str, Any], int]:
-    from pipeline import status
+    from stillhouse.pipeline import status
 
     result = status.status(config)
     status.show(result)
@@ -143,7 +143,7 @@ def _status(config: Config, arguments: argparse.Namespace) -> tuple[dict[str, An
 
 
 def _check(config: Config, arguments: argparse.Namespace) -> tuple[dict[str, Any], int]:
-    from pipeline import check
+    from stillhouse.pipeline import check
 
     result = check.check(config, rows=arguments.rows, tokens_per_second=arguments.tokens_per_second)
     check.show(result)
@@ -151,7 +151,7 @@ def _check(config: Config, arguments: argparse.Namespace) -> tuple[dict[str, Any
 
 
 def _export(arguments: argparse.Namespace) -> tuple[dict[str, Any], int]:
-    from pipeline import export
+    from stillhouse.pipeline import export
 
     kinds: dict[str | None, Any] = {None: None, "top_k": "target", "sampled": "draw"}
     output = arguments.output or export.default_output(arguments.run, arguments.to)
@@ -168,7 +168,7 @@ def _export(arguments: argparse.Namespace) -> tuple[dict[str, Any], int]:
 
 
 def _verify(arguments: argparse.Namespace) -> tuple[dict[str, Any], int]:
-    from pipeline import verify
+    from stillhouse.pipeline import verify
 
     result = verify.verify(arguments.folder, arguments.workers)
     verify.show(result)

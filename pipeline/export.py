@@ -20,13 +20,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import yaml
 
-from pipeline import shards
-from pipeline.report import say
-from pipeline.shards import DamagedError, ShardError, ShardInfo, Store
-from pipeline.worker import num_target_tokens
-from schemas.config import ConfigError
-from schemas.targets import Kind
-from stages.export import LAYOUTS, Settings, batches, compression_config, notes
+from stillhouse.pipeline import shards
+from stillhouse.pipeline.report import say
+from stillhouse.pipeline.shards import DamagedError, ShardError, ShardInfo, Store
+from stillhouse.pipeline.worker import num_target_tokens
+from stillhouse.schemas.config import ConfigError
+from stillhouse.schemas.targets import Kind
+from stillhouse.stages.export import LAYOUTS, Settings, batches, compression_config, notes
 
 MANIFEST, CARD = "manifest.json", "README.md"
 STAGED = ".staged"

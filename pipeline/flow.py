@@ -13,7 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from schemas.config import Config
+from stillhouse.schemas.config import Config
 
 Transform = Callable[..., Any]
 """(table) or (table, assignment) -> table, or an awaitable of one."""
@@ -32,34 +32,34 @@ class Stage:
 
 
 def _dedupe(config: Config) -> Transform:
-    from stages.dedupe import mark
+    from stillhouse.stages.dedupe import mark
 
     return mark
 
 
 def _dedupe_sketch(config: Config) -> Transform:
-    from stages.dedupe import Sketch
+    from stillhouse.stages.dedupe import Sketch
 
     return Sketch(config.dedupe)
 
 
 def _dedupe_assign(sketches: Iterable[pa.Table], config: Config) -> list[pa.Table]:
-    from stages.dedupe import assign
+    from stillhouse.stages.dedupe import assign
 
     return assign(sketches, config.dedupe)
 
 
 def _screen(config: Config) -> Transform:
-    from stages.screen import Screen
+    from stillhouse.stages.screen import Screen
 
     return Screen(config.screen)
 
 
 def _generate(config: Config) -> Transform:
-    from pipeline.watchdog import Watchdog
-    from stages.chat import load_chat
-    from stages.generate import Generate
-    from stages.teacher import load_teacher
+    from stillhouse.pipeline.watchdog import Watchdog
+    from stillhouse.stages.chat import load_chat
+    from stillhouse.stages.generate import Generate
+    from stillhouse.stages.teacher import load_teacher
 
     chat = load_chat(config)
     teacher = load_teacher(config, chat.end_of_turn_ids())
@@ -67,31 +67,31 @@ def _generate(config: Config) -> Transform:
 
 
 def _review(config: Config) -> Transform:
-    from stages.review import Review
+    from stillhouse.stages.review import Review
 
     return Review(config.review, config.screen.classifiers)
 
 
 def _review_sketch(config: Config) -> Transform:
-    from stages.review import Sketch
+    from stillhouse.stages.review import Sketch
 
     return Sketch(config.review)
 
 
 def _review_assign(sketches: Iterable[pa.Table], config: Config) -> list[pa.Table]:
-    from stages.review import assign
+    from stillhouse.stages.review import assign
 
     return assign(sketches, config.review)
 
 
 STAGES = (
-    # ingest, before these, reads the source and fixes the shards; export, after them, publishes what is left.
+    # ingest, before these, reads the source and fixes the shards; publish, after them, publishes what is left.
     Stage("dedupe", _dedupe, sketch=_dedupe_sketch, assign=_dedupe_assign),
     Stage("screen", _screen),
     Stage("generate", _generate, is_async=True),
     Stage("review", _review, sketch=_review_sketch, assign=_review_assign, sketch_columns=("sample_id", "messages")),
 )
-NAMES = ("ingest", *(stage.name for stage in STAGES), "export")
+NAMES = ("ingest", *(stage.name for stage in STAGES), "publish")
 
 
 def previous(name: str) -> str:

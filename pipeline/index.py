@@ -12,10 +12,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline import shards, worker
-from pipeline.shards import DamagedError, Entry, Store
-from pipeline.worker import RedoError
-from schemas.config import Config, config_hash
+from stillhouse.pipeline import shards, worker
+from stillhouse.pipeline.shards import DamagedError, Entry, Store
+from stillhouse.pipeline.worker import RedoError
+from stillhouse.schemas.config import Config, config_hash
 
 NUM_READERS = 32
 """Footers read at once: an object store answers each in tens of milliseconds."""
@@ -60,7 +60,7 @@ def scan(
     known = parse(store.get_or_none(key(stage)))
     keys = {name: _key(stage, name, len(names)) for name in names}
     digest = config_hash(config)
-    entries = store.entries("dataset/data" if stage == "export" else stage)
+    entries = store.entries("dataset/data" if stage == "publish" else stage)
     found = {name: entries[file] for name in names if (file := keys[name].rpartition("/")[2]) in entries}
     facts = {
         name: known[name] for name, entry in found.items() if name in known and known[name].version == entry.version
@@ -80,14 +80,14 @@ def scan(
 
 
 def _key(stage: str, name: str, num_shards: int) -> str:
-    return worker.published_key(name, num_shards) if stage == "export" else worker.stage_key(stage, name)
+    return worker.published_key(name, num_shards) if stage == "publish" else worker.stage_key(stage, name)
 
 
 def _look(store: Store, place: str, expected: tuple[str, str, str], entry: Entry) -> Facts | str | None:
     """Facts, or what is wrong with the shard; None when it has gone since the listing."""
     file_sha256 = ""
     try:
-        if expected[0] == "export":
+        if expected[0] == "publish":
             data = store.get(place)
             shard = shards.decode(data, store.path(place), [], expected)
             assert shard.info is not None

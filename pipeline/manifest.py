@@ -8,11 +8,11 @@ import hashlib
 import importlib.metadata
 from typing import Any
 
-from pipeline import flow, shards, worker
-from pipeline.index import Facts
-from pipeline.shards import Store
-from schemas.config import Config, config_hash, deciding_values
-from stages import fidelity
+from stillhouse.pipeline import flow, shards, worker
+from stillhouse.pipeline.index import Facts
+from stillhouse.pipeline.shards import Store
+from stillhouse.schemas.config import Config, config_hash, deciding_values
+from stillhouse.stages import fidelity
 
 FORMAT_VERSION = 1
 MANIFEST_KEY = "dataset/manifest.json"
@@ -62,7 +62,7 @@ def _reason(store: Store, stage: str, file: str) -> str:
 
 def write(config: Config, store: Store, facts: dict[str, dict[str, Facts]]) -> dict[str, Any]:
     """Writes manifest and card from what the shards of every stage say of themselves, and returns the manifest."""
-    num_shards, published = len(facts["ingest"]), facts["export"]
+    num_shards, published = len(facts["ingest"]), facts["publish"]
     files: list[dict[str, Any]] = [
         {
             "rows": shard.rows_out,
@@ -125,7 +125,7 @@ def _teacher_facts(config: Config, store: Store) -> dict[str, Any]:
 def _read_teacher_facts(config: Config) -> dict[str, Any]:
     from transformers import AutoConfig
 
-    from stages.chat import load_chat
+    from stillhouse.stages.chat import load_chat
 
     chat = load_chat(config)
     try:
@@ -227,7 +227,7 @@ def _card(config: Config, manifest: dict[str, Any]) -> str:
     name = teacher.model.rstrip("/").rpartition("/")[2]
     lines = [
         "---",
-        f"license: {config.export.license}",
+        f"license: {config.publish.license}",
         "task_categories: [text-generation]",
         "tags: [distillation, logprobs, stillhouse]",
         # No `configs` with data_files: with them `datasets` 5.2 caches by the folder's name alone, and the second run's

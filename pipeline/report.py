@@ -4,8 +4,8 @@ import sys
 import time
 from typing import Any
 
-from pipeline.worker import Done
-from schemas.config import Config
+from stillhouse.pipeline.worker import Done
+from stillhouse.schemas.config import Config
 
 
 def say(text: str = "") -> None:

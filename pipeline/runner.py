@@ -17,10 +17,10 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from typing import Any
 
-from pipeline import flow, index, manifest, shards, worker
-from pipeline.shards import StorageError, Store
-from pipeline.worker import Done, RedoError, Worker
-from schemas.config import Config, ConfigError, WorkersConfig, config_hash, deciding_values, differing_keys
+from stillhouse.pipeline import flow, index, manifest, shards, worker
+from stillhouse.pipeline.shards import StorageError, Store
+from stillhouse.pipeline.worker import Done, RedoError, Worker
+from stillhouse.schemas.config import Config, ConfigError, WorkersConfig, config_hash, deciding_values, differing_keys
 
 RUN_KEY = "run.json"
 MAX_DAMAGE = 3
@@ -82,7 +82,7 @@ def run(config: Config, report: Report, *, retry_set_aside: bool = False) -> dic
         lost = _lost(config, store, finished)
         if not lost:
             return finished
-        report("damaged", len(lost), Done("export", "", 0.0, redo="; ".join(lost)))
+        report("damaged", len(lost), Done("publish", "", 0.0, redo="; ".join(lost)))
     if not retry_set_aside and (facts := _complete(config, store)) is not None:
         return manifest.write(config, store, facts)
     store.sweep()
@@ -118,7 +118,9 @@ def _complete(config: Config, store: Store) -> dict[str, dict[str, index.Facts]]
             return None
     published = store.entries("dataset/data")
     files = {name: worker.published_key(name, len(names)).rpartition("/")[2] for name in names}
-    if any(file not in published or facts["export"][n].version != published[file].version for n, file in files.items()):
+    if any(
+        file not in published or facts["publish"][n].version != published[file].version for n, file in files.items()
+    ):
         return None
     for stage in flow.NAMES[:-1]:
         _check_budget(config, store, stage, facts[stage])
@@ -163,11 +165,11 @@ def _all_stages(
             _assign(config, store, stage, {name: before[name].sha256 for name in ready}, start_ray)
         _pool(config, store, stage, "transform", ready, len(names), report, start_ray)
         facts[stage.name] = _finish_stage(config, store, stage.name, names)
-    before = facts[flow.previous("export")]
-    _drop_stale(config, store, "export", names, before)
+    before = facts[flow.previous("publish")]
+    _drop_stale(config, store, "publish", names, before)
     ready = [name for name in names if name in before]
-    _pool(config, store, None, "export", ready, len(names), report, start_ray)
-    facts["export"] = index.read(config, store, "export", names)
+    _pool(config, store, None, "publish", ready, len(names), report, start_ray)
+    facts["publish"] = index.read(config, store, "publish", names)
     return facts
 
 
@@ -191,7 +193,7 @@ def _lost(config: Config, store: Store, finished: dict[str, Any]) -> list[str]:
             lost.append(f"{store.path(key)}: is gone; it is made again")
         elif size != file["bytes"]:
             shard = f"{key.rpartition('train-')[2].partition('-')[0]}.parquet"
-            told = worker.put_away(store, key, ("export", shard, finished["config_hash"]))
+            told = worker.put_away(store, key, ("publish", shard, finished["config_hash"]))
             lost.append(f"{store.path(key)}: has {size} bytes, not {file['bytes']}; {told}")
     return lost
 
@@ -289,8 +291,8 @@ def _pool(
 
     Raises `RedoError`, after all others are done, when something that shards are made from has to be made again.
     """
-    name = stage.name if stage is not None else "export"
-    if step == "export":
+    name = stage.name if stage is not None else "publish"
+    if step == "publish":
         published = store.names("dataset/data")
         todo = [n for n in ready if worker.published_key(n, num_shards).rpartition("/")[2] not in published]
     else:
@@ -321,7 +323,7 @@ def _map_shards(
     """Sends shard names through a pool of actors; results come as they are ready."""
     import ray
 
-    name = stage.name if stage is not None else "export"
+    name = stage.name if stage is not None else "publish"
     resources: WorkersConfig = getattr(config.resources, name)
     is_async = stage is not None and stage.is_async and step == "transform"
     in_flight = resources.shards_in_flight if is_async else 1
@@ -434,7 +436,9 @@ def _drop_stale(config: Config, store: Store, stage: str, names: list[str], befo
     for name, facts in index.read(config, store, stage, names).items():
         if name in before and facts.source_sha256 != before[name].sha256:
             store.delete(f"ledger/{stage}/{name}")
-            store.delete(worker.published_key(name, len(names)) if stage == "export" else worker.stage_key(stage, name))
+            store.delete(
+                worker.published_key(name, len(names)) if stage == "publish" else worker.stage_key(stage, name)
+            )
 
 
 def _finish_stage(config: Config, store: Store, stage: str, names: list[str]) -> dict[str, index.Facts]:

@@ -26,8 +26,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stages import object_store
-from stages.object_store import insist, open_store
+from stillhouse.stages import object_store
+from stillhouse.stages.object_store import insist, open_store
 
 METADATA_KEY = b"stillhouse"
 DIGEST_KEY = b"stillhouse.sha256"
@@ -528,7 +528,7 @@ def read_footer(store: Store, key: str, size: int | None = None) -> tuple[ShardI
 
 def ledger_table(infos: Iterable[ShardInfo]) -> pa.Table:
     """The ledger rows of shards as a table of `schemas.tables.LEDGER`."""
-    from schemas import tables
+    from stillhouse.schemas import tables
 
     rows = [{**row, "stage": info.stage} for info in infos for row in info.ledger]
     return pa.Table.from_pylist(rows, schema=tables.LEDGER)

@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from pipeline import flow, index, manifest, runner, worker
-from pipeline.report import say
-from pipeline.shards import Store
-from schemas.config import Config
+from stillhouse.pipeline import flow, index, manifest, runner, worker
+from stillhouse.pipeline.report import say
+from stillhouse.pipeline.shards import Store
+from stillhouse.schemas.config import Config
 
 
 def status(config: Config) -> dict[str, Any]:
@@ -23,7 +23,7 @@ def status(config: Config) -> dict[str, Any]:
         names = None
     stages, damaged, put_away = {}, [], {}
     for stage in flow.NAMES:
-        folder = "dataset/data" if stage == "export" else stage
+        folder = "dataset/data" if stage == "publish" else stage
         stages[stage] = {"done": len(store.list(folder)), "of": None if names is None else len(names)}
         if names is not None:
             damaged += [message for _, message in index.scan(config, store, stage, names, save=False)[1]]

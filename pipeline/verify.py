@@ -17,13 +17,13 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipeline import shards
-from pipeline.export import MANIFEST, in_processes, open_dataset
-from pipeline.report import say
-from pipeline.shards import DamagedError, Store
-from schemas.config import ConfigError
-from schemas.targets import TAIL_FLOOR, decode
-from stages.export import EMPTY_LOGPROB, IGNORE, LAYOUTS, num_id_bits
+from stillhouse.pipeline import shards
+from stillhouse.pipeline.export import MANIFEST, in_processes, open_dataset
+from stillhouse.pipeline.report import say
+from stillhouse.pipeline.shards import DamagedError, Store
+from stillhouse.schemas.config import ConfigError
+from stillhouse.schemas.targets import TAIL_FLOOR, decode
+from stillhouse.stages.export import EMPTY_LOGPROB, IGNORE, LAYOUTS, num_id_bits
 
 MIN_TOKENS = 100
 """With fewer supervised tokens than these, alignment is not judged: their neighbours might win by chance."""

@@ -6,7 +6,7 @@ import time
 import numpy as np
 import numpy.typing as npt
 
-from stages.teacher import Answer, Teacher
+from stillhouse.stages.teacher import Answer, Teacher
 
 
 class Watchdog:

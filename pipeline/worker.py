@@ -3,7 +3,7 @@
 Keys in a run folder (`<n>` is a shard such as 00017):
     <stage>/<n>.parquet                   the stage's rows
     ledger/<stage>/<n>.parquet            the rows it dropped (a view of the shard's own metadata)
-    dataset/data/train-<n>-of-<N>.parquet what export publishes
+    dataset/data/train-<n>-of-<N>.parquet what publish writes
     state/<stage>/sketches|assignments/   inputs of a stage that needs a view of the whole data set
     state/set_aside/<stage>/<n>.json      a shard that failed too often
     state/attempts/<run>/                 an empty file per attempt under way, so that one in which a worker died counts
@@ -35,9 +35,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline import flow, shards
-from pipeline.shards import DamagedError, Shard, ShardInfo, StorageError, Store
-from schemas.config import Config, WorkersConfig, config_hash
+from stillhouse.pipeline import flow, shards
+from stillhouse.pipeline.shards import DamagedError, Shard, ShardInfo, StorageError, Store
+from stillhouse.schemas.config import Config, WorkersConfig, config_hash
 
 PARTITION_KEY = "state/partition.json"
 PARTS = "state/parts/generate"
@@ -105,7 +105,7 @@ def set_aside_key(stage: str, shard: str) -> str:
 
 
 class Worker:
-    """One stage's transform and what is around it. `step` is transform, sketch or export."""
+    """One stage's transform and what is around it. `step` is transform, sketch or publish."""
 
     def __init__(self, config: Config, stage: str, step: str, run_id: str, num_shards: int) -> None:
         self._config = config
@@ -236,7 +236,7 @@ class Worker:
     @property
     def _key(self) -> Callable[[str], str]:
         """Where the result for a shard goes."""
-        if self._step == "export":
+        if self._step == "publish":
             return lambda shard: published_key(shard, self._num_shards)
         return functools.partial(sketch_key if self._step == "sketch" else stage_key, self._stage)
 
@@ -264,7 +264,7 @@ class Worker:
         # Reading, encoding and syncing block; in a thread they do not hold up an engine in the same process.
         source = await asyncio.to_thread(self._input, shard)
         table = source.table
-        if self._step == "export":
+        if self._step == "publish":
             return await asyncio.to_thread(self._publish, shard, source, started)
         assert self._transform is not None
         inputs = [table]
@@ -305,12 +305,12 @@ class Worker:
         raise RedoError(f"{reason}; it is made again")
 
     def _publish(self, shard: str, source: Shard, started: float) -> Done:
-        from stages import fidelity
+        from stillhouse.stages import fidelity
 
         table = source.table
         tokens = num_target_tokens(table)
         info = ShardInfo(
-            "export",
+            "publish",
             shard,
             self._hash,
             table.num_rows,
@@ -522,8 +522,8 @@ def ingest(config: Config, num_prompt_tokens: Callable[[list[str]], list[int]] |
 
     Raises `StageError` when a shard that exists differs: the source changed under a run.
     """
-    from stages.ingest import Ingest
-    from stages.sources import read_rows
+    from stillhouse.stages.ingest import Ingest
+    from stillhouse.stages.sources import read_rows
 
     if num_prompt_tokens is None:
         num_prompt_tokens = prompt_counter(config)
@@ -544,8 +544,8 @@ def prompt_counter(config: Config) -> Callable[[list[str]], list[int]]:
 
     Raises `TemplateError` when the template cannot do what the configuration asks: better here than after dedupe.
     """
-    from stages.chat import load_chat
-    from stages.generate import check_template, longest_system_prompt
+    from stillhouse.stages.chat import load_chat
+    from stillhouse.stages.generate import check_template, longest_system_prompt
 
     chat = load_chat(config)
     check_template(config, chat)
@@ -658,7 +658,7 @@ def check_contract(stage: str, before: pa.Table, after: pa.Table, samples: int) 
 
 def describe(error: BaseException) -> str:
     """An error in words that cannot hold prompt text: our own messages, and of others the type and the place."""
-    if type(error).__module__.partition(".")[0] in ("pipeline", "stages", "schemas"):
+    if type(error).__module__.partition(".")[0] == "stillhouse":
         return str(error)
     place = ""
     if error.__traceback__ is not None:

@@ -180,7 +180,7 @@ class TeacherConfig(Section):
     stall_timeout_s: Annotated[float, Field(gt=0.0), free] = 600.0
     """An engine from which no token has come for so long, while answers are under way, is taken to hang: its process is
     ended, and the attempt counts as failed. Must exceed what reading the longest prompt takes."""
-    backend: str = "stages.teacher:VLLMTeacher"
+    backend: str = "stillhouse.stages.teacher:VLLMTeacher"
     """module:class that implements `stages.teacher.Teacher`."""
 
     @model_validator(mode="after")
@@ -313,7 +313,7 @@ class GenerateConfig(Section):
     """Fail when more than this share gets no answer."""
 
 
-class ExportConfig(Section):
+class PublishConfig(Section):
     license: str = "other"
     """For the dataset card. Mind the source's and the teacher's terms."""
 
@@ -345,7 +345,7 @@ class ResourcesConfig(Section):
     screen: WorkersConfig = WorkersConfig()
     generate: WorkersConfig = WorkersConfig(shards_in_flight=2)
     review: WorkersConfig = WorkersConfig()
-    export: WorkersConfig = WorkersConfig(max_workers=2)
+    publish: WorkersConfig = WorkersConfig(max_workers=2)
     max_attempts: Count = 3
     """Attempts at a shard before it is set aside (a generate shard is then first made in parts)."""
 
@@ -364,7 +364,7 @@ class Config(Section):
     targets: TargetsConfig = TargetsConfig()
     generate: GenerateConfig = GenerateConfig()
     review: ReviewConfig = ReviewConfig()
-    export: ExportConfig = ExportConfig()
+    publish: PublishConfig = PublishConfig()
     resources: Annotated[ResourcesConfig, free] = ResourcesConfig()
 
     @model_validator(mode="after")

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
-from schemas.config import TargetsConfig
+from stillhouse.schemas.config import TargetsConfig
 
 
 def scores_type(labels: Sequence[str]) -> pa.StructType:

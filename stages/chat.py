@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from schemas.config import Config
+from stillhouse.schemas.config import Config
 
 Message = dict[str, str]
 IntArray = npt.NDArray[np.int32]

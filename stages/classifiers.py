@@ -17,8 +17,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from schemas.config import ClassifierConfig, ConfigError, DetoxifyConfig, ProfanityCheckConfig
-from schemas.tables import scores_type
+from stillhouse.schemas.config import ClassifierConfig, ConfigError, DetoxifyConfig, ProfanityCheckConfig
+from stillhouse.schemas.tables import scores_type
 
 GROUP_CHARACTERS = 1_000_000
 """Texts are tokenised in groups of about this size, so that memory grows with the longest text and not with all."""

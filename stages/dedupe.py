@@ -27,8 +27,8 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from schemas import tables
-from schemas.config import DedupeConfig
+from stillhouse.schemas import tables
+from stillhouse.schemas.config import DedupeConfig
 
 EXACT = "exact_duplicate"
 """Drop reason: the normalised text equals that of a row that is kept."""

@@ -22,7 +22,7 @@ import torch
 from vllm.v1.sample.logits_processor import LogitsProcessor as LogitsProcessorV1
 from vllm.v1.worker.gpu.sample.logits_processor import LogitsProcessor as LogitsProcessorV2
 
-from stages.teacher import REQUEST
+from stillhouse.stages.teacher import REQUEST
 
 if TYPE_CHECKING:
     from vllm.v1.sample.logits_processor import BatchUpdate

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from schemas.targets import Kind, decode
+from stillhouse.schemas.targets import Kind, decode
 
 IGNORE = -100
 EMPTY_LOGPROB = -110.0

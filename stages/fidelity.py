@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from schemas import targets
-from schemas.targets import Draws, TopK
+from stillhouse.schemas import targets
+from stillhouse.schemas.targets import Draws, TopK
 
 BINS_PER_NAT = 10
 """Resolution of the histograms from which quantiles are taken."""

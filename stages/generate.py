@@ -14,11 +14,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from schemas import tables, targets
-from schemas.config import Config, GenerateConfig, TargetsConfig
-from stages import fidelity
-from stages.chat import Chat, TemplateError
-from stages.teacher import Answer, Teacher, TeacherError
+from stillhouse.schemas import tables, targets
+from stillhouse.schemas.config import Config, GenerateConfig, TargetsConfig
+from stillhouse.stages import fidelity
+from stillhouse.stages.chat import Chat, TemplateError
+from stillhouse.stages.teacher import Answer, Teacher, TeacherError
 
 IGNORED = -100
 """Label of a token that the teacher did not write (PyTorch's cross-entropy ignores it)."""

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from schemas import tables
-from schemas.config import Config
-from stages.sources import INVALID_JSON, ROW_TOO_LARGE, TRUNCATED_SOURCE, UNDECODABLE, Row, source_name
+from stillhouse.schemas import tables
+from stillhouse.schemas.config import Config
+from stillhouse.stages.sources import INVALID_JSON, ROW_TOO_LARGE, TRUNCATED_SOURCE, UNDECODABLE, Row, source_name
 
 NOT_AN_OBJECT = "not_an_object"
 INVALID_ID = "invalid_id"

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from schemas.config import ConfigError, checked_location
+from stillhouse.schemas.config import ConfigError, checked_location
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore

@@ -15,9 +15,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from schemas.config import ClassifierConfig, ReviewConfig
-from schemas.tables import DROP_REASON
-from stages.classifiers import check_thresholds, combined, score_rows, scores_column, unsafe_rows
+from stillhouse.schemas.config import ClassifierConfig, ReviewConfig
+from stillhouse.schemas.tables import DROP_REASON
+from stillhouse.stages.classifiers import check_thresholds, combined, score_rows, scores_column, unsafe_rows
 
 MAX_PERIOD = 256
 """Longest repeated piece that is looked for, in tokens: a long paragraph."""

@@ -7,9 +7,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from schemas.config import ScreenConfig
-from schemas.tables import DROP_REASON
-from stages.classifiers import combined, score_rows, scores_column, unsafe_rows
+from stillhouse.schemas.config import ScreenConfig
+from stillhouse.schemas.tables import DROP_REASON
+from stillhouse.stages.classifiers import combined, score_rows, scores_column, unsafe_rows
 
 
 class Screen:

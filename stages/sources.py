@@ -20,8 +20,8 @@ from urllib.parse import unquote
 
 import pyarrow as pa
 
-from schemas.config import SourceConfig
-from stages.object_store import insist, open_store, reason
+from stillhouse.schemas.config import SourceConfig
+from stillhouse.stages.object_store import insist, open_store, reason
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer

@@ -28,7 +28,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import ValidationError
 
-from schemas.config import Config, SamplingConfig, TargetsConfig, is_local_path
+from stillhouse.schemas.config import Config, SamplingConfig, TargetsConfig, is_local_path
 
 VLLM_SERIES = "0.32."
 """Releases of vLLM whose output processing `keep_arrays` was read against."""
@@ -489,7 +489,7 @@ def _start_logged(config: Config, failures: Path) -> Any:
     top_k = num_top_k(config.targets)
     engine = dict(config.teacher.engine)
     if _uses_draws(config):
-        engine["worker_extension_cls"] = "stages.draws.TakeDraws"
+        engine["worker_extension_cls"] = "stillhouse.stages.draws.TakeDraws"
     engine.setdefault("disable_log_stats", True)
     engine.setdefault("use_tqdm_on_load", False)
     if current_platform.is_cpu():
@@ -513,7 +513,7 @@ def _start_logged(config: Config, failures: Path) -> Any:
         raise TeacherError(f"targets.top_k: {top_k} exceeds the teacher's vocabulary of {vocab_size}; lower it")
     if _uses_draws(config):
         runner = "V2" if vllm_config.use_v2_model_runner else "V1"
-        vllm_config.model_config.logits_processors = [f"stages.draws:Draws{runner}"]
+        vllm_config.model_config.logits_processors = [f"stillhouse.stages.draws:Draws{runner}"]
     _log_failures(vllm_config, failures)
     return AsyncLLM.from_vllm_config(vllm_config, disable_log_stats=args.disable_log_stats)
 

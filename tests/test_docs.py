@@ -2,9 +2,9 @@
 
 import re
 
-from pipeline import flow
-from stages import ingest
-from tests.conftest import ROOT
+from stillhouse.pipeline import flow
+from stillhouse.stages import ingest
+from tests.support.data import ROOT
 
 
 def test_every_drop_reason_is_documented() -> None:
@@ -22,8 +22,8 @@ def test_every_drop_reason_is_documented() -> None:
 
 
 def test_published_columns_are_documented() -> None:
-    from schemas import tables
-    from schemas.config import TargetsConfig
+    from stillhouse.schemas import tables
+    from stillhouse.schemas.config import TargetsConfig
 
     text = (ROOT / "docs/format.md").read_text().partition("## The run folder")[0]
     names = set(
@@ -40,8 +40,8 @@ def test_links_lead_somewhere() -> None:
 
 
 def test_every_layout_has_its_page() -> None:
-    from pipeline.export import card_page
-    from stages.export import LAYOUTS
+    from stillhouse.pipeline.export import card_page
+    from stillhouse.stages.export import LAYOUTS
 
     for name in LAYOUTS:
         page = (ROOT / "docs/training" / card_page(name)).read_text()

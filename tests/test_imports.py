@@ -3,7 +3,7 @@
 import ast
 from pathlib import Path
 
-from tests.conftest import ROOT
+from tests.support.data import ROOT
 
 PARTS = {"chat", "classifiers", "fidelity", "object_store", "sources", "teacher"}
 """What stages share; stages themselves stand alone."""
@@ -30,7 +30,7 @@ def test_imports_point_one_way() -> None:
 
 def test_stages_do_not_import_each_other() -> None:
     for path in (ROOT / "stages").glob("*.py"):
-        used = {name.split(".")[1] for name in imports(path) if name.startswith("stages.")}
+        used = {name.split(".")[2] for name in imports(path) if name.startswith("stillhouse.stages.")}
         assert used <= PARTS, f"{path} imports {used - PARTS}"
 
 

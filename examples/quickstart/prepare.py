@@ -16,8 +16,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from schemas.config import SourceConfig
-from stages.sources import read_rows
+from stillhouse.schemas.config import SourceConfig
+from stillhouse.stages.sources import read_rows
 
 ROLES = {"human": "user", "user": "user", "system": "system"}  # everything else is an assistant's name
 

@@ -1,0 +1,400 @@
+"""An object store is a folder like any other: a real S3 server (moto's) on loopback, and the same behind a proxy that
+fails on demand, or that speaks Google's dialect of its protocol."""
+
+import asyncio
+import collections
+import http.client
+import itertools
+import json
+import os
+import random
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from obstore.exceptions import GenericError
+
+from stillhouse.pipeline import export, runner, shards, verify
+from stillhouse.pipeline.shards import DamagedError, ShardInfo, StorageError, Store
+from stillhouse.pipeline.worker import Worker
+from stillhouse.schemas.config import Config, SourceConfig
+from stillhouse.stages import object_store
+from stillhouse.stages.sources import SourceError, count_rows, read_rows
+from tests.pipeline.dataset.test_export import write_dataset
+from tests.support.command import Command, contents
+from tests.support.data import CONVERSATIONS, make_raw_config
+from tests.support.ports import free_port
+from tests.support.prompts import numbered, put_screened
+
+BUCKET = "stillhouse-test"
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[str]:
+    port = free_port()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    endpoint = f"http://127.0.0.1:{port}"
+    settings = {
+        "AWS_ENDPOINT_URL": endpoint,
+        "AWS_ALLOW_HTTP": "true",
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_REGION": "us-east-1",
+    }
+    before = {name: os.environ.get(name) for name in settings}
+    os.environ.update(settings)
+    try:
+        for _ in range(60):
+            try:
+                request = urllib.request.Request(f"{endpoint}/{BUCKET}", method="PUT")
+                urllib.request.urlopen(request, timeout=5).close()
+                break
+            except OSError:
+                assert process.poll() is None
+                time.sleep(0.5)
+        yield f"s3://{BUCKET}"
+    finally:
+        process.terminate()
+        process.wait(30)
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def test_store_keeps_its_promises(bucket: str) -> None:
+    store = Store(f"{bucket}/run")
+    assert store.get_or_none("a/b") is None
+    assert store.put_if_absent("a/b", b"one")
+    assert not store.put_if_absent("a/b", b"two")
+    assert store.get("a/b") == b"one"
+    store.put("a/c", b"1")
+    store.put("a/c", b"22")
+    assert store.list("a") == {"b": 3, "c": 2}
+    assert store.list("nothing") == {}
+    store.delete("a/c")
+    store.delete("a/c")
+    assert store.list("a") == {"b": 3}
+
+
+def test_shards(bucket: str) -> None:
+    store = Store(f"{bucket}/shards")
+    table = pa.table({"x": list(range(5000))})
+    info = ShardInfo("screen", "00000.parquet", "hash", 5000, 5000)
+    store.put_if_absent("screen/00000.parquet", shards.encode(table, info))
+    assert shards.read(store, "screen/00000.parquet").equals(table)
+    assert shards.read_info(store, "screen/00000.parquet") == info
+    store.put("damaged", b"hello")
+    with pytest.raises(DamagedError, match="s3://"):
+        shards.read(store, "damaged")
+    with pytest.raises(FileNotFoundError):
+        shards.read(store, "missing")
+
+
+Fault = int | str | None
+LATE_S = 1.0
+
+
+class Proxy(ThreadingHTTPServer):
+    """Stands before the store and fails on demand. `fault` is asked for each request (method, path); it is answered by
+    that status, `cut` off before it is passed on, passed on `unconditional`, or its answer is `lost`, `late` or cut in
+    `half`."""
+
+    daemon_threads = True
+
+    def __init__(self, endpoint: str) -> None:
+        super().__init__(("127.0.0.1", 0), ProxyHandler)
+        self.endpoint = endpoint
+        self.requests: list[str] = []
+        self.fault: Callable[[str, str], Fault] = lambda method, path: None
+        self.is_google = False
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        pass
+
+
+class ProxyHandler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: Proxy
+
+    def answer(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.server.requests.append(self.command)
+        fault = self.server.fault(self.command, self.path)
+        if fault == "cut":
+            self.close_connection = True
+            return
+        if isinstance(fault, int):
+            text = b"<Error>\n<Code>SomeReason</Code><Message>for secret-canary</Message></Error>"
+            self.send_response(fault)
+            self.send_header("Content-Length", str(len(text)))
+            self.end_headers()
+            self.wfile.write(text if self.command != "HEAD" else b"")
+            return
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        if fault == "unconditional":
+            headers.pop("if-none-match", None)
+        if self.server.is_google:
+            headers["authorization"] = "AWS test:test"
+            if headers.pop("x-goog-if-generation-match", None) == "0":
+                headers["if-none-match"] = "*"
+        connection = http.client.HTTPConnection(self.server.endpoint.removeprefix("http://"), timeout=30)
+        connection.request(self.command, self.path, body, headers)
+        response = connection.getresponse()
+        data = response.read()
+        connection.close()
+        if fault == "late":
+            time.sleep(LATE_S)
+        if fault == "lost":
+            self.close_connection = True
+            return
+        self.send_response(response.status)
+        for name, value in response.getheaders():
+            if name.lower() not in ("connection", "server", "date", "transfer-encoding", "content-length"):
+                self.send_header(name, value)
+        length = response.getheader("Content-Length") if self.command == "HEAD" else str(len(data))
+        self.send_header("Content-Length", length or "0")
+        self.end_headers()
+        if fault == "half" and data:
+            data = data[: len(data) // 2]
+            self.close_connection = True
+        self.wfile.write(data)
+
+    do_GET = do_PUT = do_HEAD = do_DELETE = do_POST = answer  # noqa: N815
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
+@pytest.fixture
+def proxy(bucket: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
+    proxy = Proxy(os.environ["AWS_ENDPOINT_URL"])
+    thread = threading.Thread(target=proxy.serve_forever)
+    thread.start()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{proxy.server_port}")
+    yield proxy
+    proxy.shutdown()
+    thread.join()
+    proxy.server_close()
+
+
+def use_all(store: Store, *, may_lose: bool = False) -> None:
+    assert store.put_if_absent("screen/a", b"one") or may_lose
+    assert store.get("screen/a") == b"one"
+    assert store.tail("screen/a", 2) == b"ne"
+    assert store.exists("screen/a")
+    assert store.list("screen") == {"a": 3}
+    store.put("screen/a", b"two")
+    store.delete("screen/a")
+    assert store.get_or_none("screen/a") is None
+
+
+@pytest.mark.parametrize("fault", [429, 500, 503, "cut", "lost", "late", "half"])
+def test_passing_failures_are_tried_again(
+    bucket: str, proxy: Proxy, fault: Fault, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(object_store, "SHARD_TIMEOUT_S", LATE_S / 2)
+    turns = itertools.cycle([fault, fault, None] if fault != "late" else [fault, None])
+    proxy.fault = lambda method, path: next(turns)
+    use_all(Store(f"{bucket}/passing-{fault}"), may_lose=fault in ("lost", "late"))
+    assert len(proxy.requests) >= (12 if fault in ("late", "half") else 24)
+    Store(f"{bucket}/listed-{fault}").put("a.jsonl", b'{"messages": []}\n')
+    assert len(list(read_rows(SourceConfig(path=f"{bucket}/listed-{fault}/")))) == 1
+
+
+@pytest.mark.parametrize("fault", ["lost", "late"])
+def test_answer_lost_after_a_put_does_not_lose_or_double_it(
+    bucket: str, proxy: Proxy, fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The store has the shard and we do not know: the retry finds it there, as if another run had been first."""
+    monkeypatch.setattr(object_store, "SHARD_TIMEOUT_S", LATE_S / 2)
+    once = iter([fault])
+    proxy.fault = lambda method, path: next(once, None) if method == "PUT" else None
+    store = Store(f"{bucket}/{fault}")
+    assert not store.put_if_absent("a", b"one")
+    assert proxy.requests.count("PUT") == 2
+    assert store.get("a") == b"one"
+
+
+def test_google_cloud_storage(bucket: str, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    proxy.is_google = True
+    account = {"gcs_base_url": os.environ["AWS_ENDPOINT_URL"], "disable_oauth": True}
+    account |= dict.fromkeys(("client_email", "private_key", "private_key_id"), "")
+    monkeypatch.setenv("GOOGLE_SERVICE_ACCOUNT_KEY", json.dumps(account))
+    url = f"gs://{BUCKET}/google"
+    store = Store(url)
+    assert store.put_if_absent("a/b", b"one")
+    assert not store.put_if_absent("a/b", b"two")
+    assert store.get("a/b") == b"one"
+    use_all(store)
+    store.put("source/a.jsonl", b'{"messages": []}\n' * 3)
+    for path in ("source", "source/a.jsonl", "source/*.jsonl"):
+        assert len(list(read_rows(SourceConfig(path=f"{url}/{path}")))) == 3
+
+
+@pytest.mark.parametrize("fault", [503, 403, "cut"])
+def test_lasting_failure_is_one_clear_sentence(
+    bucket: str, proxy: Proxy, fault: int | str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(object_store, "RETRIES", {"max_retries": 1})
+    store = Store(f"{bucket}/lasting")
+    proxy.fault = lambda method, path: fault
+    for use in (
+        lambda: store.put_if_absent("a", b"x"),
+        lambda: store.put("a", b"x"),
+        lambda: store.get("a"),
+        lambda: store.tail("a", 1),
+        lambda: store.exists("a"),
+        lambda: store.list("a"),
+        lambda: store.delete("a"),
+    ):
+        with pytest.raises(StorageError) as caught:
+            use()
+        message = str(caught.value)
+        assert message.startswith(f"{bucket}/lasting/a: cannot be ")
+        assert message.endswith("; check bucket, endpoint, region and credentials, then run again")
+        assert ("(no answer)" if fault == "cut" else f"(HTTP {fault}") in message
+        assert (", SomeReason)" in message) == (fault != "cut" and proxy.requests[-1] != "HEAD")
+        assert "canary" not in message
+        assert len(message) < 200
+
+
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        ("PUT http://169.254.169.254/latest - Server returned non-2xx status code: 403 Forbidden", "no credentials in"),
+        (
+            "Received redirect without LOCATION, this normally indicates an incorrectly configured region",
+            "in another re",
+        ),
+        ("GET http://h/a - HTTP error: error sending request\n\nDebug source:\n status code: 403", "no answer"),
+        ("something new with a secret", "GenericError"),
+    ],
+)
+def test_reasons(message: str, expected: str) -> None:
+    assert expected in object_store.reason(GenericError(message))
+
+
+def test_store_that_overlooks_conditions_is_refused(bucket: str, proxy: Proxy, tmp_path: Path) -> None:
+    raw = {**make_raw_config(tmp_path), "run_dir": f"{bucket}/unconditional"}
+    runner.open_run(Config.model_validate(raw))
+    runner.open_run(Config.model_validate(raw))
+    proxy.fault = lambda method, path: "unconditional"
+    with pytest.raises(StorageError, match=r"unconditional: this object store overlooks .*; use a store that"):
+        runner.open_run(Config.model_validate(raw))
+
+
+def test_vanished_bucket_is_not_an_empty_one(bucket: str) -> None:
+    store = Store("s3://no-such-bucket-here/run")
+    for use, reason in (
+        (lambda: store.put_if_absent("a", b"x"), "written (no such bucket)"),
+        (lambda: store.put("a", b"x"), "written (no such bucket)"),
+        (lambda: store.list("a"), "listed (HTTP 404, NoSuchBucket)"),
+    ):
+        with pytest.raises(StorageError) as caught:
+            use()
+        assert str(caught.value) == (
+            f"s3://no-such-bucket-here/run/a: cannot be {reason}; "
+            "check bucket, endpoint, region and credentials, then run again"
+        )
+
+
+def test_failing_store_blames_no_shard(
+    bucket: str, proxy: Proxy, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(object_store, "RETRIES", {"max_retries": 1})
+    config = Config.model_validate({**make_raw_config(tmp_path), "run_dir": f"{bucket}/blame"})
+    put_screened(config, "00000.parquet", numbered([1, 2]))
+    generate = Worker(config, "generate", "transform", "run", 1)
+    proxy.fault = lambda method, path: 503 if method == "PUT" and "/generate/" in path else None
+    done = asyncio.run(generate.process("00000.parquet"))
+    assert done.fatal is not None
+    assert done.fatal.startswith(f"{bucket}/blame/generate/00000.parquet: cannot be written")
+    store = Store(config.run_dir)
+    assert store.list("state/attempts/run") == store.list("state/set_aside/generate") == store.list("generate") == {}
+    proxy.fault = lambda method, path: None
+    assert asyncio.run(generate.process("00000.parquet")).rows_out == 2
+
+
+def test_source_that_fails_on_the_way_is_told(bucket: str, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = b'{"messages": [{"role": "user", "content": "hello"}]}\n' * 200_000
+    Store(f"{bucket}/failing").put("a.jsonl", lines)
+    gets = itertools.count()
+    proxy.fault = lambda method, path: 403 if method == "GET" and "a.jsonl" in path and next(gets) else None
+    rows = read_rows(SourceConfig(path=f"{bucket}/failing/a.jsonl"))
+    assert next(rows).error is None
+    with pytest.raises(SourceError, match=r"failing/a.jsonl: cannot be read \(HTTP 403, SomeReason\); check endpoint"):
+        list(rows)
+
+
+@pytest.mark.slow
+@pytest.mark.cluster
+@pytest.mark.parametrize("fault_rate", [0.0, 0.2])
+def test_run(bucket: str, proxy: Proxy, tmp_path: Path, fault_rate: float) -> None:
+    """A whole run whose folder is in the bucket gives the files that a local one gives, also when a fifth
+    of all requests fails in one way or another."""
+    raw = make_raw_config(tmp_path)
+    raw["source"]["limit"] = 20
+    local = Command(tmp_path, raw)
+    local("run")
+    folder = f"{bucket}/run-{fault_rate}"
+    generator = random.Random(1)
+    injected: collections.Counter[Fault] = collections.Counter()
+
+    def fault(method: str, path: str) -> Fault:
+        time.sleep(0.02)
+        kind = generator.choice([503, 429, "cut", "lost", "half"]) if generator.random() < fault_rate else None
+        injected[kind] += 1
+        return kind
+
+    proxy.fault = fault
+    remote = Command(tmp_path, {**raw, "run_dir": folder})
+    remote("run")
+    print(f"\n{injected}", flush=True)
+    assert sum(injected.values()) > 100
+    assert len(injected) == (6 if fault_rate else 1)
+    _, err = remote("run")
+    assert "nothing was missing" in err
+    proxy.fault = lambda method, path: None
+    store = Store(folder)
+    for key, data in contents(local.run_dir).items():
+        assert store.get(key) == data, key
+
+
+def test_source(bucket: str, tmp_path: Path) -> None:
+    part = pq.read_table(CONVERSATIONS).slice(0, 300)
+    pq.write_table(part, tmp_path / "part.parquet")
+    store = Store(f"{bucket}/source")
+    store.put("part.parquet", (tmp_path / "part.parquet").read_bytes())
+    remote = SourceConfig(path=f"{bucket}/source/")
+    assert list(read_rows(remote)) == list(read_rows(SourceConfig(path=str(tmp_path / "part.parquet"))))
+    assert count_rows(remote) == 300
+    with pytest.raises(SourceError):
+        list(read_rows(SourceConfig(path=f"{bucket}/missing/")))
+
+
+def test_export_and_verify(bucket: str, tmp_path: Path) -> None:
+    """From a bucket to another place in it, in processes of their own, the same bytes as on a disk."""
+    run = write_dataset(tmp_path / "run")
+    store = Store(f"{bucket}/exported")
+    for file in (run / "dataset").rglob("*.*"):
+        store.put(f"dataset/{file.relative_to(run / 'dataset')}", file.read_bytes())
+    local = export.export(str(run), "axolotl", str(tmp_path / "axolotl"), num_workers=1)
+    output = export.default_output(f"{bucket}/exported", "axolotl")
+    assert export.export(f"{bucket}/exported", "axolotl", output, num_workers=2) == local
+    for url in (output, f"{bucket}/exported"):
+        assert verify.verify(url, 2)["ok"]
+    assert set(store.list("exports/axolotl")) == {"README.md", "manifest.json"}

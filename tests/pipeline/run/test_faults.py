@@ -1,0 +1,371 @@
+"""Killed at any moment, a run goes on as if nothing had been: every shard byte for byte that of an undisturbed run.
+
+`python -m pytest tests/test_faults.py -m slow -s` (make test-faults) kills real drivers, workers, raylets and GCS
+servers at random moments, and single processes at every single step that they take on the storage.
+"""
+
+import asyncio
+import contextlib
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from stillhouse.pipeline import flow, runner, shards, status
+from stillhouse.pipeline.shards import Store
+from stillhouse.pipeline.worker import Done, Worker
+from stillhouse.schemas.config import Config, absolute
+from tests.support.children import die_at, in_child
+from tests.support.command import Command, contents
+from tests.support.data import ROOT, make_raw_config
+from tests.support.processes import descendants, end_all
+
+ROWS = 60
+
+
+def make_config(folder: Path) -> dict[str, Any]:
+    raw = make_raw_config(folder)
+    raw["source"]["limit"] = ROWS
+    # Our kills are no fault of any shard: none is to be given up for them.
+    raw["resources"] = {"max_attempts": 1000}
+    return raw
+
+
+def assert_nothing_lost_nothing_twice(run_dir: Path, undisturbed: Path) -> None:
+    mine, theirs = contents(run_dir), contents(undisturbed)
+    assert mine.keys() == theirs.keys()
+    assert [key for key in mine if mine[key] != theirs[key]] == []
+    rows = [
+        row
+        for file in [*run_dir.glob("dataset/data/*.parquet"), *run_dir.glob("ledger/*/*.parquet")]
+        for row in pq.read_table(file, columns=["source_row"]).column(0).to_pylist()
+    ]
+    assert sorted(rows) == list(range(ROWS))
+
+
+def run_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The real runner, its shards and tasks one after the other in this process."""
+
+    def map_shards(
+        config: Config, stage: flow.Stage | None, step: str, todo: list[str], num_shards: int
+    ) -> Iterator[Done]:
+        worker = Worker(config, stage.name if stage else "publish", step, "run", num_shards)
+        for shard in todo:
+            yield asyncio.run(worker.process(shard))
+
+    def run_task(config: Config, stage: str, function: Callable[..., Iterator[Any]], *arguments: Any) -> Iterator[Any]:
+        yield from function(*arguments)
+
+    monkeypatch.setattr(runner, "_map_shards", map_shards)
+    monkeypatch.setattr(runner, "_run_task", run_task)
+    monkeypatch.setattr(runner, "_ray", contextlib.nullcontext)
+
+
+@pytest.fixture
+def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    run_here(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Config:
+    """An undisturbed run; tests copy its folder."""
+    folder = tmp_path_factory.mktemp("finished")
+    config = absolute(Config.model_validate(make_config(folder)))
+    with pytest.MonkeyPatch.context() as patch:
+        run_here(patch)
+        run(config)
+    return config
+
+
+@pytest.fixture
+def config(finished: Config, tmp_path: Path, without_ray: None) -> Config:
+    """A copy of the undisturbed run, to be spoilt."""
+    shutil.copytree(finished.run_dir, tmp_path / "run")
+    return finished.model_copy(update={"run_dir": str(tmp_path / "run")})
+
+
+def run(config: Config) -> tuple[dict[str, Any], str]:
+    """The manifest, and what was told of trouble on the way."""
+    told = []
+
+    def report(step: str, total: int, done: Done | None) -> None:
+        if done is not None:
+            told.append(done.error or done.redo or "")
+
+    return runner.run(config, report), "\n".join(filter(None, told))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Damage
+
+
+def flip(file: Path, *, in_footer: bool = False) -> None:
+    data = bytearray(file.read_bytes())
+    data[data.rindex(b"rows_in") if in_footer else 60] ^= 1
+    file.write_bytes(data)
+
+
+def test_damaged_shards_are_named_and_made_again(finished: Config, config: Config) -> None:
+    """One of each kind, met in the middle of a run."""
+    run_dir = Path(config.run_dir)
+    for key in (
+        "dataset/manifest.json",
+        "dataset/data/train-00001-of-00006.parquet",
+        "review/00001.parquet",
+        "generate/00002.parquet",
+        "review/00002.parquet",
+    ):
+        (run_dir / key).unlink()
+    damaged = [
+        "generate/00001.parquet",
+        "screen/00002.parquet",
+        "ingest/00005.parquet",
+        "dataset/data/train-00004-of-00006.parquet",
+        "state/review/assignments/00001.parquet",
+    ]
+    for key in damaged:
+        flip(run_dir / key, in_footer=key.startswith("ingest"))
+    seen = ("ingest/00005.parquet", "dataset/data/train-00004-of-00006.parquet")
+    before = status.status(config)
+    assert [line.partition(": ")[0] for line in before["damaged"]] == [str(run_dir / key) for key in seen]
+    _, told = run(config)
+    for key in damaged:
+        assert str(run_dir / key) in told, key
+    assert_nothing_lost_nothing_twice(run_dir, Path(finished.run_dir))
+    after = status.status(config)
+    assert after["damaged"] == []
+    folders = ("ingest", "screen", "generate", "dataset/data")
+    assert list(after["put_away"]) == [f"state/damaged/{folder}" for folder in folders]
+
+
+@pytest.mark.parametrize("stage", ["dedupe", "review"])
+@pytest.mark.parametrize("what", ["sketches", "assignments"])
+def test_damage_to_the_view_of_the_whole(finished: Config, config: Config, stage: str, what: str) -> None:
+    run_dir = Path(config.run_dir)
+    (run_dir / "dataset/manifest.json").unlink()
+    (run_dir / stage / "00003.parquet").unlink()
+    flip(run_dir / f"state/{stage}/{what}/00003.parquet")
+    if what == "sketches":
+        (run_dir / f"state/{stage}/assignments/00003.parquet").unlink()
+    _, told = run(config)
+    assert str(run_dir / f"state/{stage}/{what}/00003.parquet") in told
+    assert_nothing_lost_nothing_twice(run_dir, Path(finished.run_dir))
+
+
+def test_finished_dataset_with_a_lost_and_a_cut_file_is_completed(finished: Config, config: Config) -> None:
+    lost, cut = (Path(config.run_dir, f"dataset/data/train-0000{n}-of-00006.parquet") for n in (0, 3))
+    lost.unlink()
+    cut.write_bytes(cut.read_bytes()[:-9])
+    _, told = run(config)
+    assert f"{lost}: is gone" in told
+    assert f"{cut}: has " in told
+    assert_nothing_lost_nothing_twice(Path(config.run_dir), Path(finished.run_dir))
+
+
+def test_damage_that_comes_back_each_time_ends_the_run(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path(config.run_dir, "dataset/manifest.json").unlink()
+    Path(config.run_dir, "screen/00001.parquet").unlink()
+    Path(config.run_dir, "generate/00001.parquet").unlink()
+    put, num_puts = Store.put_if_absent, 0
+
+    def rotten(store: Store, key: str, data: bytes) -> bool:
+        nonlocal num_puts
+        num_puts += key == "screen/00001.parquet"
+        return put(store, key, data[:-20] + b"x" + data[-19:] if key == "screen/00001.parquet" else data)
+
+    monkeypatch.setattr(Store, "put_if_absent", rotten)
+    with pytest.raises(
+        runner.RunError, match=r"screen/00001\.parquet: is damaged or gone 3 times, each time it is made; check"
+    ):
+        run(config)
+
+
+def test_answers_made_again_take_what_was_made_from_them_along(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A teacher is not sure to answer twice alike: a review of other answers must not stay."""
+    run_dir = Path(config.run_dir)
+    (run_dir / "dataset/manifest.json").unlink()
+    (run_dir / "generate/00003.parquet").unlink()
+    victim = pq.read_table(run_dir / "screen/00003.parquet").column("prompt_id")[0].as_py()
+    monkeypatch.setenv("FAKE_TEACHER_REFUSES", victim)
+    manifest, _ = run(config)
+    counts = manifest["stages"]
+    assert counts["generate"]["dropped"] == {"teacher_failed": 1}
+    assert counts["review"]["rows_in"] == counts["generate"]["rows_out"]
+    assert manifest["rows"] == counts["review"]["rows_out"]
+    published = [pq.read_table(file).column("prompt_id").to_pylist() for file in run_dir.glob("dataset/data/*")]
+    assert manifest["rows"] == sum(map(len, published))
+    assert not any(victim in ids for ids in published)
+    rows = [row["source_row"] for file in run_dir.glob("ledger/*/*") for row in pq.read_table(file).to_pylist()]
+    rows += [row for file in run_dir.glob("dataset/data/*") for row in pq.read_table(file)["source_row"].to_pylist()]
+    assert sorted(rows) == list(range(ROWS))
+
+
+def test_run_that_lacks_only_its_manifest_looks_at_no_stage(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And at all of them as soon as one published file is not what its index says."""
+    run_dir = Path(config.run_dir)
+    (run_dir / "dataset/manifest.json").unlink()
+    first, _ = run(config)  # a copied folder is looked over, and its index made again
+    looked = []
+    stages = runner._all_stages
+    monkeypatch.setattr(runner, "_all_stages", lambda *arguments: looked.append(1) or stages(*arguments))
+    (run_dir / "dataset/manifest.json").unlink()
+    assert run(config)[0] == first
+    assert not looked
+    for spoil in (
+        lambda: (run_dir / "dataset/data/train-00002-of-00006.parquet").unlink(),
+        lambda: flip(run_dir / "dataset/data/train-00003-of-00006.parquet"),
+        lambda: (run_dir / "state/index/review.json").unlink(),
+    ):
+        (run_dir / "dataset/manifest.json").unlink()
+        spoil()
+        assert run(config)[0] == first
+        assert looked
+        looked.clear()
+
+
+@pytest.mark.parametrize("key", ["state/partition.json", "dataset/manifest.json", "state/index/review.json"])
+def test_damaged_json_is_made_again(finished: Config, config: Config, key: str) -> None:
+    Path(config.run_dir, "dataset/manifest.json").unlink()
+    file = Path(config.run_dir, key)
+    file.write_bytes(b'{"num_shards": 5' if "partition" in key else b"{")
+    run(config)
+    assert_nothing_lost_nothing_twice(Path(config.run_dir), Path(finished.run_dir))
+
+
+def test_damaged_count_of_shards_is_noticed(finished: Config, config: Config) -> None:
+    Path(config.run_dir, "dataset/manifest.json").unlink()
+    Path(config.run_dir, "state/partition.json").write_bytes(b'{"num_shards": 5, "num_rows": 60}')
+    run(config)
+    assert_nothing_lost_nothing_twice(Path(config.run_dir), Path(finished.run_dir))
+
+
+def test_killed_between_a_shard_and_the_view_of_its_ledger(finished: Config, config: Config) -> None:
+    Path(config.run_dir, "dataset/manifest.json").unlink()
+    shutil.rmtree(Path(config.run_dir, "ledger"))
+    run(config)
+    assert_nothing_lost_nothing_twice(Path(config.run_dir), Path(finished.run_dir))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# One process, killed at each of its steps
+
+
+def run_and_die(config: Config, step: int) -> None:
+    die_at(step)
+    run(config)
+
+
+def killed_again_and_again(config: Config, undisturbed: Path, steps: Iterator[int]) -> int:
+    """Runs, each going on from where the one before was killed, until one comes to its end. Returns the kills."""
+    run_dir, num_kills = Path(config.run_dir), 0
+    while (status := in_child(partial(run_and_die, config, next(steps)))) != 0:
+        assert status == -signal.SIGKILL
+        num_kills += 1
+        for file in run_dir.rglob("*.parquet"):
+            shards.read(Store(str(file.parent)), file.name)  # whole, or not there
+    assert_nothing_lost_nothing_twice(run_dir, undisturbed)
+    return num_kills
+
+
+def test_killed_at_any_step(finished: Config, tmp_path: Path, without_ray: None) -> None:
+    config = finished.model_copy(update={"run_dir": str(tmp_path / "run")})
+    random_steps = random.Random(0)
+    kills = killed_again_and_again(config, Path(finished.run_dir), iter(lambda: random_steps.randint(40, 160), None))
+    assert kills >= 5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(6))
+def test_killed_at_any_step_many_times(finished: Config, tmp_path: Path, without_ray: None, seed: int) -> None:
+    config = finished.model_copy(update={"run_dir": str(tmp_path / "run")})
+    random_steps = random.Random(seed)
+    kills = killed_again_and_again(config, Path(finished.run_dir), iter(lambda: random_steps.randint(1, 50), None))
+    print(f"\n{kills} kills of one process at a step on the storage")
+    assert kills >= 25
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# A cluster of real processes, killed at random moments
+
+
+def kind(name: str) -> str | None:
+    """Which part of a run a process is; None for those that hold none of its work (dashboards, agents, spares)."""
+    if name in ("raylet", "gcs_server"):
+        return name
+    return "worker" if re.match(r"ray::(MapWorker|_ingest_task|_assign_task)", name) else None
+
+
+def stage_under_way(run_dir: Path) -> str:
+    """The first stage that lacks a shard."""
+    folders = [(name, "dataset/data" if name == "publish" else name) for name in flow.NAMES]
+    return next((name for name, folder in folders if len([*run_dir.glob(f"{folder}/*.parquet")]) < 6), "manifest")
+
+
+@pytest.mark.slow
+@pytest.mark.cluster
+@pytest.mark.parametrize("seed", range(int(os.environ.get("FAULT_ROUNDS", "8"))))
+def test_killed_at_random_moments(finished: Config, tmp_path: Path, seed: int) -> None:
+    """In each round one folder, a run that is started again and again, and in it processes killed until `FAULT_KILLS`
+    have been: workers mostly, else the driver, the raylet or the GCS. Then one run that is left in peace."""
+    chance = random.Random(seed)
+    command = Command(tmp_path, make_config(tmp_path))
+    wanted = int(os.environ.get("FAULT_KILLS", "10"))
+    kills: Counter[str] = Counter()
+    under_way: Counter[str] = Counter()
+    codes: list[int] = []
+    while kills.total() < wanted:
+        if (command.run_dir / "dataset/manifest.json").exists():
+            assert_nothing_lost_nothing_twice(command.run_dir, Path(finished.run_dir))
+            shutil.rmtree(command.run_dir)
+        log = (tmp_path / "log").open("a")
+        driver = subprocess.Popen(
+            [sys.executable, "-m", "stillhouse", "run", str(command.file)],
+            cwd=ROOT,
+            env={**os.environ, "FAKE_TEACHER_DELAY_S": "0.3", "RAY_AUTH_MODE": "disabled"},
+            stdout=log,
+            stderr=log,
+        )
+        family: dict[int, str] = {}
+        deadline = time.monotonic() + 300
+        # A few kills per stage, so that a run gets on to the next one.
+        left = {stage: chance.randint(1, 4) for stage in flow.NAMES}
+        while driver.poll() is None and kills.total() < wanted:
+            assert time.monotonic() < deadline, (tmp_path / "log").read_text()[-3000:]
+            time.sleep(chance.uniform(0, 1.5))  # starting takes seconds, a shard tenths of one: hit both
+            present = descendants(driver.pid)
+            family |= present
+            workers = [pid for pid, name in present.items() if kind(name) == "worker"]
+            stage = stage_under_way(command.run_dir)
+            if not workers or not left.get(stage):
+                continue
+            left[stage] -= 1
+            victim, part = chance.choice(workers), "worker"
+            if chance.random() < 0.15:
+                part = chance.choice(["driver", "raylet", "gcs_server"])
+                victim = next((pid for pid, name in family.items() if name == part), driver.pid)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(victim, signal.SIGKILL)
+                kills[part] += 1
+                deadline = time.monotonic() + 300
+                under_way[stage] += 1
+        codes.append(driver.poll() if driver.poll() is not None else -1)
+        end_all(driver, family)
+        log.close()
+    command("run")
+    print(
+        f"\nround {seed}: {kills.total()} kills {dict(kills)} in {len(codes)} runs that ended with {codes}; "
+        f"under way: {dict(under_way)}"
+    )
+    assert_nothing_lost_nothing_twice(command.run_dir, Path(finished.run_dir))

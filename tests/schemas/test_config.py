@@ -1,0 +1,160 @@
+"""Configuration: every shipped file loads, typos are named, and the hash knows what decides the data."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from stillhouse.schemas.config import Config, ConfigError, config_hash, deciding_values, differing_keys, load
+from tests.support.data import ROOT
+
+
+@pytest.fixture
+def file(tmp_path: Path, raw_config: dict[str, Any]) -> Path:
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(raw_config))
+    return path
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.name)
+def test_shipped_configurations_load(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    assert len(config_hash(load(path))) == 64
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("sampling.max_token=3", "sampling.max_token: is not a known key"),
+        ("dedupe.threshold=1.5", "dedupe.threshold: "),
+        ("sampling.max_tokens=512", "leaves no room"),
+        ("ingest.max_prompt_tokens=500", "exceeds teacher.max_model_len"),
+        ("source.dataset=lmsys/lmsys-chat-1m", "either `path` or `dataset`"),
+        ("teacher.model=google/gemma-2-27b-it", "needs a `revision`"),
+        ("teacher.engine={max_logprobs: 5}", "max_logprobs"),
+        ("screen.classifiers=[{name: nonsense}]", "screen.classifiers.0"),
+        ("run_dir.x=1", "not a section"),
+        ("run_dir=hdfs://bucket/x", "run_dir: hdfs://bucket/x: hdfs:// is no known object store"),
+        ("run_dir=s3:///x", "run_dir: s3:///x: names no bucket"),
+        ("source.path=ftp://host/x.jsonl", "source.path: ftp://host/x.jsonl: ftp:// is no known object store"),
+        ("nonsense", "is not key.path=value"),
+    ],
+)
+def test_wrong_values_are_named(file: Path, override: str, message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        load(file, [override])
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("text", [None, "a: [", "- 1", ""])
+def test_unreadable_files_are_named(tmp_path: Path, text: str | None) -> None:
+    path = tmp_path / "c.yaml"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(ConfigError, match=r"c\.yaml"):
+        load(path)
+
+
+def test_overrides_are_yaml(file: Path) -> None:
+    config = load(file, ["sampling.temperature=0.5", "ingest.languages=[English]", "teacher.engine={max_num_seqs: 8}"])
+    assert config.sampling.temperature == 0.5
+    assert config.ingest.languages == ["English"]
+    assert config.teacher.engine == {"max_num_seqs": 8}
+
+
+def test_files_named_by_the_configuration_become_part_of_it(file: Path, tmp_path: Path) -> None:
+    prompts, template = tmp_path / "prompts.yaml", tmp_path / "chat.jinja"
+    prompts.write_text("- Be brief.\n- null\n- |\n  Two\n  lines.\n")
+    template.write_text("{{ messages }}")
+    settings = [f"generate.system_prompts={prompts}", f"teacher.chat_template={template}"]
+    config = load(file, settings)
+    assert config.generate.system_prompts == ["Be brief.", None, "Two\nlines.\n"]
+    assert config.teacher.chat_template == "{{ messages }}"
+    template.write_text("{{ message }}")
+    assert differing_keys(deciding_values(config), deciding_values(load(file, settings))) == ["teacher.chat_template"]
+    prompts.write_text("just text")
+    with pytest.raises(ConfigError, match=r"generate\.system_prompts"):
+        load(file, settings)
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load(file, ["teacher.chat_template=/missing"])
+
+
+FREE = [
+    "run_dir=/elsewhere",
+    "resources.generate.max_workers=7",
+    "resources.max_attempts=9",
+    "teacher.env={A: b}",
+    "teacher.engine={max_num_seqs: 7, gpu_memory_utilization: 0.5, tensor_parallel_size: 2}",
+    "screen.max_dropped_fraction=0.1",
+]
+DECIDING = [
+    "source.limit=7",
+    "ingest.rows_per_shard=11",
+    "dedupe.threshold=0.7",
+    "screen.drop_flagged=false",
+    "screen.classifiers=[{name: profanity-check, thresholds: {profanity: 0.5}}]",
+    "teacher.max_model_len=600",
+    "teacher.engine={quantization: fp8}",
+    "sampling.seed=5",
+    "targets.top_k=9",
+    "review.loop_repeats=5",
+]
+
+
+def test_hash_ignores_resources_and_knows_the_rest(file: Path) -> None:
+    config = load(file)
+    for override in FREE:
+        assert config_hash(load(file, [override])) == config_hash(config), override
+    for override in DECIDING:
+        other = load(file, [override])
+        assert config_hash(other) != config_hash(config), override
+        (key,) = differing_keys(deciding_values(config), deciding_values(other))
+        assert override.startswith(key.partition("[")[0]), (override, key)
+
+
+def test_every_key_is_documented() -> None:
+    def visit(model: Any, prefix: str) -> list[str]:
+        missing = []
+        for name, field in model.model_fields.items():
+            kind = field.annotation
+            if isinstance(kind, type) and hasattr(kind, "model_fields"):
+                missing += visit(kind, f"{prefix}{name}.")
+            elif field.description is None and prefix != "sampling." and not prefix.startswith("resources."):
+                missing.append(prefix + name)
+        return missing
+
+    # Sampling's own keys are vLLM's; WorkersConfig's speak for themselves.
+    assert [key for key in visit(Config, "") if key not in {"resources", "source"}] == []
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["run", "{file}", "--set", "sampling.max_token=1"], ["run", "missing.yaml"]]
+)
+def test_command_answers_at_once(file: Path, arguments: list[str]) -> None:
+    """Measured by what is imported, because the machine may be busy; the answer takes 0.2 s on an idle one."""
+    command = [sys.executable, "-X", "importtime", "-m", "stillhouse", *(a.format(file=file) for a in arguments)]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == (0 if arguments == ["--help"] else 2)
+    imported = {
+        line.rpartition("|")[2].strip() for line in result.stderr.splitlines() if line.startswith("import time:")
+    }
+    assert "pydantic" in imported
+    assert not imported & {"ray", "torch", "vllm", "transformers", "pyarrow", "numpy", "datasets"}
+
+
+def test_exit_codes_and_messages(file: Path) -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "stillhouse", "run", str(file), "--set", "sampling.max_token=1"],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert result.returncode == 2
+    assert result.stderr.startswith("stillhouse: ")
+    assert result.stderr.count("\n") == 1
+    assert result.stdout == ""
+    assert (
+        subprocess.run([sys.executable, "-m", "stillhouse"], cwd=ROOT, capture_output=True, check=False).returncode == 2
+    )

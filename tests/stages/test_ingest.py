@@ -1,0 +1,560 @@
+"""Conversations to prompts: every format, every reason to refuse a row, and that answers stay behind."""
+
+import json
+import random
+from collections import Counter
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from stillhouse.schemas import tables
+from stillhouse.schemas.config import Config, SourceConfig
+from stillhouse.stages import ingest
+from stillhouse.stages.ingest import REASONS, Ingest
+from stillhouse.stages.sources import Row, read_rows
+from tests.support.data import CONVERSATIONS
+
+CANARY = "answer-canary"
+
+
+def configured(path: str | Path = "a.jsonl", source: dict[str, Any] | None = None, **ingest_keys: Any) -> Config:
+    return Config.model_validate(
+        {
+            "run_dir": "run",
+            "source": {"path": str(path), **(source or {})},
+            "ingest": ingest_keys,
+            "teacher": {"model": "./teacher", "max_model_len": 1000},
+            "sampling": {"max_tokens": 900},
+        }
+    )
+
+
+def num_words(texts: list[str]) -> list[int]:
+    return [len(text.split()) for text in texts]
+
+
+def ingested(rows: Iterable[Any], config: Config | None = None) -> list[dict[str, Any]]:
+    """All records that ingest makes of rows (or of row values)."""
+    stream = (row if isinstance(row, Row) else Row(row) for row in rows)
+    shards = list(Ingest(config or configured(), num_words)(stream))
+    for shard in shards:
+        assert shard.schema == tables.marked(tables.PROMPTS)
+        shard.validate(full=True)
+    return [record for shard in shards for record in shard.to_pylist()]
+
+
+def user(text: Any) -> dict[str, Any]:
+    return {"role": "user", "content": text}
+
+
+def assistant(text: Any = CANARY) -> dict[str, Any]:
+    return {"role": "assistant", "content": text}
+
+
+def lmsys(conversation_id: Any, *messages: Any, flagged: Any = None, **columns: Any) -> dict[str, Any]:
+    flags = [False] * len(messages) if flagged is None else flagged
+    moderation = [{"flagged": flag, "categories": {"hate": flag}} for flag in flags]
+    row = {"conversation_id": conversation_id, "conversation": list(messages), "language": "English"}
+    return row | {"openai_moderation": moderation, "redacted": False} | columns
+
+
+def wildchat(i: str) -> dict[str, Any]:
+    messages = [
+        m | {"language": "French", "toxic": False, "redacted": True} for m in (user("Un?"), assistant(), user("Deux?"))
+    ]
+    flags = [{"flagged": False}] * 3
+    return {
+        "conversation_hash": i,
+        "conversation": messages,
+        "language": "French",
+        "openai_moderation": flags,
+        "redacted": True,
+    }
+
+
+def sharegpt(i: str) -> dict[str, Any]:
+    turns = [("system", "Be brief."), ("human", "One?"), ("gpt", CANARY), ("human", "Two?"), ("chatgpt", CANARY)]
+    return {"id": i, "conversations": [{"from": role, "value": text} for role, text in turns]}
+
+
+def messages(i: str) -> dict[str, Any]:
+    parts = [{"type": "text", "text": "One"}, {"type": "text", "text": "?"}]
+    return {
+        "uuid": i,
+        "messages": [{"role": "developer", "content": "Be brief."}, user(parts), assistant(None), user("Two?")],
+    }
+
+
+FORMATS: dict[str, tuple[Callable[[str], dict[str, Any]], list[str], dict[str, Any]]] = {
+    "lmsys": (
+        lambda i: lmsys(i, user("One?"), assistant(), user("Two?")),
+        ["One?", "Two?"],
+        {"system_prompt": None, "language": "English", "redacted": False, "moderation_flagged": False},
+    ),
+    "wildchat": (
+        wildchat,
+        ["Un?", "Deux?"],
+        {"system_prompt": None, "language": "French", "redacted": True, "moderation_flagged": False},
+    ),
+    "sharegpt": (
+        sharegpt,
+        ["One?", "Two?"],
+        {"system_prompt": "Be brief.", "language": None, "redacted": None, "moderation_flagged": None},
+    ),
+    "messages": (
+        messages,
+        ["One?", "Two?"],
+        {"system_prompt": "Be brief.", "language": None, "redacted": None, "moderation_flagged": None},
+    ),
+}
+
+
+@pytest.mark.parametrize("encoding", ["jsonl", "parquet"])
+@pytest.mark.parametrize("turns", ["first", "all"])
+@pytest.mark.parametrize("named", [False, True])
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_format_detected_and_named(name: str, named: bool, turns: str, encoding: str, tmp_path: Path) -> None:
+    make, user_turns, columns = FORMATS[name]
+    path = tmp_path / f"a.{encoding}"
+    rows = [make("x1"), make("../x/2")]
+    if encoding == "parquet" and name == "messages":  # a column holds either strings or lists
+        for message in (message for row in rows for message in row["messages"]):
+            content = message["content"]
+            message["content"] = [{"type": "text", "text": content}] if isinstance(content, str) else content
+    if encoding == "jsonl":
+        path.write_text("\n".join(map(json.dumps, rows)))
+    else:
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    config = configured(path, {"format": name if named else "auto"}, turns=turns)
+    assert ingested(read_rows(config.source), config) == [
+        {
+            "prompt_id": prompt_id,
+            "user_turns": user_turns[:1] if turns == "first" else user_turns,
+            "num_prompt_tokens": 1,
+            "source": f"a.{encoding}",
+            "source_row": source_row,
+            "drop_reason": None,
+            **columns,
+        }
+        for source_row, prompt_id in enumerate(["x1", "../x/2"])
+    ]
+
+
+def test_detection_waits_for_a_row_that_shows_its_format() -> None:
+    rows = [Row(None, "invalid_json"), [1], {"note": "header"}, sharegpt("a"), messages("b")]
+    assert [record["drop_reason"] for record in ingested(rows)] == [
+        "invalid_json",
+        "not_an_object",
+        "missing_conversation",
+        None,
+        "missing_conversation",
+    ]
+
+
+# A line of an LMSYS-like JSONL source, and why it is refused.
+def broken(reason: str, *lines: str | bytes | dict[str, Any]) -> list[tuple[bytes, str]]:
+    return [(encoded(line), reason) for line in lines]
+
+
+def anything(*values: Any) -> tuple[Any, ...]:
+    return values
+
+
+def encoded(line: str | bytes | dict[str, Any]) -> bytes:
+    if isinstance(line, bytes):
+        return line
+    return (line if isinstance(line, str) else json.dumps(line)).encode()
+
+
+IMAGE = {"type": "image_url", "image_url": {"url": "http://x"}}
+DEEP = "[" * 5000 + "]" * 5000
+KINDS: list[tuple[bytes, str]] = [
+    *broken(
+        "invalid_json",
+        '{"conversation_id": "x"',
+        "nonsense",
+        "{'a': 1}",
+        '{"a": 1}}',
+        f'{{"a": {DEEP}}}',
+        f'{{"a": {"7" * 5000}}}',
+    ),
+    *broken(
+        "undecodable",
+        b'{"conversation_id": "\xff"}',
+        b"\xc3",
+        lmsys("s1", user("half \ud83d")),
+        lmsys("s2", user("\udc00"), assistant()),
+    ),
+    *broken("not_an_object", "[]", "null", '"text"', "17", "true"),
+    *broken(
+        "invalid_id",
+        *(
+            lmsys(bad, user("hi"))
+            for bad in anything(True, 1.5, [], {}, "", " ", "a\nb", "a\x00", "\ud800", "\u2028", "x" * 513)
+        ),
+    ),
+    *broken("missing_conversation", {"conversation_id": "m1"}, {"conversation_id": "m2", "conversation": None}, {}),
+    *broken(
+        "malformed_conversation",
+        *({"conversation_id": "c", "conversation": bad} for bad in anything("text", 3, {"role": "user"}, True)),
+    ),
+    *broken(
+        "malformed_conversation",
+        *(lmsys("f", user("hi"), bad) for bad in anything(None, "text", [], {"content": "no role"})),
+    ),
+    *broken(
+        "malformed_conversation",
+        *(
+            lmsys("g", bad)
+            for bad in anything({"role": "user"}, user(None), {"role": 3, "content": "x"}, {"role": None})
+        ),
+    ),
+    *broken(
+        "unknown_role",
+        lmsys("r1", {"role": "wizard", "content": "hi"}),
+        lmsys("r2", user("hi"), {"role": "User", "content": "hi"}),
+    ),
+    *broken(
+        "no_user_turn",
+        lmsys("n1"),
+        lmsys("n2", assistant()),
+        lmsys("n3", {"role": "system", "content": "x"}, assistant()),
+    ),
+    *broken(
+        "starts_with_assistant",
+        lmsys("a1", assistant(), user("hi")),
+        lmsys("a2", {"role": "tool", "content": "x"}, user("hi")),
+    ),
+    *broken(
+        "not_text",
+        *(
+            lmsys("t", user(bad))
+            for bad in anything(
+                7,
+                {"text": "hi"},
+                [IMAGE],
+                [{"type": "text", "text": "see"}, IMAGE],
+                ["hi"],
+                [{"type": "code", "text": "hi"}],
+            )
+        ),
+    ),
+    *broken(
+        "not_text",
+        lmsys("t2", user([{"type": "text", "text": None}])),
+        lmsys("t3", {"role": "system", "content": 1}, user("hi")),
+    ),
+    *broken(
+        "empty", *(lmsys("e", user(bad), assistant(), user("more")) for bad in anything("", " \n\t ", "\u3000", []))
+    ),
+    *broken(
+        "language",
+        *(lmsys("l", user("hi"), language=bad) for bad in anything("Klingon", None, 5, ["English"], "\ud800")),
+    ),
+    *broken("too_long", lmsys("long", user("word " * 101)), lmsys("long2", user("word " * 5000))),
+    *broken("duplicate_id", lmsys("good-0", user("other text")), lmsys("good-0", user("question 0"))),
+]
+
+
+def good(i: int) -> bytes:
+    return json.dumps(lmsys(f"good-{i}", user(f"question {i}"), assistant(), user("and then?"))).encode()
+
+
+def mixed(seed: int, repeats: int = 4) -> tuple[bytes, list[str | None]]:
+    """A JSONL source of good and broken lines in random order, and each row's expected reason."""
+    rows: list[tuple[bytes, str | None]] = [*KINDS * repeats]
+    rows.extend((good(i), None) for i in range(1, 200))
+    random.Random(seed).shuffle(rows)
+    rows.insert(0, (good(0), None))
+    return b"\n".join(line for line, _ in rows), [reason for _, reason in rows]
+
+
+@pytest.mark.parametrize("rows_per_shard", [1, 64, 10_000])
+@pytest.mark.parametrize("turns", ["first", "all"])
+def test_broken_rows_cost_themselves_only(turns: str, rows_per_shard: int, tmp_path: Path) -> None:
+    data, expected = mixed(seed=rows_per_shard)
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(data)
+    config = configured(path, turns=turns, languages=["English", "French"], rows_per_shard=rows_per_shard)
+    shards = list(Ingest(config, num_words)(read_rows(config.source)))
+    records = [record for shard in shards for record in shard.to_pylist()]
+    assert [record["drop_reason"] for record in records] == expected
+    assert sum(reason is not None for reason in expected) >= 200
+    assert len(KINDS) >= 60
+    # Conservation, and the partition.
+    assert [record["source_row"] for record in records] == list(range(len(expected)))
+    assert {len(shard) for shard in shards[:-1]} <= {rows_per_shard}
+    kept = [record for record in records if record["drop_reason"] is None]
+    assert sorted(record["prompt_id"] for record in kept) == sorted(f"good-{i}" for i in range(200))
+    assert all(len(record["user_turns"]) == (1 if turns == "first" else 2) for record in kept)
+    for record in records:
+        assert record["source"] == "a.jsonl"
+        if record["drop_reason"] is not None:
+            text = ("user_turns", "system_prompt", "language", "redacted", "moderation_flagged", "num_prompt_tokens")
+            assert [record[column] for column in text] == [None] * 6
+    with_id = {"language", "too_long", "duplicate_id", "empty", "starts_with_assistant", "unknown_role", "no_user_turn"}
+    without_id = {"invalid_json", "not_an_object", "invalid_id"}
+    assert all(record["prompt_id"] for record in records if record["drop_reason"] in with_id)
+    assert not any(record["prompt_id"] for record in records if record["drop_reason"] in without_id)
+    assert CANARY not in repr(records)
+
+
+def test_every_reason_is_documented_and_met() -> None:
+    constants = {
+        value for name, value in vars(ingest).items() if name[0].isalpha() and name.isupper() and isinstance(value, str)
+    }
+    assert constants == set(REASONS)
+    assert {reason for _, reason in KINDS} == constants - {"truncated_source", "row_too_large"}  # see test_sources
+
+
+def test_broken_rows_in_parquet(tmp_path: Path) -> None:
+    """The kinds that a column type still allows; the file's own type decides for the others, all rows alike."""
+    elsewhere = {"invalid_json", "undecodable", "not_an_object"}  # a Parquet row is always an object
+    kinds = [(json.loads(line), reason) for line, reason in KINDS if reason not in elsewhere]
+    type_ = pa.schema(
+        [
+            ("conversation_id", pa.string()),
+            ("conversation", pa.list_(pa.struct([("content", pa.string()), ("role", pa.string())]))),
+            ("language", pa.string()),
+        ]
+    )
+    rows = [lmsys("good-0", user("hi"))]
+    expected: list[str | None] = [None]
+    for value, reason in kinds:
+        try:
+            pa.Table.from_pylist([value], schema=type_)
+        except (pa.ArrowException, TypeError, AttributeError, UnicodeEncodeError):
+            continue
+        rows += [value, lmsys(f"good-{len(rows)}", user("hi"), assistant())]
+        expected += [reason, None]
+    assert len({*expected}) >= 9
+    table = pa.Table.from_pylist(rows, schema=type_)
+    bad = pa.array([b"bad\xff", b"fine"], pa.binary()).view(pa.string())
+    tail = pa.table({"conversation_id": bad, "conversation": table["conversation"][:2], "language": ["English"] * 2})
+    pq.write_table(pa.concat_tables([table, tail.cast(type_)]), tmp_path / "a.parquet")
+    # Files in which a whole column has another type.
+    others: dict[str, tuple[dict[str, list[Any]], str]] = {
+        "b": ({"conversation_id": [1, 2], "conversation": ["text", "text"]}, "malformed_conversation"),
+        "c": ({"conversation_id": [1.5], "conversation": [[user("hi")]]}, "invalid_id"),
+        "d": (
+            {"conversation_id": ["d"], "conversation": [[{"role": b"user", "content": b"hi"}]]},
+            "malformed_conversation",
+        ),
+        "e": ({"conversation_id": ["e"], "conversation": [[user(b"hi")]]}, "not_text"),
+        "f": ({"conversation_id": ["f"], "conversation": [[user("hi")]], "language": [5]}, "language"),
+        "g": ({"something": ["else"]}, "missing_conversation"),
+    }
+    for name, (columns, reason) in others.items():
+        pq.write_table(pa.table(columns), tmp_path / f"{name}.parquet")
+        expected_here: list[str | None] = [reason] * len(next(iter(columns.values())))
+        expected += (["undecodable", None] if name == "b" else []) + expected_here
+    config = configured(tmp_path, languages=["English"])
+    records = ingested(read_rows(config.source), config)
+    assert [record["drop_reason"] for record in records] == expected
+    assert [record["source_row"] for record in records] == list(range(len(expected)))
+    assert CANARY not in repr(records)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# One question each
+
+
+def test_no_answer_reaches_the_tokenizer_or_a_table() -> None:
+    seen: list[str] = []
+
+    def count(texts: list[str]) -> list[int]:
+        seen.extend(texts)
+        return num_words(texts)
+
+    rows = [FORMATS[name][0](f"{name}") | {"model": CANARY, "extra": {"x": CANARY}} for name in FORMATS]
+    for turns in ("first", "all"):
+        for row in rows:
+            (table,) = Ingest(configured(turns=turns), count)([Row(row)])
+            assert table["drop_reason"].to_pylist() == [None]
+            assert CANARY not in repr(table.to_pydict())
+    assert len(seen) == 8
+    assert CANARY not in repr(seen)
+
+
+def test_what_is_wrong_with_an_answer_does_not_matter() -> None:
+    answers = [assistant(None), {"role": "assistant"}, assistant("\ud800"), assistant([IMAGE]), assistant("")]
+    records = ingested([lmsys(i, user("hi"), answer, user("more")) for i, answer in enumerate(answers)])
+    assert [record["drop_reason"] for record in records] == [None] * len(answers)
+
+
+def test_token_counts_come_in_one_call_per_shard() -> None:
+    calls: list[list[str]] = []
+
+    def count(texts: list[str]) -> list[int]:
+        calls.append(texts)
+        return num_words(texts)
+
+    rows = [Row(lmsys(i, user(f"text {'x ' * i}"), assistant(), user("second"))) for i in range(4)]
+    rows += [Row(None, "invalid_json")] * 2 + [Row(lmsys(9, user("last")))]
+    shards = list(Ingest(configured(rows_per_shard=2, turns="all"), count)(rows))
+    assert [len(call) for call in calls] == [2, 2, 1]
+    assert [shard["num_prompt_tokens"].to_pylist() for shard in shards] == [[1, 2], [3, 4], [None, None], [1]]
+    assert [shard["source_row"].to_pylist() for shard in shards] == [[0, 1], [2, 3], [4, 5], [6]]
+    with pytest.raises(ValueError, match="gave 0 counts for 1 texts"):
+        list(Ingest(configured(), lambda texts: [])([Row(lmsys(1, user("secret")))]))
+
+
+def test_too_long_means_more_than_fits() -> None:
+    rows = [lmsys(f"{n}", user("w " * n)) for n in (9, 10, 11, 100, 101)]
+    reasons = [record["drop_reason"] for record in ingested(rows)]
+    assert reasons == [None, None, None, None, "too_long"]  # 1000 of context beside 900 to write
+    reasons = [record["drop_reason"] for record in ingested(rows, configured(max_prompt_tokens=10))]
+    assert reasons == [None, None, "too_long", "too_long", "too_long"]
+
+
+def test_limit_reads_the_first_rows_and_no_more() -> None:
+    taken = []
+
+    def rows() -> Iterable[Row]:
+        for i in range(100):
+            taken.append(i)
+            yield Row(None, "invalid_json") if i == 1 else Row(lmsys(i, user("hi")))
+
+    records = ingested(rows(), configured(source={"limit": 5}, rows_per_shard=2))
+    assert [record["source_row"] for record in records] == [0, 1, 2, 3, 4]
+    assert taken == [0, 1, 2, 3, 4]
+    assert ingested([]) == []
+
+
+def test_ids_made_of_the_text() -> None:
+    rows = [{"messages": [user(text) for text in turns]} for turns in (["a", "b"], ["ab"], ["a", "b"], ["ab"], ["ab"])]
+    config = configured(turns="all")
+    ids = [record["prompt_id"] for record in ingested(rows, config)]
+    assert ids[0] == "6a93c5780b9861cdd8d2761a748d9591"  # fixed for ever: a published id must not move
+    assert ids[2] == f"{ids[0]}-2"
+    assert ids[3:] == [f"{ids[1]}-2", f"{ids[1]}-3"]
+    assert ids[0] != ids[1]
+    assert [record["prompt_id"] for record in ingested(rows, config)] == ids
+    # A source whose own ids look like ours.
+    stolen: list[dict[str, Any]] = [{"id": i, "messages": [user("x")]} for i in (ids[1], f"{ids[1]}-2")]
+    assert [record["prompt_id"] for record in ingested(stolen + rows[3:], config)][2:] == [f"{ids[1]}-3", f"{ids[1]}-4"]
+    # Null is no id; an integer is one; the first of several names that has a value counts.
+    more: list[dict[str, Any]] = [
+        {"id": None, "uuid": 7, "messages": [user("x")]},
+        {"id": None, "messages": [user("ab")]},
+    ]
+    assert [record["prompt_id"] for record in ingested(more)] == ["7", ids[1]]
+
+
+def test_the_first_kept_row_has_the_id() -> None:
+    rows = [
+        lmsys("a", user("")),
+        lmsys("a", user("w " * 500)),
+        lmsys("a", user("x")),
+        lmsys("a", user("y")),
+        lmsys("b", user("z")),
+    ]
+    records = ingested(rows, configured(rows_per_shard=2))
+    assert [record["drop_reason"] for record in records] == ["empty", "too_long", None, "duplicate_id", None]
+    assert [record["prompt_id"] for record in records] == ["a", "a", "a", "a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("turns", "flagged", "expected"),
+    [
+        ("first", [False, True, True, True], False),  # only answers, and a turn that is not kept
+        ("all", [False, True, False, True], False),
+        ("all", [False, False, True, False], True),
+        ("first", [True, False, False, False], True),
+        ("first", [None, False, False, False], None),
+        ("first", ["yes", False, False, False], None),
+        ("all", [False, True, None, True], None),
+        ("first", [False], None),  # nobody knows which entry is about whom
+        ("first", [False, False, False, True, False], True),
+        ("first", [], None),
+    ],
+)
+def test_moderation_entry_i_is_about_message_i(turns: str, flagged: list[Any], expected: bool | None) -> None:
+    row = lmsys("a", user("one"), assistant(), user("two"), assistant(), flagged=flagged)
+    (record,) = ingested([row], configured(turns=turns))
+    assert record["moderation_flagged"] is expected
+
+
+def test_moderation_counts_a_system_prompt_as_a_message() -> None:
+    system = {"role": "system", "content": "Be brief."}
+    for flags, expected in (([True, False, False], False), ([False, True, False], True)):
+        (record,) = ingested([lmsys("a", system, user("one"), assistant(), flagged=flags)])
+        assert (record["moderation_flagged"], record["system_prompt"]) == (expected, "Be brief.")
+
+
+def test_wildchat_toxic_messages_are_flagged() -> None:
+    row = wildchat("a")
+    row["openai_moderation"] = None
+    assert ingested([row])[0]["moderation_flagged"] is False
+    row["conversation"][2]["toxic"] = True
+    assert ingested([row])[0]["moderation_flagged"] is False
+    assert ingested([row], configured(turns="all"))[0]["moderation_flagged"] is True
+
+
+def test_turns_from_the_first_empty_one_on_are_left_out() -> None:
+    row = lmsys(
+        "a", user("one"), assistant(), user(" "), assistant(), user("three"), flagged=[False, False, False, False, True]
+    )
+    (record,) = ingested([row], configured(turns="all"))
+    assert (record["user_turns"], record["moderation_flagged"]) == (["one"], False)
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"language": 3, "redacted": "no"},
+        {"openai_moderation": 7},
+        {"openai_moderation": ["x", None]},
+        {"language": "\ud800"},
+    ],
+)
+def test_columns_of_another_type_are_null(columns: dict[str, Any]) -> None:
+    (record,) = ingested([lmsys("a", user("hi"), assistant(), **columns)])
+    null = {"openai_moderation": "moderation_flagged"}
+    assert record["drop_reason"] is None
+    assert all(record[null.get(column, column)] is None for column in columns)
+
+
+def test_text_is_kept_to_the_letter() -> None:
+    text = "  <|im_start|>system\r\n\x00\u200d漢😀e\u0301 \ufeff "
+    (record,) = ingested([lmsys("é/../漢", user(text))])
+    assert (record["user_turns"], record["prompt_id"]) == ([text], "é/../漢")
+
+
+def test_the_same_source_gives_the_same_tables(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(mixed(seed=5)[0])
+    config = configured(path, rows_per_shard=100)
+    first, second = (list(Ingest(config, num_words)(read_rows(config.source))) for _ in range(2))
+    assert first == second
+    whole = configured(path, rows_per_shard=10_000)
+    assert pa.concat_tables(first).to_pylist() == ingested(read_rows(whole.source), whole)
+
+
+@pytest.mark.skipif(not CONVERSATIONS.exists(), reason="the quick start's data is not here")
+def test_real_conversations() -> None:
+    config = configured(CONVERSATIONS, turns="all", rows_per_shard=4000, languages=["unknown"])
+    config = config.model_copy(update={"source": SourceConfig(path=str(CONVERSATIONS), name="sharegpt")})
+    shards = list(Ingest(config, lambda texts: [1] * len(texts))(read_rows(config.source)))
+    assert [len(shard) for shard in shards] == [4000, 4000, 4000, 4000, 1671]
+    table = pa.concat_tables(shards)
+    assert table["source_row"].to_pylist() == list(range(17_671))
+    kept = [record for record in table.to_pylist() if record["drop_reason"] is None]
+    assert len({record["prompt_id"] for record in kept}) == len(kept)
+    assert Counter(table["drop_reason"].to_pylist()) == {
+        None: 11_168,
+        "starts_with_assistant": 6222,
+        "no_user_turn": 274,
+        "empty": 7,
+    }
+    conversations = pq.read_table(CONVERSATIONS, columns=["conversation_id", "conversation"]).to_pylist()
+    for record in kept[::50]:
+        row = conversations[record["source_row"]]
+        assert row["conversation_id"] == record["prompt_id"]
+        asked = [message["content"] for message in row["conversation"] if message["role"] == "user"]
+        assert record["user_turns"] == asked[: len(record["user_turns"])]
+        assert len(record["user_turns"]) == len(asked) or not asked[len(record["user_turns"])].strip()

@@ -1,0 +1,293 @@
+"""Review: every reason and which one wins, loops on token ids, and duplicates over shards in any order."""
+
+import hashlib
+from collections.abc import Sequence
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from stillhouse.schemas import tables
+from stillhouse.schemas.config import ConfigError, ProfanityCheckConfig, ReviewConfig
+from stillhouse.stages.review import ASSIGNMENT, SKETCH, Review, Sketch, assign, longest_loops
+
+PROFANITY = ProfanityCheckConfig(name="profanity-check", thresholds={"profanity": 0.9})
+RUDE = "fuck you, you stupid bitch"
+LOOP = [7, 8, 9] * 40
+
+
+def conversation(*answers: str | None) -> list[dict[str, str | None]]:
+    turns = [[{"role": "user", "content": RUDE}, {"role": "assistant", "content": answer}] for answer in answers]
+    return [message for turn in turns for message in turn]
+
+
+def tokens(*answers: Sequence[int]) -> list[int]:
+    """A labels column's row: each answer after two tokens of prompt."""
+    return [token for answer in answers for token in (-100, -100, *answer)]
+
+
+def completions(rows: Sequence[dict[str, Any]], labels: Sequence[str] = ("profanity",)) -> pa.Table:
+    """Rows with the given columns, and blameless values in those left out."""
+    schema = tables.completions(labels)
+    values = []
+    for i, row in enumerate(rows):
+        answer = {"messages": conversation(f"answer {i}"), "labels": tokens(range(100)), "finish_reasons": ["stop"]}
+        values.append({"sample_id": f"p{i}/0", "prompt_scores": dict.fromkeys(labels, 0.1)} | answer | row)
+    return pa.table([pa.array([row.get(f.name) for row in values], f.type) for f in schema], schema=schema)
+
+
+def review(rows: Sequence[dict[str, Any]], **config: Any) -> pa.Table:
+    table, settings = completions(rows), ReviewConfig(**config)
+    [assignment] = assign([Sketch(settings)(table)], settings)
+    return Review(settings, [PROFANITY])(table, assignment)
+
+
+FAULTS: dict[str, dict[str, Any]] = {  # strongest first; each alone makes its reason, all of them may be in one row
+    "empty_answer": {"messages": [{"role": "assistant", "content": " \n\u3000"}]},
+    "degenerate_answer": {"labels": tokens(LOOP)},
+    "unsafe_answer": {"messages": [{"role": "assistant", "content": RUDE}]},
+    "truncated_answer": {"finish_reasons": ["stop", "length"]},
+}
+
+
+def test_each_reason_alone_and_the_contract() -> None:
+    rows = [*FAULTS.values(), {}]
+    table = completions(rows)
+    result = review(rows, drop_truncated=True)
+    assert result.schema == tables.marked(tables.reviewed(("profanity",)))
+    assert result.select(table.column_names) == table
+    assert result["drop_reason"].to_pylist() == [*FAULTS, None]
+    assert result["loop_tokens"].to_pylist() == [0, 120, 0, 0, 0]
+    scores = [row["profanity"] for row in result["response_scores"].to_pylist()]
+    assert scores[2] > 0.9 > 0.5 > max(scores[0], scores[1], scores[3], scores[4]), "user turns are not scored here"
+
+
+@pytest.mark.parametrize(("stronger", "weaker"), list(combinations([*FAULTS, "duplicate_answer"], 2)))
+def test_the_stronger_reason_wins(stronger: str, weaker: str) -> None:
+    # Two messages, because an answer of one turn cannot be both blank and rude.
+    row: dict[str, Any] = {"messages": []}
+    for reason in (stronger, weaker):
+        fault = FAULTS.get(reason, {})
+        row |= fault | {"messages": row["messages"] + fault.get("messages", [])}
+    row["messages"] = row["messages"] or conversation("fine")
+    table, config = completions([row]), ReviewConfig(drop_truncated=True)
+    duplicate = "duplicate_answer" if weaker == "duplicate_answer" else None
+    assignment = pa.table([["p0/0"], pa.array([duplicate], pa.string())], schema=ASSIGNMENT)
+    assert Review(config, [PROFANITY])(table, assignment)["drop_reason"].to_pylist() == [stronger]
+
+
+def test_any_turn_of_several_is_enough() -> None:
+    good = list(range(100))
+    rows: list[dict[str, Any]] = [
+        {"messages": conversation("fine", " ")},
+        {"messages": conversation("fine", None)},
+        {"messages": conversation("good", "day"), "labels": tokens(good, LOOP, good)},
+        {"messages": conversation("good", RUDE, "evening")},
+        {"messages": conversation("good", "night"), "finish_reasons": ["length", "stop"]},
+        {"messages": [{"role": "user", "content": "hello"}]},
+    ]
+    empty = "empty_answer"
+    reasons = [empty, empty, "degenerate_answer", "unsafe_answer", "truncated_answer", empty]
+    assert review(rows, drop_truncated=True)["drop_reason"].to_pylist() == reasons
+
+
+def test_truncation_is_only_marked_by_default() -> None:
+    assert review([FAULTS["truncated_answer"]])["drop_reason"].to_pylist() == [None]
+
+
+def test_thresholds_of_review_come_before_those_of_screen() -> None:
+    rude = [FAULTS["unsafe_answer"]]
+    assert review(rude)["drop_reason"].to_pylist() == ["unsafe_answer"]
+    assert review(rude, thresholds={})["drop_reason"].to_pylist() == [None]
+    assert review([{}], thresholds={"profanity": 0.0})["drop_reason"].to_pylist() == ["unsafe_answer"]
+    with pytest.raises(ConfigError, match="review: `thresholds` names toxicity; the labels are profanity"):
+        review(rude, thresholds={"toxicity": 0.5})
+
+
+def test_without_classifiers_there_is_no_scores_column() -> None:
+    table, config = completions([{}, FAULTS["unsafe_answer"]], labels=()), ReviewConfig()
+    [assignment] = assign([Sketch(config)(table)], config)
+    result = Review(config, [])(table, assignment)
+    assert result.schema == tables.marked(tables.reviewed(()))
+    assert result["drop_reason"].to_pylist() == [None, None]
+
+
+@pytest.mark.parametrize("classifiers", [[], [PROFANITY]])
+def test_no_rows(classifiers: list[Any]) -> None:
+    labels, config = ("profanity",) if classifiers else (), ReviewConfig()
+    for table in (completions([], labels), tables.completions(labels).empty_table()):
+        sketch = Sketch(config)(table)
+        assert sketch.schema == SKETCH
+        [assignment] = assign([sketch], config)
+        assert assignment.schema == ASSIGNMENT
+        result = Review(config, classifiers)(table, assignment)
+        assert result.num_rows == 0
+        assert result.schema == tables.marked(tables.reviewed(labels))
+    assert assign([], config) == []
+
+
+def test_slices_and_chunks_are_reviewed_as_the_whole() -> None:
+    rows = [{}, *FAULTS.values(), {"messages": conversation("a", "b"), "labels": tokens([1, 2], LOOP)}]
+    table, config = completions(rows), ReviewConfig(drop_truncated=True)
+    stage, sketch = Review(config, [PROFANITY]), Sketch(config)
+    [assignment] = assign([sketch(table)], config)
+    whole = stage(table, assignment)
+    assert stage(table.slice(2, 3), assignment.slice(2, 3)) == whole.slice(2, 3)
+    chunked = pa.concat_tables([table.slice(0, 2), table.slice(2)])
+    assert stage(chunked, assignment) == whole
+    assert sketch(table.slice(2, 3)) == sketch(table).slice(2, 3)
+
+
+def test_another_shards_assignment_is_refused() -> None:
+    config = ReviewConfig()
+    table = completions([{}, {}, {}])
+    [assignment] = assign([Sketch(config)(table)], config)
+    for wrong in (assignment.slice(0, 2), assignment.take([1, 0, 2])):
+        with pytest.raises(ValueError, match="not for this shard of 3 rows; sketch and assign again"):
+            Review(config, [])(table, wrong)
+
+
+# Duplicates
+
+
+def hashes(*answers: list[str]) -> list[bytes | None]:
+    table = completions([{"messages": conversation(*turns)} for turns in answers])
+    return Sketch(ReviewConfig())(table)["answer_hash"].to_pylist()
+
+
+def test_answers_are_compared_after_normalisation() -> None:
+    first, *same = hashes(["Straße  № 1\n"], [" strasse no\u00a01"], ["STRASSE NO 1"])
+    assert same == [first, first]
+    assert len(first or b"") == 16
+    assert first == hashlib.blake2b(b"strasse no 1", digest_size=16).digest()
+    assert len(set(hashes(["a b"], ["ab"], ["a", "b"], ["b", "a"], ["a b", "c"], ["a", "b c"]))) == 6
+    assert hashes([""], ["\n \t"], ["a", " "], []) == [None] * 4
+
+
+def shards_of(answers: Sequence[str | None], order: Sequence[int], size: int) -> list[pa.Table]:
+    digests = [None if a is None else hashlib.blake2b(a.encode(), digest_size=16).digest() for a in answers]
+    ids, values = [f"p{i}/0" for i in order], [digests[i] for i in order]
+    parts = [slice(start, start + size) for start in range(0, len(order), size)]
+    return [pa.table([ids[part], pa.array(values[part], pa.binary(16))], schema=SKETCH) for part in parts]
+
+
+@pytest.mark.parametrize("max_duplicates", [1, 2, 5])
+def test_what_is_kept_depends_on_no_order(max_duplicates: int) -> None:
+    rng = np.random.default_rng(0)
+    answers = [None if x == 0 else f"answer {x}" for x in np.minimum(rng.geometric(0.15, 300), 20) % 20]
+    kept: dict[str, list[str]] = {}
+    for i, answer in enumerate(answers):
+        kept.setdefault(answer or f"empty {i}", []).append(f"p{i}/0")
+    by_digest = {i: hashlib.blake2b(i.encode(), digest_size=16).digest() for ids in kept.values() for i in ids}
+    expected = {i for ids in kept.values() for i in sorted(ids, key=by_digest.__getitem__)[:max_duplicates]}
+    assert 0 < len(expected) < 300
+    config = ReviewConfig(max_duplicates=max_duplicates)
+    for size in (7, 64, 300):
+        shards = shards_of(answers, rng.permutation(300).tolist(), size)
+        assignments = assign(iter(shards), config)
+        assert [a["sample_id"].to_pylist() for a in assignments] == [s["sample_id"].to_pylist() for s in shards]
+        rows = [row for assignment in assignments for row in assignment.to_pylist()]
+        assert {row["sample_id"] for row in rows if row["drop_reason"] is None} == expected
+        assert {row["drop_reason"] for row in rows} == {None, "duplicate_answer"}
+
+
+def test_empty_shards_among_others() -> None:
+    one = shards_of(["x", "x", None], [0, 1, 2], 3)[0]
+    assignments = assign([SKETCH.empty_table(), one, SKETCH.empty_table()], ReviewConfig())
+    assert [a.num_rows for a in assignments] == [0, 3, 0]
+    assert sorted(assignments[1]["drop_reason"].to_pylist(), key=str) == [None, None, "duplicate_answer"]
+
+
+def test_duplicates_reach_the_table() -> None:
+    result = review([{"messages": conversation("Sorry, no.")}, {"messages": conversation("sorry,  NO.")}, {}])
+    reasons = result["drop_reason"].to_pylist()
+    assert sorted(reasons, key=str) == [None, None, "duplicate_answer"]
+    assert reasons[2] is None
+
+
+# Loops
+
+
+def loops(*rows: Sequence[int], min_repeats: int = 4) -> list[int]:
+    return longest_loops(pa.chunked_array([pa.array(rows, pa.list_(pa.int32()))]), min_repeats).tolist()
+
+
+def plain_loop(answer: Sequence[int], min_repeats: int) -> int:
+    """The definition, read off token by token."""
+    longest = 0
+    for p in range(1, len(answer)):
+        run = 0
+        for i in range(p, len(answer)):
+            run = run + 1 if answer[i] == answer[i - p] else 0
+            if run + p >= max(min_repeats * p, 8):
+                longest = max(longest, run + p)
+    return longest
+
+
+@pytest.mark.parametrize("period", [1, 3, 40, 256])
+def test_loops_of_a_period(period: int) -> None:
+    before, after = list(range(1000, 1050)), list(range(2000, 2050))
+    piece = list(range(period))
+    for repeats, rest in ((4, 0), (9, 0), (9, period // 2)):
+        loop = piece * repeats + piece[:rest]
+        expected = len(loop) if len(loop) >= 8 else 0
+        assert loops(tokens([*before, *loop, *after]), tokens(loop), tokens([*before, *loop])) == [expected] * 3
+    # One token short of four copies, and four copies of which one differs.
+    assert loops(tokens([*before, *(piece * 4)[:-1], *after])) == [0]
+    assert loops(tokens([*piece * 2, 9999, *piece * 2])) == [0]
+    assert loops(tokens(piece * 4), min_repeats=5) == [0]
+
+
+def test_longer_periods_are_not_looked_for() -> None:
+    assert loops(tokens(list(range(257)) * 5)) == [0]
+
+
+def test_against_the_definition() -> None:
+    rng = np.random.default_rng(0)
+    answers = [rng.integers(0, rng.integers(1, 5), rng.integers(0, 60)).tolist() for _ in range(300)]
+    expected = [plain_loop(answer, 3) for answer in answers]
+    assert loops(*map(tokens, answers), min_repeats=3) == expected
+    assert 50 < np.count_nonzero(expected) < 250
+    # All of them in rows of three turns, the longest counts.
+    triples = [answers[i : i + 3] for i in range(0, 300, 3)]
+    maxima = [max(expected[i : i + 3]) for i in range(0, 300, 3)]
+    assert loops(*(tokens(*triple) for triple in triples), min_repeats=3) == maxima
+
+
+def test_a_loop_ends_with_its_answer() -> None:
+    half = [5] * 40
+    assert loops(tokens(half, half)) == [40], "two turns"
+    assert loops(half, half, [], half[:3]) == [40, 40, 0, 0], "rows of nothing but answer"
+    assert loops([-100] * 300) == [0], "a prompt is not an answer"
+
+
+def test_minimum_and_limit() -> None:
+    assert loops(tokens([1] * 7), tokens([1] * 8)) == [0, 8]
+    rows = [{"labels": tokens([1] * n), "messages": conversation(str(n))} for n in (63, 64)]
+    result = review(rows)
+    assert result["loop_tokens"].to_pylist() == [63, 64]
+    assert result["drop_reason"].to_pylist() == [None, "degenerate_answer"]
+    assert review(rows, loop_tokens=65)["drop_reason"].to_pylist() == [None, None]
+    # 100 tokens, but of only two and a half copies.
+    assert review([{"labels": tokens((list(range(40)) * 3)[:100])}])["drop_reason"].to_pylist() == [None]
+
+
+NEAR_LOOPS = {
+    "numbered list": "\n".join(f"{i}. Check that item number {i} is there and tick it." for i in range(1, 40)),
+    "table": "| name | count | share |\n| --- | --- | --- |\n"
+    + "\n".join(f"| row {chr(97 + i)} | {i * i} | {i / 7:.2f} |" for i in range(26)),
+    "code": "\n".join(f"    if x == {i}:\n        return values[{i * 3 % 26}]" for i in range(30)),
+    "rule": "Heading\n" + "=" * 40 + "\n\nText under it.",
+    "refrain": "\n\n".join(f"{'abcdefgh'[i] * 5} verse {i}\nla la la la\nsing it again" for i in range(8)),
+}
+
+
+@pytest.mark.parametrize("name", NEAR_LOOPS)
+def test_near_loops_are_no_loops(name: str) -> None:
+    # One token per character is the hardest case: the pieces that do repeat are longest.
+    answer = [ord(character) for character in NEAR_LOOPS[name]]
+    [loop_tokens] = loops(tokens(answer))
+    assert loop_tokens < ReviewConfig().loop_tokens
+    assert loops(tokens([ord(c) for c in "and again and again" * 20])) == [380]

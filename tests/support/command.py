@@ -1,0 +1,48 @@
+"""The command as a user runs it, in a process of its own, and what it leaves in a run folder."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tests.support.data import ROOT
+
+
+class Command:
+    """`python -m stillhouse COMMAND config.yaml` as a user runs it."""
+
+    def __init__(self, folder: Path, raw: dict[str, Any]) -> None:
+        self.file = folder / "config.yaml"
+        self.file.write_text(yaml.safe_dump(raw))
+        self.run_dir = Path(raw["run_dir"])
+
+    def start(self, command: str, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-m", "stillhouse", command, str(self.file), "--json", *arguments],
+            cwd=ROOT,
+            env={**os.environ, **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def __call__(
+        self, command: str, *arguments: str, expect: int = 0, **environment: str
+    ) -> tuple[dict[str, Any], str]:
+        process = self.start(command, *arguments, **environment)
+        out, err = process.communicate(timeout=300)
+        assert process.returncode == expect, err
+        return (json.loads(out) if out.strip() else {}), err
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file that is data, by its path in the run folder."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.relative_to(folder).parts[0] != "state" and path.name != "run.json"
+    }

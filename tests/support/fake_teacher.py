@@ -1,0 +1,84 @@
+"""A teacher for tests of other parts: the real protocol, no model; a pure function of seed and prompt.
+
+It misbehaves on demand, by environment variables.
+"""
+
+import asyncio
+import errno
+import os
+
+import numpy as np
+import numpy.typing as npt
+
+from stillhouse.schemas.config import Config
+from stillhouse.stages.teacher import Answer, TeacherError, num_engine_draws
+
+
+class FakeTeacher:
+    """Writes 1 to `max_tokens` random tokens, each drawn from a distribution over the whole vocabulary."""
+
+    def __init__(self, config: Config, stop_token_ids: list[int]) -> None:
+        self.vocab_size = 49152
+        self._top_k = config.targets.top_k
+        self._num_draws = num_engine_draws(config.targets)
+        self._stop = stop_token_ids[0]
+        self._die_on = os.environ.get("FAKE_TEACHER_DIES_ON")  # a prefix of request ids
+        self._break_on = os.environ.get("FAKE_TEACHER_BREAKS_ON")
+        self._raise_on = tuple(filter(None, os.environ.get("FAKE_TEACHER_RAISES_ON", "").split(",")))
+        self._refuse = os.environ.get("FAKE_TEACHER_REFUSES")
+        self._hang_on = os.environ.get("FAKE_TEACHER_HANGS_ON")
+        self._refuse_over = int(os.environ.get("FAKE_TEACHER_REFUSES_OVER", "1000000"))
+        self._delay_s = float(os.environ.get("FAKE_TEACHER_DELAY_S", "0"))
+        if os.environ.get("FAKE_TEACHER_FAILS_TO_START") == "dies":
+            os._exit(1)
+        if os.environ.get("FAKE_TEACHER_FAILS_TO_START"):
+            raise TeacherError("teacher: no such weights")
+        if os.environ.get("FAKE_TEACHER_DISK_FULL"):
+            _fill_disk()
+
+    broken = False
+    last_token_at = 0.0
+
+    async def answer(self, prompt_ids: npt.NDArray[np.int32], request_id: str, seed: int, max_tokens: int) -> Answer:
+        await asyncio.sleep(self._delay_s)
+        if self._die_on is not None and request_id.startswith(self._die_on):
+            os._exit(1)
+        if self._break_on is not None and request_id.startswith(self._break_on):
+            self.broken = True
+        if self._raise_on and request_id.startswith(self._raise_on):
+            raise RuntimeError("this prompt is too much")
+        if self._hang_on is not None and request_id.startswith(self._hang_on):
+            await asyncio.sleep(1e6)
+        if self.broken:
+            raise RuntimeError("the engine is dead")
+        if len(prompt_ids) > self._refuse_over or (self._refuse and request_id.startswith(self._refuse)):
+            raise TeacherError(f"a prompt of {len(prompt_ids)} tokens")
+        random = np.random.default_rng([seed, int(prompt_ids.sum())])
+        S, K = int(random.integers(1, max_tokens + 1)), self._top_k
+        ids_SK = np.stack([random.choice(self.vocab_size - 100, K, replace=False) + 100 for _ in range(S)]).astype(
+            np.int32
+        )
+        weights_SK = np.sort(random.random((S, K)), axis=1)[:, ::-1]
+        probs_SK = weights_SK / weights_SK.sum(axis=1, keepdims=True) * 0.9
+        written = ids_SK[:, 0].copy()
+        stopped = max_tokens > S
+        if stopped:
+            written[-1] = ids_SK[-1, 0] = self._stop
+        logprobs_SK = np.log(probs_SK).astype(np.float32)
+        draws = None
+        if self._num_draws:  # as if the K were all there is
+            draws = np.stack([random.choice(ids_K, self._num_draws) for ids_K in ids_SK])
+        return Answer(written, ids_SK, logprobs_SK, logprobs_SK[:, 0], "stop" if stopped else "length", draws)
+
+    def shutdown(self) -> None:
+        pass
+
+
+def _fill_disk() -> None:
+    """From here on this process can write no Parquet file."""
+
+    def fsync(descriptor: int) -> None:
+        if "/staged/" in os.readlink(f"/proc/self/fd/{descriptor}") and os.fstat(descriptor).st_size > 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    os.fsync = fsync
