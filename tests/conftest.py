@@ -22,7 +22,7 @@ collect_ignore = ["trainers"]  # run in an environment of their own, by `make te
 
 
 @pytest.fixture(scope="session")
-def teacher() -> Path:
+def weights() -> Path:
     """The quick start's teacher and conversations, which `make data` fetches."""
     for path in (CONVERSATIONS, TEACHER):
         assert path.exists(), "run `make data` first: tests use the quick start's data"
@@ -30,12 +30,12 @@ def teacher() -> Path:
 
 
 @pytest.fixture
-def raw_config(tmp_path: Path, teacher: Path) -> dict[str, Any]:
+def raw_config(tmp_path: Path, weights: Path) -> dict[str, Any]:
     return make_raw_config(tmp_path)
 
 
 @pytest.fixture(scope="session")
-def tokenizer(teacher: Path) -> Any:
+def tokenizer(weights: Path) -> Any:
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(teacher)
+    return AutoTokenizer.from_pretrained(weights)

@@ -1,0 +1,51 @@
+"""Every knob, its range and its meaning: the configuration of a run, as pydantic models.
+
+Not the data contract (that is `schemas.tables`). A section of the YAML file is a class: those about rows are in `data`,
+those about the teacher in `teacher`, workers and the whole in `run`; `load` reads the file, `identity` says which keys
+decide what is written.
+"""
+
+from stillhouse.schemas.config.data import (
+    ClassifierConfig,
+    DedupeConfig,
+    DetoxifyConfig,
+    IngestConfig,
+    ProfanityCheckConfig,
+    PublishConfig,
+    ReviewConfig,
+    ScreenConfig,
+    SourceConfig,
+)
+from stillhouse.schemas.config.identity import config_hash, deciding_values, differing_keys
+from stillhouse.schemas.config.load import absolute, load
+from stillhouse.schemas.config.run import Config, ResourcesConfig, WorkersConfig
+from stillhouse.schemas.config.section import ConfigError, Section, checked_location, is_local_path
+from stillhouse.schemas.config.teacher import GenerateConfig, SamplingConfig, TargetsConfig, TeacherConfig
+
+__all__ = [
+    "ClassifierConfig",
+    "Config",
+    "ConfigError",
+    "DedupeConfig",
+    "DetoxifyConfig",
+    "GenerateConfig",
+    "IngestConfig",
+    "ProfanityCheckConfig",
+    "PublishConfig",
+    "ResourcesConfig",
+    "ReviewConfig",
+    "SamplingConfig",
+    "ScreenConfig",
+    "Section",
+    "SourceConfig",
+    "TargetsConfig",
+    "TeacherConfig",
+    "WorkersConfig",
+    "absolute",
+    "checked_location",
+    "config_hash",
+    "deciding_values",
+    "differing_keys",
+    "is_local_path",
+    "load",
+]

@@ -1,0 +1,138 @@
+"""What becomes of rows: where they come from, and what each stage but generate keeps of them."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from stillhouse.schemas.config.section import Count, Fraction, Section, checked_location, free
+
+
+class SourceConfig(Section):
+    path: str | list[str] | None = None
+    """File, folder, glob or object-store URL of Parquet, JSONL or JSON (also .gz, .zst); a list is read in order."""
+    dataset: str | None = None
+    """Instead of `path`: a data set on the Hugging Face hub, such as lmsys/lmsys-chat-1m (token from HF_TOKEN)."""
+    revision: str | None = None
+    """Commit, tag or branch of `dataset`; has no default, because it decides the data."""
+    format: Literal["auto", "lmsys", "sharegpt", "wildchat", "messages"] = "auto"
+    """How a row spells a conversation; auto looks at the columns of the first readable row."""
+    name: str | None = None
+    """Goes into the `source` column; by default the dataset's id or the path's last part."""
+    limit: Count | None = None
+    """Read only the first rows of the source."""
+
+    @field_validator("path")
+    @classmethod
+    def _known_locations(cls, path: str | list[str] | None) -> str | list[str] | None:
+        for location in [path] if isinstance(path, str) else path or []:
+            checked_location(location)
+        return path
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "SourceConfig":
+        if (self.path is None) == (self.dataset is None):
+            raise ValueError("name either `path` or `dataset`, not both and not neither")
+        if self.dataset is not None and self.revision is None:
+            raise ValueError("a hub `dataset` needs a `revision`: the same run must read the same rows next month")
+        return self
+
+
+class IngestConfig(Section):
+    turns: Literal["first", "all"] = "first"
+    """Keep the first user turn only, or all of them."""
+    languages: list[str] | None = None
+    """Keep these values of the source's language column; null keeps every language."""
+    max_prompt_tokens: Count | None = None
+    """Refuse a longer first prompt, counted in the teacher's tokens with its template; by default whatever the
+    teacher's context leaves beside `sampling.max_tokens`."""
+    rows_per_shard: Count = 1000
+    """Source rows per shard. Fixes the partition of the whole run."""
+    max_dropped_fraction: Annotated[Fraction, free] = 0.5
+    """Fail when more than this share of the source is refused."""
+
+
+class DedupeConfig(Section):
+    threshold: Annotated[float, Field(gt=0.0, le=1.0)] = 0.8
+    """Join two prompts when their estimated Jaccard similarity is at least this."""
+    num_perm: Annotated[int, Field(ge=16, le=1024)] = 128
+    """MinHash permutations."""
+    ngram: Count = 5
+    """Words per shingle."""
+    char_ngram: Count = 5
+    """Characters per shingle of a text too short for words."""
+    max_per_cluster: Count = 1
+    """Distinct texts kept of a cluster of near-duplicates."""
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 1
+    """Of the permutations."""
+    max_dropped_fraction: Annotated[Fraction, free] = 0.95
+    """Fail when more than this share is dropped."""
+
+
+class ProfanityCheckConfig(Section):
+    """A small linear classifier that ships inside its wheel (English; label `profanity`)."""
+
+    name: Literal["profanity-check"]
+    thresholds: dict[str, Fraction] = {"profanity": 0.9}
+    """Drop at or above this score, per label. Labels without a threshold are scored and kept."""
+
+
+class DetoxifyConfig(Section):
+    """Detoxify's transformer classifiers."""
+
+    name: Literal["detoxify"]
+    model: Literal["original", "unbiased", "multilingual", "original-small", "unbiased-small"] = "unbiased"
+    """Which of Detoxify's released checkpoints."""
+    checkpoint: str | None = None
+    """A local checkpoint in Detoxify's format instead; needs `checkpoint_sha256` or `trust_checkpoint`."""
+    checkpoint_sha256: Annotated[str, Field(pattern="^[0-9a-fA-F]{64}$")] | None = None
+    """Refuse the checkpoint file unless it has this digest. Without it, a released checkpoint must have the digest that
+    its name begins with (8 digits)."""
+    trust_checkpoint: Annotated[bool, free] = False
+    """Unpickle a local `checkpoint` without `checkpoint_sha256`: a file that anyone could have changed runs as code."""
+    huggingface_config_path: str | None = None
+    """Folder with the model's config and tokenizer, for machines without the hub."""
+    thresholds: dict[str, Fraction] = {"toxicity": 0.8, "severe_toxicity": 0.3, "threat": 0.5}
+    """Drop at or above this score, per label. Labels without a threshold are scored and kept."""
+    batch_size: Count = 32
+    """Windows per forward pass. Decides the data, if only in a score's sixth digit: padding changes rounding."""
+
+    @model_validator(mode="after")
+    def _verified(self) -> "DetoxifyConfig":
+        if self.checkpoint is not None and self.checkpoint_sha256 is None and not self.trust_checkpoint:
+            raise ValueError(
+                "a local `checkpoint` is unpickled, which runs whatever code it holds; give its `checkpoint_sha256` "
+                "(sha256sum prints it), or set `trust_checkpoint: true` if nobody else can write the file"
+            )
+        return self
+
+
+ClassifierConfig = Annotated[ProfanityCheckConfig | DetoxifyConfig, Field(discriminator="name")]
+
+
+class ScreenConfig(Section):
+    drop_flagged: bool = True
+    """Drop prompts that the source's own moderation flagged."""
+    classifiers: list[ClassifierConfig] = []
+    """Applied to every user turn here and to every answer in review."""
+    max_dropped_fraction: Annotated[Fraction, free] = 0.5
+    """Fail when more than this share is dropped."""
+
+
+class ReviewConfig(Section):
+    thresholds: dict[str, Fraction] | None = None
+    """Per label for answers; by default those of `screen.classifiers`."""
+    drop_truncated: bool = False
+    """Drop answers that end by length; otherwise they are only marked in `finish_reasons`."""
+    loop_tokens: Annotated[int, Field(ge=8)] = 64
+    """An answer is degenerate when it repeats itself over a stretch of at least this many tokens ..."""
+    loop_repeats: Annotated[int, Field(ge=2)] = 4
+    """... with at least this many copies of the repeated piece."""
+    max_duplicates: Count = 1
+    """Answers kept of those that are equal after normalisation."""
+    max_dropped_fraction: Annotated[Fraction, free] = 0.5
+    """Fail when more than this share is dropped."""
+
+
+class PublishConfig(Section):
+    license: str = "other"
+    """For the dataset card. Mind the source's and the teacher's terms."""

@@ -1,0 +1,44 @@
+"""Which configuration is which: the keys that decide what is written, and their hash."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from stillhouse.schemas.config.run import Config
+from stillhouse.schemas.config.section import Section, Free
+from stillhouse.schemas.config.teacher import FREE_ENGINE_OPTIONS
+
+
+def deciding_values(config: Config) -> dict[str, Any]:
+    """Every key that decides what is written, dotted, with its JSON value (free keys left out)."""
+    flat: dict[str, Any] = {}
+
+    def visit(section: Section, prefix: str) -> None:
+        for name, field in type(section).model_fields.items():
+            if any(isinstance(mark, Free) for mark in field.metadata):
+                continue
+            value, key = getattr(section, name), prefix + name
+            if isinstance(value, Section):
+                visit(value, f"{key}.")
+            elif key == "teacher.engine":
+                flat[key] = {k: v for k, v in sorted(value.items()) if k not in FREE_ENGINE_OPTIONS}
+            elif isinstance(value, list) and value and isinstance(value[0], Section):
+                for i, item in enumerate(value):
+                    visit(item, f"{key}[{i}].")
+            else:
+                flat[key] = value
+
+    visit(config, "")
+    return flat
+
+
+def config_hash(config: Config) -> str:
+    """sha256 (hex) of `deciding_values` as canonical JSON."""
+    return hashlib.sha256(json.dumps(deciding_values(config), sort_keys=True).encode()).hexdigest()
+
+
+def differing_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """The dotted keys at which two `deciding_values` differ, sorted."""
+    missing = object()
+    return sorted(key for key in old.keys() | new.keys() if old.get(key, missing) != new.get(key, missing))

@@ -1,0 +1,90 @@
+"""A configuration from a YAML file and `--set`: defaults < YAML < `--set`, validated once."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from stillhouse.schemas.config.run import Config
+from stillhouse.schemas.config.section import ConfigError, is_local_path
+
+
+def load(path: str | Path, overrides: list[str] | None = None) -> Config:
+    """Read a YAML file, apply `key.path=value` overrides (values are YAML), validate, make paths absolute.
+
+    Raises `ConfigError` with one line per wrong key.
+    """
+    import yaml  # here, so that `--help` does not pay for it
+
+    try:
+        raw = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}); check the path") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        where = getattr(error, "problem_mark", None)
+        line = f", line {where.line + 1}" if where else ""
+        raise ConfigError(f"{path}{line}: is not YAML; check indentation, colons and quotes") from None
+    if not isinstance(raw, dict):
+        raise ConfigError(
+            f"{path}: holds {type(raw).__name__}, not a mapping of keys; start from configs/quickstart.yaml"
+        )
+    for override in overrides or []:
+        key, sep, text = override.partition("=")
+        if not sep or not re.fullmatch(r"[A-Za-z_][\w-]*(\.[A-Za-z_][\w-]*)*", key):
+            raise ConfigError(
+                f"--set {override!r}: is not key.path=value; write for example --set sampling.max_tokens=256"
+            )
+        node = raw
+        *parents, last = key.split(".")
+        for parent in parents:
+            child = node.setdefault(parent, {})
+            if not isinstance(child, dict):
+                raise ConfigError(f"--set {key}: {parent!r} is not a section; check the key")
+            node = child
+        node[last] = yaml.safe_load(text)
+    _inline(raw, "generate", "system_prompts", yaml.safe_load)
+    _inline(raw, "teacher", "chat_template", str)
+    try:
+        return absolute(Config.model_validate(raw))
+    except ValidationError as error:
+        lines = []
+        for problem in error.errors(include_url=False, include_input=False):
+            key = ".".join(str(part) for part in problem["loc"])
+            message = problem["msg"].removeprefix("Value error, ")
+            if problem["type"] == "extra_forbidden":
+                message = "is not a known key; check its spelling"
+            lines.append(f"{key}: {message}" if key else message)
+        raise ConfigError(f"{path}: " + "; ".join(lines)) from None
+
+
+def _inline(raw: dict[str, Any], section: str, key: str, parse: Callable[[str], Any]) -> None:
+    """Puts a file's content where `raw` names the file, so that the hash covers it and no worker needs the file."""
+    import yaml
+
+    values = raw.get(section)
+    if not isinstance(values, dict) or not isinstance(values.get(key), str):
+        return
+    try:
+        values[key] = parse(Path(values[key]).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8"
+        raise ConfigError(f"{section}.{key}: {values[key]} cannot be read ({reason}); check the path") from None
+    except yaml.YAMLError:
+        raise ConfigError(f"{section}.{key}: {values[key]} is not YAML; write a list of strings") from None
+
+
+def absolute(config: Config) -> Config:
+    """`config` with local paths made absolute: workers need not share the driver's folder."""
+
+    def fix(path: str) -> str:
+        return path if "://" in path else str(Path(path).expanduser().absolute())
+
+    source, teacher = config.source, config.teacher
+    if source.path is not None:
+        paths = [source.path] if isinstance(source.path, str) else source.path
+        source = source.model_copy(update={"path": [fix(path) for path in paths]})
+    if is_local_path(teacher.model):
+        teacher = teacher.model_copy(update={"model": fix(teacher.model)})
+    return config.model_copy(update={"run_dir": fix(config.run_dir), "source": source, "teacher": teacher})

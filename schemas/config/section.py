@@ -1,0 +1,52 @@
+"""What the sections of a configuration are made of.
+
+Keys marked `free` never change what is written; every other key is part of the configuration hash (`identity`).
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Free:
+    """Marks a field that never changes what is written."""
+
+
+free = Free()
+
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+Count = Annotated[int, Field(ge=1)]
+
+
+OBJECT_STORES = ("s3", "gs", "az")
+
+
+def checked_location(path: str) -> str:
+    """`path` as it is: one of a file system, `file://…`, or an object store's. Raises ValueError for any other URL."""
+    scheme, separator, rest = path.partition("://")
+    if separator and scheme != "file":
+        if scheme not in OBJECT_STORES:
+            known = ", ".join(f"{name}://" for name in OBJECT_STORES)
+            raise ValueError(f"{path}: {scheme}:// is no known object store; use {known}, file:// or a path")
+        if not rest.partition("/")[0]:
+            raise ValueError(f"{path}: names no bucket; write {scheme}://BUCKET/…")
+    return path
+
+
+def is_local_path(name: str) -> bool:
+    """Whether a model or data set name means a folder: it exists, or is written as a path."""
+    return name.startswith(("/", "./", "../", "~")) or Path(name).exists()
+
+
+class Section(BaseModel):
+    """A group of keys: unknown keys are refused, values cannot be changed after validation."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; the message names each key and what is wrong with it."""

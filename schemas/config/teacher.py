@@ -1,0 +1,147 @@
+"""The teacher, how it writes, and what is kept of its distribution."""
+
+import math
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from stillhouse.schemas.config.section import Count, Fraction, Section, free, is_local_path
+
+RESERVED_ENGINE_OPTIONS = frozenset(
+    {
+        "dtype",
+        "logits_processors",
+        "logprobs_mode",
+        "max_logprobs",
+        "max_model_len",
+        "model",
+        "revision",
+        "seed",
+        "worker_extension_cls",
+    }
+)
+"""vLLM engine options that other keys decide, or with which the distribution would not be the teacher's own."""
+
+
+FREE_ENGINE_OPTIONS = frozenset(
+    {
+        "disable_log_stats",
+        "distributed_executor_backend",
+        "enable_chunked_prefill",
+        "enable_prefix_caching",
+        "enforce_eager",
+        "gpu_memory_utilization",
+        "kv_cache_memory_bytes",
+        "load_format",
+        "max_num_batched_tokens",
+        "max_num_seqs",
+        "pipeline_parallel_size",
+        "swap_space",
+        "tensor_parallel_size",
+    }
+)
+"""vLLM engine options about speed and memory only: never part of the configuration hash."""
+
+
+class TeacherConfig(Section):
+    model: str
+    """Folder of Hugging Face weights, or a hub id (then with `revision`)."""
+    revision: str | None = None
+    """Commit or tag of a hub model; required for one, because it decides the data."""
+    chat_template: str | None = None
+    """Jinja text used instead of the tokenizer's own template. In YAML the name of the file that holds it."""
+    chat_template_kwargs: dict[str, Any] = {}
+    """Passed to the template, such as enable_thinking."""
+    max_model_len: Annotated[int, Field(ge=8)]
+    """Context of the teacher, prompt and answer together, in tokens."""
+    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    """Precision of the teacher's weights and arithmetic."""
+    engine: dict[str, Any] = {}
+    """More engine options, passed to vLLM as they are, under vLLM's names. Options of `FREE_ENGINE_OPTIONS` may change
+    in the middle of a run."""
+    env: Annotated[dict[str, str], free] = {}
+    """Environment variables of the engine's process, such as VLLM_CPU_KVCACHE_SPACE (GiB)."""
+    stall_timeout_s: Annotated[float, Field(gt=0.0), free] = 600.0
+    """An engine from which no token has come for so long, while answers are under way, is taken to hang: its process is
+    ended, and the attempt counts as failed. Must exceed what reading the longest prompt takes."""
+    backend: str = "stillhouse.stages.teacher:VLLMTeacher"
+    """module:class that implements `stages.teacher.Teacher`."""
+
+    @model_validator(mode="after")
+    def _pinned(self) -> "TeacherConfig":
+        if self.revision is None and not is_local_path(self.model):
+            raise ValueError(
+                f"{self.model!r} is not a folder here, so it is taken for a hub id, and that needs a `revision` "
+                "(a commit or tag): the teacher decides the data; for a folder write a path that starts with / or ./"
+            )
+        if "hf_token" in self.engine:
+            raise ValueError("engine: hf_token would be written into the manifest; set HF_TOKEN in the environment")
+        reserved = RESERVED_ENGINE_OPTIONS & set(self.engine)
+        if reserved:
+            raise ValueError(f"engine: {sorted(reserved)} are set by Stillhouse from other keys; remove them here")
+        return self
+
+    @property
+    def trust_remote_code(self) -> bool:
+        """Whether Python code that comes with the model may run, here as in the engine: only where vLLM is told so."""
+        return self.engine.get("trust_remote_code") is True
+
+
+class SamplingConfig(Section):
+    """How the teacher writes, under vLLM's names. What is *stored* is always the distribution at temperature 1."""
+
+    n: Count = 1
+    """Answers per prompt."""
+    temperature: Annotated[float, Field(ge=0.0)] = 1.0
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    top_k: Annotated[int, Field(ge=0)] = 0
+    min_p: Fraction = 0.0
+    repetition_penalty: Annotated[float, Field(gt=0.0)] = 1.0
+    max_tokens: Count
+    """Per assistant turn."""
+    stop_token_ids: list[int] = []
+    """In addition to the model's end-of-sequence and the template's end-of-turn tokens."""
+    seed: int = 0
+    """Every sample's own seed is derived from this, its prompt_id and its number."""
+
+
+class TargetsConfig(Section):
+    """What is kept of the teacher's distribution; docs/targets.md has what each choice costs."""
+
+    method: Literal["top_k", "sampled", "both"] = "top_k"
+    """`top_k`: the most probable tokens and the mass outside them. `sampled`: independent draws from the whole
+    distribution, unbiased and smaller. Or both."""
+    top_k: Count = 64
+    """Most probable tokens kept per position (K)."""
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """Of the K, keep only as many per position as are needed to reach this mass."""
+    precision: Annotated[float, Field(ge=0.0, le=0.5)] = 0.0
+    """Round log-probabilities to multiples of this many nats: 0 (float16 as it is) or a power of two such as
+    0.015625."""
+    num_draws: Annotated[int, Field(ge=1, le=32767)] = 64
+    """Draws per position (D), with replacement."""
+    draws_from: Literal["engine", "top_k"] = "engine"
+    """Where draws are taken: inside the engine, from the whole distribution; or, for an engine that cannot, from the
+    `top_k` most probable tokens, by which every token outside of them is lost and counted as missing."""
+    probe_fraction: Fraction = 0.1
+    """Share of answers for which the engine keeps one token's whole distribution, to measure what storing costs."""
+
+    @model_validator(mode="after")
+    def _exact(self) -> "TargetsConfig":
+        if self.precision and math.frexp(self.precision)[0] != 0.5:
+            raise ValueError(f"precision {self.precision} is not a power of two; write for example 0.015625 (1/64)")
+        return self
+
+
+class GenerateConfig(Section):
+    system_prompts: list[str | None] | None = None
+    """System prompts for the teacher: each prompt gets one of them, drawn by its id and `sampling.seed`; null stands
+    for none. In YAML either the list or the name of a YAML file that holds it. The source's own system prompts are
+    kept aside in `system_prompt` and not used."""
+    thinking: Literal["supervise", "keep", "drop"] = "supervise"
+    """What becomes of a reasoning teacher's thinking: tokens like any others; kept in `input_ids` without labels and
+    targets; or cut out (the answer's targets then are conditioned on thinking that the student does not see)."""
+    thinking_tokens: tuple[str, str] = ("<think>", "</think>")
+    """What opens and closes thinking; each must be a single token of the teacher."""
+    max_dropped_fraction: Annotated[Fraction, free] = 0.2
+    """Fail when more than this share gets no answer."""
