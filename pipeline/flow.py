@@ -56,8 +56,8 @@ def _screen(config: Config) -> Transform:
 
 
 def _generate(config: Config) -> Transform:
-    from stillhouse.pipeline.watchdog import Watchdog
-    from stillhouse.stages.chat import load_chat
+    from stillhouse.stages.teacher.watchdog import Watchdog
+    from stillhouse.stages.teacher.chat import load_chat
     from stillhouse.stages.generate import Generate
     from stillhouse.stages.teacher import load_teacher
 

@@ -8,11 +8,12 @@ import hashlib
 import importlib.metadata
 from typing import Any
 
+from stillhouse.pipeline.shards import Store
+
 from stillhouse.pipeline import flow, shards, worker
 from stillhouse.pipeline.index import Facts
-from stillhouse.pipeline.shards import Store
 from stillhouse.schemas.config import Config, config_hash, deciding_values
-from stillhouse.stages import fidelity
+from stillhouse.stages.teacher import fidelity
 
 FORMAT_VERSION = 1
 MANIFEST_KEY = "dataset/manifest.json"
@@ -125,7 +126,7 @@ def _teacher_facts(config: Config, store: Store) -> dict[str, Any]:
 def _read_teacher_facts(config: Config) -> dict[str, Any]:
     from transformers import AutoConfig
 
-    from stillhouse.stages.chat import load_chat
+    from stillhouse.stages.teacher.chat import load_chat
 
     chat = load_chat(config)
     try:

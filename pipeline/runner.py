@@ -17,8 +17,9 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from typing import Any
 
-from stillhouse.pipeline import flow, index, manifest, shards, worker
 from stillhouse.pipeline.shards import StorageError, Store
+
+from stillhouse.pipeline import flow, index, manifest, shards, worker
 from stillhouse.pipeline.worker import Done, RedoError, Worker
 from stillhouse.schemas.config import Config, ConfigError, WorkersConfig, config_hash, deciding_values, differing_keys
 

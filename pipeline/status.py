@@ -2,9 +2,10 @@
 
 from typing import Any
 
+from stillhouse.pipeline.shards import Store
+
 from stillhouse.pipeline import flow, index, manifest, runner, worker
 from stillhouse.pipeline.report import say
-from stillhouse.pipeline.shards import Store
 from stillhouse.schemas.config import Config
 
 

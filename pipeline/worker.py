@@ -34,9 +34,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from stillhouse.pipeline.shards import DamagedError, Shard, ShardInfo, StorageError, Store
 
 from stillhouse.pipeline import flow, shards
-from stillhouse.pipeline.shards import DamagedError, Shard, ShardInfo, StorageError, Store
 from stillhouse.schemas.config import Config, WorkersConfig, config_hash
 
 PARTITION_KEY = "state/partition.json"
@@ -305,7 +305,7 @@ class Worker:
         raise RedoError(f"{reason}; it is made again")
 
     def _publish(self, shard: str, source: Shard, started: float) -> Done:
-        from stillhouse.stages import fidelity
+        from stillhouse.stages.teacher import fidelity
 
         table = source.table
         tokens = num_target_tokens(table)
@@ -544,7 +544,7 @@ def prompt_counter(config: Config) -> Callable[[list[str]], list[int]]:
 
     Raises `TemplateError` when the template cannot do what the configuration asks: better here than after dedupe.
     """
-    from stillhouse.stages.chat import load_chat
+    from stillhouse.stages.teacher.chat import load_chat
     from stillhouse.stages.generate import check_template, longest_system_prompt
 
     chat = load_chat(config)

@@ -1,0 +1,48 @@
+"""Whose run a folder holds: the configuration that decides its data, in `run.json`."""
+
+import json
+
+from stillhouse.pipeline.folder import keys
+from stillhouse.pipeline.folder.certified import parse_object
+from stillhouse.pipeline.folder.store import Folder, open_folder
+from stillhouse.schemas.config import Config, ConfigError, config_hash, deciding_values, differing_keys
+
+
+def open_run(config: Config) -> Folder:
+    """The run folder of `config`, made if need be. Raises as `compare_with_folder` does."""
+    folder = open_folder(config.run_dir)
+    resolved = config.model_dump(mode="json")
+    resolved["teacher"]["env"] = sorted(config.teacher.env)  # names only: the values may be secrets
+    facts = {"config_hash": config_hash(config), "deciding": deciding_values(config), "config": resolved}
+    if not folder.exists(keys.RUN):
+        folder.put_if_absent(keys.RUN, json.dumps(facts, indent=1, sort_keys=True).encode())
+    compare_with_folder(config)
+    folder.require_conditional_puts(keys.RUN)
+    return folder
+
+
+def compare_with_folder(config: Config) -> None:
+    """Raises `ConfigError` when `run_dir` holds a run whose data another configuration decides, with the keys."""
+    data = open_folder(config.run_dir).get_or_none(keys.RUN)
+    if data is None:
+        return
+    try:
+        theirs = parse_object(data)
+        digest, deciding = theirs["config_hash"], dict(theirs["deciding"])
+    except (ValueError, KeyError, TypeError):
+        raise ConfigError(
+            f"run_dir {config.run_dir}: its {keys.RUN} is damaged, so it cannot be told whose run it is; "
+            "restore that file, or choose another run_dir"
+        ) from None
+    if digest == config_hash(config):
+        return
+    if "export.license" in deciding:
+        raise ConfigError(
+            f"run_dir {config.run_dir}: was made by an earlier version of Stillhouse, whose stage publish was called "
+            "export; finish it with that version, or choose another run_dir"
+        )
+    differing = differing_keys(deciding, json.loads(json.dumps(deciding_values(config)))) or ["config_hash"]
+    raise ConfigError(
+        f"run_dir {config.run_dir}: holds a run with other values of {', '.join(differing)}; "
+        "restore them, or choose another run_dir"
+    )

@@ -1,0 +1,226 @@
+"""A shard: a Parquet file that certifies itself, so that no second file has to be committed with it.
+
+A shard that exists is complete: it is encoded in memory and put if absent. Its Parquet footer holds
+    stillhouse          JSON (`ShardInfo`): which stage made it, of which shard, how many rows went in, which rows were
+                        dropped and why; with a digest of its own, since it is also read without the rest of the file
+    stillhouse.sha256   digest of the whole file, taken with 64 zeros in its place
+`ledger/` is a view of the former for people.
+"""
+
+import hashlib
+import io
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from stillhouse.pipeline.errors import DamagedError
+from stillhouse.pipeline.folder.certified import certified, parse_certified
+from stillhouse.pipeline.folder.store import Folder
+from stillhouse.schemas.tables import LEDGER
+
+METADATA_KEY = b"stillhouse"
+DIGEST_KEY = b"stillhouse.sha256"
+ROW_GROUP_BYTES = 32 << 20
+"""Uncompressed size that a row group aims at: large enough to compress, small enough to stream and shuffle."""
+
+SPLIT_COLUMNS = (
+    *("target_ids", "target_logprobs", "target_gaps", "target_lengths", "target_tail"),
+    *("draw_ids", "draw_counts", "draw_lengths", "token_logprobs"),
+    *("target_token_ids", "token_ids", "top_values", "teacher_ids", "teacher_logprobs", "target_tokens", "weights"),
+)
+"""Stored as BYTE_STREAM_SPLIT: high bytes of neighbouring ids and floats resemble each other, low ones do not."""
+
+_FOOTER_BYTES = 64 << 10
+_DIGEST_MARK = b"\x18\x11stillhouse.sha256\x18\x40"
+"""Key and length of the digest as Thrift's compact protocol writes them in a footer; the digest comes right after."""
+_NO_DIGEST = b"0" * 64
+
+
+class ShardId(NamedTuple):
+    """Which shard of which run a file must be."""
+
+    stage: str
+    shard: str
+    config_hash: str
+
+    def __str__(self) -> str:
+        return f"{self.stage} {self.shard} of {self.config_hash[:12]}"
+
+
+@dataclass(frozen=True)
+class ShardInfo:
+    """What a shard says of itself: no text, no time, so that the same work gives the same bytes."""
+
+    stage: str
+    shard: str
+    config_hash: str
+    rows_in: int
+    rows_out: int
+    num_target_tokens: int = 0
+    ledger: list[dict[str, Any]] = field(default_factory=list)
+    source_sha256: str = ""
+    """Digest (`stillhouse.sha256`) of the shard it was made from."""
+    fidelity: dict[str, Any] = field(default_factory=dict)
+    """Of a published shard: `stages.fidelity.statistics`."""
+
+    @property
+    def id(self) -> ShardId:
+        return ShardId(self.stage, self.shard, self.config_hash)
+
+    @property
+    def dropped(self) -> dict[str, int]:
+        """Rows dropped, by reason."""
+        counts: dict[str, int] = {}
+        for row in self.ledger:
+            counts[row["reason"]] = counts.get(row["reason"], 0) + 1
+        return dict(sorted(counts.items()))
+
+    def to_json(self) -> bytes:
+        return json.dumps(certified(dict(self.__dict__)), sort_keys=True).encode()
+
+    @classmethod
+    def from_json(cls, data: bytes) -> "ShardInfo":
+        """Raises ValueError or TypeError when `data` is not what `to_json` gave."""
+        return cls(**parse_certified(data))
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A shard in memory, its bytes verified."""
+
+    table: pa.Table
+    info: ShardInfo | None
+    sha256: str
+
+
+def encode(table: pa.Table, info: ShardInfo | None = None, split: Sequence[str] = SPLIT_COLUMNS) -> bytes:
+    """A table as the bytes of a Parquet file: zstd, page checksums, the columns of `split` byte-split, certified."""
+    return encode_parts(table.schema, [table], info, split)
+
+
+def encode_parts(
+    schema: pa.Schema,
+    tables: Iterable[pa.Table],
+    info: ShardInfo | None = None,
+    split: Sequence[str] = SPLIT_COLUMNS,
+) -> bytes:
+    """`encode` of several tables of one schema, of which only one is in memory at a time."""
+    schema = schema.remove_metadata()
+    encodings = {_leaf(schema.field(name)): "BYTE_STREAM_SPLIT" for name in split if name in schema.names}
+    sink = io.BytesIO()  # gives out its bytes without copying them
+    with pq.ParquetWriter(
+        sink,
+        schema,
+        compression="zstd",
+        use_dictionary=[name for name in ("language", "source") if name in schema.names],
+        column_encoding=encodings or None,
+        write_page_checksum=True,
+    ) as writer:
+        for table in tables:
+            rows_per_group = max(1, ROW_GROUP_BYTES * table.num_rows // max(table.nbytes, 1))
+            writer.write_table(table.replace_schema_metadata(None), row_group_size=rows_per_group)
+        # In the footer and not in the Arrow schema, which would hold a second copy, in base64.
+        if info is not None:
+            writer.add_key_value_metadata({METADATA_KEY: info.to_json()})
+        writer.add_key_value_metadata({DIGEST_KEY: _NO_DIGEST})
+    with sink.getbuffer() as buffer:
+        place = _digest_place(buffer)
+        assert place is not None
+        buffer[place : place + 64] = hashlib.sha256(buffer).hexdigest().encode()
+    return sink.getvalue()
+
+
+def _leaf(column: pa.Field) -> str:
+    """Parquet's path of the values of a column of lists, of any depth."""
+    path, kind = str(column.name), column.type
+    while pa.types.is_list(kind):
+        path, kind = f"{path}.list.element", kind.value_type
+    return path
+
+
+def _digest_place(data: bytes | memoryview) -> int | None:
+    """Where in a Parquet file its digest is; None when it has none, or no footer."""
+    if len(data) < 12 or data[-4:] != b"PAR1":
+        return None
+    footer_bytes = int.from_bytes(data[-8:-4], "little") + 8
+    footer = bytes(data[-footer_bytes:])
+    found = footer.rfind(_DIGEST_MARK)  # the last one: what comes before it in a footer may hold anybody's text
+    if footer_bytes > len(data) or found < 0 or found + len(_DIGEST_MARK) + 64 > len(footer):
+        return None
+    return len(data) - footer_bytes + found + len(_DIGEST_MARK)
+
+
+def verify(data: bytes, where: str) -> str:
+    """The digest that `data` carries and has. Raises `DamagedError`, with `where`, when it is not a whole shard."""
+    place = _digest_place(data)
+    if place is None:
+        raise DamagedError(f"{where}: is damaged or not written by a run (no checksum in {len(data)} bytes)")
+    view = memoryview(data)
+    digest = hashlib.sha256(view[:place])
+    digest.update(_NO_DIGEST)
+    digest.update(view[place + 64 :])
+    if digest.hexdigest().encode() != view[place : place + 64]:
+        raise DamagedError(f"{where}: is damaged (its {len(data)} bytes do not have the checksum they carry)")
+    return digest.hexdigest()
+
+
+def decode(data: bytes, where: str, columns: Sequence[str] | None = None, expected: ShardId | None = None) -> Shard:
+    """The shard that `data` is. It must be the one that is `expected`.
+
+    Raises `DamagedError` when it is not whole or not the one expected.
+    """
+    sha256 = verify(data, where)
+    try:
+        with pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True) as file:
+            metadata = file.metadata.metadata or {}
+            info = ShardInfo.from_json(metadata[METADATA_KEY]) if METADATA_KEY in metadata else None
+            table = file.read(columns=None if columns is None else list(columns)).replace_schema_metadata(None)
+    except (pa.ArrowException, OSError, ValueError, TypeError, KeyError) as error:
+        raise DamagedError(f"{where}: is damaged or of another version ({type(error).__name__})") from None
+    if expected is not None and (info is None or info.id != expected):
+        what = "an unnamed table" if info is None else str(info.id)
+        raise DamagedError(f"{where}: holds {what}, not {expected}")
+    return Shard(table, info, sha256)
+
+
+def load(folder: Folder, key: str, columns: Sequence[str] | None = None, expected: ShardId | None = None) -> Shard:
+    """`decode` of what is at `key`. Raises FileNotFoundError too."""
+    return decode(folder.get(key), folder.path(key), columns, expected)
+
+
+def read(folder: Folder, key: str, columns: Sequence[str] | None = None) -> pa.Table:
+    """A shard's table. Raises `DamagedError` when it is not whole."""
+    return load(folder, key, columns).table
+
+
+def read_info(folder: Folder, key: str) -> ShardInfo:
+    """What the shard at `key` says of itself, from its footer alone. Raises `DamagedError` when it says nothing."""
+    return read_footer(folder, key)[0]
+
+
+def read_footer(folder: Folder, key: str, size: int | None = None) -> tuple[ShardInfo, str]:
+    """A shard's info and the digest it carries, without reading its rows: what it says, not that it is whole.
+
+    `size` of the file saves a request. Raises `DamagedError` when it is not a shard.
+    """
+    data = folder.tail(key, _FOOTER_BYTES, size)
+    footer_bytes = int.from_bytes(data[-8:-4], "little") + 8
+    if len(data) < footer_bytes and len(data) == _FOOTER_BYTES:
+        data = folder.tail(key, footer_bytes, size)
+    try:
+        metadata = pq.read_metadata(pa.BufferReader(data)).metadata or {}
+        return ShardInfo.from_json(metadata[METADATA_KEY]), metadata[DIGEST_KEY].decode()
+    except (pa.ArrowException, OSError, ValueError, TypeError, KeyError) as error:
+        raise DamagedError(
+            f"{folder.path(key)}: is damaged or not written by a run ({type(error).__name__} in its footer)"
+        ) from None
+
+
+def ledger_table(infos: Iterable[ShardInfo]) -> pa.Table:
+    """The ledger rows of shards as a table of `schemas.tables.LEDGER`."""
+    rows = [{**row, "stage": info.stage} for info in infos for row in info.ledger]
+    return pa.Table.from_pylist(rows, schema=LEDGER)
