@@ -1,18 +1,19 @@
 """The command: `stillhouse check | run | status CONFIG`, `export RUN --to LAYOUT`, `verify FOLDER`.
 
 Exit codes: 0 done, 1 failed, 2 bad configuration or usage, 3 finished with shards set aside, 130 interrupted.
-With `--json` the result is JSON on standard output; what people read goes to standard error.
+Standard output holds the result as JSON with `--json`, and nothing else; what people read goes to standard error.
 """
 
 import argparse
 import contextlib
 import json
 import logging
+import os
 import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TextIO
 
 from stillhouse.schemas.config import Config, ConfigError, load
 
@@ -22,9 +23,22 @@ Command = Callable[..., tuple[dict[str, Any], int]]
 EXIT_FAILED, EXIT_USAGE, EXIT_SET_ASIDE, EXIT_INTERRUPTED = 1, 2, 3, 130
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line and returns its exit code."""
+def command() -> int:
+    """The process `stillhouse`: `main`, with standard output kept for the result.
+
+    Libraries print, and so do their C++ threads and child processes, some until the very end (Ray does). So file
+    descriptor 1 is standard error from here on, and the result goes to a copy of what it was.
+    """
+    sys.stdout.flush()
+    with os.fdopen(os.dup(1), "w", encoding="utf-8") as results:
+        os.dup2(2, 1)
+        return main(results=results)
+
+
+def main(argv: Sequence[str] | None = None, results: TextIO | None = None) -> int:
+    """Runs the command line and returns its exit code. The result is written to `results`, by default `sys.stdout`."""
     arguments = _parser().parse_args(argv)
+    results = results or sys.stdout
     # Heavy imports wait until the configuration is valid: a typo answers at once.
     config = None
     try:
@@ -44,24 +58,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     }
     command = commands[arguments.command]
     try:
-        # Standard output is for the result: libraries that print (Ray does) print to standard error.
         with contextlib.redirect_stdout(sys.stderr):
             result, code = command(arguments) if config is None else command(config, arguments)
         if arguments.json:
-            print(json.dumps(result))
+            print(json.dumps(result), file=results, flush=True)
         return code
     except ConfigError as error:
         return _fail(str(error), EXIT_USAGE)
     except KeyboardInterrupt:
         return _fail("interrupted; run the same command again to go on with what is missing", EXIT_INTERRUPTED)
     except Exception as error:  # of any type, because Python would print its message
-        from stillhouse.pipeline.worker import describe
+        from stillhouse.pipeline.errors import safe_message
 
         if not arguments.verbose:
-            return _fail(f"{describe(error)} (--verbose shows where)", EXIT_FAILED)
+            return _fail(f"{safe_message(error)} (--verbose shows where)", EXIT_FAILED)
         # Lines of code only: the message of an error that is not ours can quote a prompt.
         print("".join(traceback.format_tb(error.__traceback__)), end="", file=sys.stderr)
-        return _fail(describe(error), EXIT_FAILED)
+        return _fail(safe_message(error), EXIT_FAILED)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -82,6 +95,9 @@ def _parser() -> argparse.ArgumentParser:
         if name == "run":
             command.add_argument(
                 "--retry-set-aside", action="store_true", help="try shards again that failed too often"
+            )
+            command.add_argument(
+                "--local", action="store_true", help="on this machine alone, in processes and without Ray"
             )
         if name == "check":
             command.add_argument("--rows", type=int, default=1000, help="source rows to look at (default 1000)")
@@ -113,7 +129,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of 1 or more")
+        raise argparse.ArgumentTypeError(f"{text!r} is not an integer >= 1")
     return int(text)
 
 
@@ -123,19 +139,32 @@ def _fail(message: str, code: int) -> int:
 
 
 def _run(config: Config, arguments: argparse.Namespace) -> tuple[dict[str, Any], int]:
-    from stillhouse.pipeline import report, runner
+    from stillhouse.pipeline.look.summary import summary
+    from stillhouse.pipeline.run import driver
+    from stillhouse.pipeline.run.pool import LocalPool, Pool
+    from stillhouse.pipeline.run.progress import Progress
+    from stillhouse.pipeline.run.ray_pool import RayPool
 
-    progress = report.Progress()
+    pool: Pool = LocalPool() if arguments.local else RayPool()
+    progress = Progress()
     try:
-        manifest = runner.run(config, progress, retry_set_aside=arguments.retry_set_aside)
+        manifest = driver.run(config, progress, pool, retry_set_aside=arguments.retry_set_aside)
     finally:
         progress.close()
-    report.summary(config, manifest, progress)
+    summary(
+        config,
+        manifest,
+        seconds=progress.seconds,
+        num_made=progress.num_made,
+        num_others=progress.num_others,
+        generate_seconds=progress.generate_seconds,
+        generate_tokens=progress.generate_tokens,
+    )
     return manifest, EXIT_SET_ASIDE if manifest["set_aside"] else 0
 
 
 def _status(config: Config, arguments: argparse.Namespace) -> tuple[dict[str, Any], int]:
-    from stillhouse.pipeline import status
+    from stillhouse.pipeline.look import status
 
     result = status.status(config)
     status.show(result)
@@ -143,7 +172,7 @@ def _status(config: Config, arguments: argparse.Namespace) -> tuple[dict[str, An
 
 
 def _check(config: Config, arguments: argparse.Namespace) -> tuple[dict[str, Any], int]:
-    from stillhouse.pipeline import check
+    from stillhouse.pipeline.look import check
 
     result = check.check(config, rows=arguments.rows, tokens_per_second=arguments.tokens_per_second)
     check.show(result)

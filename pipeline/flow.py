@@ -7,6 +7,7 @@ per-shard result is its second argument.
 Imports of models, engines and libraries happen inside the builders, which run in the workers.
 """
 
+import functools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +17,7 @@ import pyarrow as pa
 from stillhouse.schemas.config import Config
 
 Transform = Callable[..., Any]
-"""(table) or (table, assignment) -> table, or an awaitable of one."""
+"""(table) or (table, assignment) -> table, or an awaitable of one. Of ingest: rows of the source -> tables."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,58 @@ class Stage:
     """What the sketch reads of the shards before it; None is every column."""
     is_async: bool = False
     """Its transform is a coroutine and one worker runs several shards at once."""
+    follows_answers: bool = False
+    """Its shards are made from the teacher's answers: they are made again when those are. Before generate that is not
+    asked: what is made again there holds the same rows, and answers are too dear to be lost to a difference in how they
+    are written."""
+
+
+def of(config: Config) -> tuple[Stage, ...]:
+    """The stages of a run, in order."""
+    return (
+        Stage("ingest", _ingest),  # reads the source and fixes the shards
+        Stage("dedupe", _dedupe, sketch=_dedupe_sketch, assign=_dedupe_assign),
+        Stage("screen", _screen),
+        Stage("generate", _generate, is_async=True),
+        Stage(
+            "review",
+            _review,
+            sketch=_review_sketch,
+            assign=_review_assign,
+            sketch_columns=("sample_id", "messages"),
+            follows_answers=True,
+        ),
+        Stage("publish", _publish, follows_answers=True),
+    )
+
+
+def stage(config: Config, name: str) -> Stage:
+    return next(stage for stage in of(config) if stage.name == name)
+
+
+def previous(config: Config, name: str) -> str:
+    """The stage whose shards `name` reads."""
+    names = [stage.name for stage in of(config)]
+    return names[names.index(name) - 1]
+
+
+def _ingest(config: Config) -> Transform:
+    from stillhouse.stages.ingest import Ingest
+
+    return Ingest(config, prompt_counter(config))
+
+
+def prompt_counter(config: Config) -> Callable[[list[str]], list[int]]:
+    """Counts first prompts in the teacher's tokens, with its template and the longest system prompt.
+
+    Raises `TemplateError` when the template cannot do what the configuration asks: better here than after dedupe.
+    """
+    from stillhouse.stages.generate import check_template, longest_system_prompt
+    from stillhouse.stages.teacher.chat import load_chat
+
+    chat = load_chat(config)
+    check_template(config, chat)
+    return functools.partial(chat.num_prompt_tokens, system_prompt=longest_system_prompt(config, chat))
 
 
 def _dedupe(config: Config) -> Transform:
@@ -56,10 +109,10 @@ def _screen(config: Config) -> Transform:
 
 
 def _generate(config: Config) -> Transform:
-    from stillhouse.stages.teacher.watchdog import Watchdog
-    from stillhouse.stages.teacher.chat import load_chat
     from stillhouse.stages.generate import Generate
     from stillhouse.stages.teacher import load_teacher
+    from stillhouse.stages.teacher.chat import load_chat
+    from stillhouse.stages.teacher.watchdog import Watchdog
 
     chat = load_chat(config)
     teacher = load_teacher(config, chat.end_of_turn_ids())
@@ -84,16 +137,10 @@ def _review_assign(sketches: Iterable[pa.Table], config: Config) -> list[pa.Tabl
     return assign(sketches, config.review)
 
 
-STAGES = (
-    # ingest, before these, reads the source and fixes the shards; publish, after them, publishes what is left.
-    Stage("dedupe", _dedupe, sketch=_dedupe_sketch, assign=_dedupe_assign),
-    Stage("screen", _screen),
-    Stage("generate", _generate, is_async=True),
-    Stage("review", _review, sketch=_review_sketch, assign=_review_assign, sketch_columns=("sample_id", "messages")),
-)
-NAMES = ("ingest", *(stage.name for stage in STAGES), "publish")
+def _publish(config: Config) -> Transform:
+    from stillhouse.stages.publish import publish
+
+    return publish
 
 
-def previous(name: str) -> str:
-    """The stage whose shards `name` reads."""
-    return NAMES[NAMES.index(name) - 1]
+NAMES = ("ingest", "dedupe", "screen", "generate", "review", "publish")

@@ -1,4 +1,4 @@
 """Until pipeline/dataset has moved."""
-
-from stillhouse.pipeline.folder.index import *  # noqa: F403
-from stillhouse.pipeline.folder.index import ShardSummary as Facts  # noqa: F401
+# ruff: noqa
+from stillhouse.pipeline.folder.index import *
+from stillhouse.pipeline.folder.index import ShardSummary as Facts

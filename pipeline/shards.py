@@ -1,9 +1,8 @@
 """Until the modules of pipeline/dataset have moved: the old names of pipeline.folder."""
 
-from stillhouse.pipeline.errors import *  # noqa: F403
-from stillhouse.pipeline.errors import DamagedError, ShardError, StorageError  # noqa: F401
-from stillhouse.pipeline.folder import Entry, open_folder as Store  # noqa: F401, N812
-from stillhouse.pipeline.folder.certified import *  # noqa: F403
-from stillhouse.pipeline.folder.certified import certified, encode_certified, parse_certified, parse_object  # noqa: F401
-from stillhouse.pipeline.folder.keys import STAGED, shard_name  # noqa: F401
-from stillhouse.pipeline.folder.shard import *  # noqa: F403
+# ruff: noqa
+from stillhouse.pipeline.errors import DamagedError as DamagedError, ShardError as ShardError, StorageError as StorageError
+from stillhouse.pipeline.folder import open_folder as Store
+from stillhouse.pipeline.folder.certified import certified as certified, encode_certified as encode_certified, parse_certified as parse_certified, parse_object as parse_object
+from stillhouse.pipeline.folder.keys import STAGED as STAGED, shard_name as shard_name
+from stillhouse.pipeline.folder.shard import *

@@ -2,6 +2,6 @@
 
 import sys
 
-from stillhouse.pipeline.cli import main
+from stillhouse.pipeline.cli import command
 
-sys.exit(main())
+sys.exit(command())

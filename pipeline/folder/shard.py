@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from stillhouse.pipeline.errors import DamagedError
@@ -224,3 +225,10 @@ def ledger_table(infos: Iterable[ShardInfo]) -> pa.Table:
     """The ledger rows of shards as a table of `schemas.tables.LEDGER`."""
     rows = [{**row, "stage": info.stage} for info in infos for row in info.ledger]
     return pa.Table.from_pylist(rows, schema=LEDGER)
+
+
+def num_target_tokens(table: pa.Table) -> int:
+    """Supervised tokens of all rows; 0 of tables from before generate."""
+    if "num_target_tokens" not in table.column_names:
+        return 0
+    return int(pc.sum(table.column("num_target_tokens")).as_py() or 0)

@@ -5,20 +5,21 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from stillhouse.pipeline import runner, worker
-from stillhouse.pipeline.report import say
+from stillhouse.pipeline import flow
+from stillhouse.pipeline.console import message
+from stillhouse.pipeline.folder.identity import compare_with_folder
 from stillhouse.schemas.config import Config, TargetsConfig
 
 
 def bytes_per_token(settings: TargetsConfig) -> float:
     """On disk, all columns: what flat distributions cost, SmolLM2's and Gemma 3 270M's at temperature 1
     (docs/targets.md). Distinct draws grow as a power of their number."""
-    found = 15.0
+    total = 15.0
     if settings.method != "sampled":
-        found += settings.top_k * (2.4 if settings.precision else 3.1)
+        total += settings.top_k * (2.4 if settings.precision else 3.1)
     if settings.method != "top_k":
-        found += 2.3 * settings.num_draws**0.73
-    return found
+        total += 2.3 * settings.num_draws**0.73
+    return total
 
 
 def check(config: Config, rows: int, tokens_per_second: float) -> dict[str, Any]:
@@ -28,11 +29,11 @@ def check(config: Config, rows: int, tokens_per_second: float) -> dict[str, Any]
     teacher's tokenizer raises. Tokens, bytes and GPU hours are upper bounds: before dedupe and screen, every answer
     as long as `sampling.max_tokens`.
     """
-    runner.compare_with_folder(config)
+    compare_with_folder(config)
     from stillhouse.stages.ingest import Ingest
     from stillhouse.stages.sources import count_rows, read_rows
 
-    num_prompt_tokens = worker.prompt_counter(config)
+    num_prompt_tokens = flow.prompt_counter(config)
     total = count_rows(config.source)
     looked = min(filter(None, (rows, config.source.limit)))
     sample = config.model_copy(update={"source": config.source.model_copy(update={"limit": looked})})
@@ -69,18 +70,18 @@ def show(result: dict[str, Any]) -> None:
     """`check` for people, on standard error."""
 
     refused = ", ".join(f"{reason} {count:,}" for reason, count in result["refused"].items()) or "none"
-    say("configuration: valid")
-    say(
+    message("configuration: valid")
+    message(
         f"source: {result['rows_looked_at']:,} rows looked at, {result['rows_accepted']:,} accepted; refused: {refused}"
     )
     if "mean_turns" in result:
-        say(f"prompts: {result['mean_prompt_tokens']} tokens and {result['mean_turns']} turns on average")
+        message(f"prompts: {result['mean_prompt_tokens']} tokens and {result['mean_turns']} turns on average")
     if "estimate" in result:
         e = result["estimate"]
-        say(
+        message(
             f"estimate (upper bounds, before dedupe and screen): {e['prompts']:,} prompts, {e['max_answer_tokens']:,} "
             f"answer tokens, {e['max_bytes'] / 1e9:,.2f} GB, {e['max_gpu_hours']:,} GPU hours at "
             f"{e['tokens_per_second_per_replica']:,.0f} tokens/s per replica (--tokens-per-second)"
         )
     else:
-        say("estimate: the source does not say how many rows it has; set source.limit for one")
+        message("estimate: the source does not say how many rows it has; set source.limit for one")

@@ -8,9 +8,8 @@ import hashlib
 import importlib.metadata
 from typing import Any
 
-from stillhouse.pipeline.shards import Store
-
 from stillhouse.pipeline import flow, shards, worker
+from stillhouse.pipeline.folder import Folder
 from stillhouse.pipeline.index import Facts
 from stillhouse.schemas.config import Config, config_hash, deciding_values
 from stillhouse.stages.teacher import fidelity
@@ -33,10 +32,18 @@ SOFTWARE = (
 )
 
 
-def read(store: Store) -> dict[str, Any] | None:
+def read(store: Folder) -> dict[str, Any] | None:
     """The manifest of a finished run, or None. Raises ValueError when it is damaged."""
     data = store.get_or_none(MANIFEST_KEY)
     return None if data is None else shards.parse_certified(data)
+
+
+def finished(folder: Folder) -> dict[str, Any] | None:
+    """The manifest; None when there is none that can be read, and it has to be written again."""
+    try:
+        return read(folder)
+    except ValueError:
+        return None
 
 
 def stage_counts(facts: dict[str, Facts]) -> tuple[int, dict[str, int]]:
@@ -49,19 +56,19 @@ def stage_counts(facts: dict[str, Facts]) -> tuple[int, dict[str, int]]:
     return rows_in, dict(sorted(dropped.items()))
 
 
-def set_aside(store: Store) -> list[str]:
+def set_aside(store: Folder) -> list[str]:
     """One line per shard that was set aside."""
     return [_reason(store, stage, file) for stage in flow.NAMES for file in store.list(f"state/set_aside/{stage}")]
 
 
-def _reason(store: Store, stage: str, file: str) -> str:
+def _reason(store: Folder, stage: str, file: str) -> str:
     key = f"state/set_aside/{stage}/{file}"
     with contextlib.suppress(ValueError, KeyError, FileNotFoundError):
         return str(shards.parse_object(store.get(key))["error"])
     return f"{stage} {file.replace('.json', '.parquet')}: set aside; why is lost, because {key} is damaged"
 
 
-def write(config: Config, store: Store, facts: dict[str, dict[str, Facts]]) -> dict[str, Any]:
+def write(config: Config, store: Folder, facts: dict[str, dict[str, Facts]]) -> dict[str, Any]:
     """Writes manifest and card from what the shards of every stage say of themselves, and returns the manifest."""
     num_shards, published = len(facts["ingest"]), facts["publish"]
     files: list[dict[str, Any]] = [
@@ -114,7 +121,7 @@ def _target_facts(config: Config) -> dict[str, Any]:
     return found
 
 
-def _teacher_facts(config: Config, store: Store) -> dict[str, Any]:
+def _teacher_facts(config: Config, store: Folder) -> dict[str, Any]:
     """Of the teacher, read once per run: that takes longer than all else that finishes a run again."""
     with contextlib.suppress(FileNotFoundError, ValueError):
         return shards.parse_certified(store.get(TEACHER_KEY))

@@ -19,10 +19,10 @@ from typing import Any, TypeVar
 import pyarrow as pa
 import pyarrow.compute as pc
 import yaml
-from stillhouse.pipeline.shards import DamagedError, ShardError, ShardInfo, Store
 
 from stillhouse.pipeline import shards
 from stillhouse.pipeline.report import say
+from stillhouse.pipeline.shards import DamagedError, ShardError, ShardInfo, Store
 from stillhouse.pipeline.worker import num_target_tokens
 from stillhouse.schemas.config import ConfigError
 from stillhouse.schemas.targets import Kind

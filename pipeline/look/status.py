@@ -2,10 +2,9 @@
 
 from typing import Any
 
-from stillhouse.pipeline.shards import Store
-
-from stillhouse.pipeline import flow, index, manifest, runner, worker
-from stillhouse.pipeline.report import say
+from stillhouse.pipeline import flow, manifest
+from stillhouse.pipeline.console import message
+from stillhouse.pipeline.folder import index, keys, open_folder, partition
 from stillhouse.schemas.config import Config
 
 
@@ -15,26 +14,26 @@ def status(config: Config) -> dict[str, Any]:
     Damage is looked for where that is cheap: in what was written since the run last looked, in footers and published
     files; and what the run itself has put away is counted. Writes nothing.
     """
-    store = Store(config.run_dir)
-    finished = runner.finished_manifest(store)
-    started = store.get_or_none(runner.RUN_KEY) is not None
+    folder = open_folder(config.run_dir)
+    finished = manifest.finished(folder)
+    started = folder.get_or_none(keys.RUN) is not None
     try:
-        names = runner.partition(store)
+        names = partition.read(folder)
     except FileNotFoundError:
         names = None
     stages, damaged, put_away = {}, [], {}
-    for stage in flow.NAMES:
-        folder = "dataset/data" if stage == "publish" else stage
-        stages[stage] = {"done": len(store.list(folder)), "of": None if names is None else len(names)}
+    for stage in flow.of(config):
+        present = folder.list(keys.stage_folder(stage.name))
+        stages[stage.name] = {"done": len(present), "of": None if names is None else len(names)}
         if names is not None:
-            damaged += [message for _, message in index.scan(config, store, stage, names, save=False)[1]]
-        if files := list(store.list(f"{worker.DAMAGED}/{folder}")):
-            put_away[f"{worker.DAMAGED}/{folder}"] = files
+            damaged += [text for _, text in index.scan(config, folder, stage.name, names, save=False)[1]]
+        if files := list(folder.list(keys.damaged_folder(stage.name))):
+            put_away[keys.damaged_folder(stage.name)] = files
     return {
         "run_dir": config.run_dir,
         "state": "finished" if finished else "unfinished" if started else "not started",
         "stages": stages,
-        "set_aside": manifest.set_aside(store),
+        "set_aside": manifest.set_aside(folder),
         "damaged": damaged,
         "put_away": put_away,
         "rows": finished and finished["rows"],
@@ -44,15 +43,15 @@ def status(config: Config) -> dict[str, Any]:
 
 def show(result: dict[str, Any]) -> None:
     """`status` for people, on standard error."""
-    say(f"{result['run_dir']}: {result['state']}")
+    message(f"{result['run_dir']}: {result['state']}")
     for stage, counts in result["stages"].items():
         total = "?" if counts["of"] is None else counts["of"]
-        say(f"  {stage:10}{counts['done']:>7} of {total} shards")
+        message(f"  {stage:10}{counts['done']:>7} of {total} shards")
     for line in result["set_aside"]:
-        say(f"  set aside: {line}")
+        message(f"  set aside: {line}")
     for line in result["damaged"]:
-        say(f"  damaged: {line}; run again to make it again")
+        message(f"  damaged: {line}; run again to make it again")
     for folder, files in result["put_away"].items():
-        say(f"  found damaged and made again or to be made: {folder}/{{{','.join(files)}}}")
+        message(f"  found damaged and made again or to be made: {folder}/{{{','.join(files)}}}")
     if result["rows"] is not None:
-        say(f"  {result['rows']:,} conversations, {result['target_tokens']:,} supervised tokens")
+        message(f"  {result['rows']:,} conversations, {result['target_tokens']:,} supervised tokens")

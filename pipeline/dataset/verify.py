@@ -16,11 +16,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from stillhouse.pipeline.shards import DamagedError, Store
 
 from stillhouse.pipeline import shards
 from stillhouse.pipeline.export import MANIFEST, in_processes, open_dataset
 from stillhouse.pipeline.report import say
+from stillhouse.pipeline.shards import DamagedError, Store
 from stillhouse.schemas.config import ConfigError
 from stillhouse.schemas.targets import TAIL_FLOOR, decode
 from stillhouse.stages.export import EMPTY_LOGPROB, IGNORE, LAYOUTS, num_id_bits

@@ -1,0 +1,266 @@
+"""Drives a run: from stage to stage, what is missing is made.
+
+Which shards are missing is the whole state of a run: a second run, or a second driver, does what is left.
+"""
+
+import contextlib
+from collections import Counter
+from typing import Any
+
+from stillhouse.pipeline import flow, manifest
+from stillhouse.pipeline.errors import RedoError, RunError
+from stillhouse.pipeline.flow import Stage
+from stillhouse.pipeline.folder import index, keys, partition
+from stillhouse.pipeline.folder import shard as shards
+from stillhouse.pipeline.folder.identity import open_run
+from stillhouse.pipeline.folder.index import ShardSummary
+from stillhouse.pipeline.folder.quarantine import quarantine
+from stillhouse.pipeline.folder.shard import ShardId
+from stillhouse.pipeline.folder.store import Folder
+from stillhouse.pipeline.run.assign import assign_task
+from stillhouse.pipeline.run.commit import write_ledger
+from stillhouse.pipeline.run.partition import ingest_task
+from stillhouse.pipeline.run.pool import Job, Pool
+from stillhouse.pipeline.run.progress import Report
+from stillhouse.pipeline.run.result import ShardResult
+from stillhouse.schemas.config import Config
+
+MAX_DAMAGE = 3
+"""How often one file may be found damaged or gone in a run, being made again each time."""
+
+
+def run(config: Config, report: Report, pool: Pool, *, retry_set_aside: bool = False) -> dict[str, Any]:
+    """Brings a run to its end and returns its manifest (see `pipeline.dataset.manifest`). `pool` is closed.
+
+    Raises `RunError` when a stage drops more than its budget, fails as a whole, or nothing is left.
+    """
+    folder = open_run(config)
+    if retry_set_aside:
+        for stage in flow.of(config):
+            for file in folder.list(keys.set_aside_folder(stage.name)):
+                folder.delete(f"{keys.set_aside_folder(stage.name)}/{file}")
+    driver = _Driver(config, folder, report, pool)
+    if not retry_set_aside:
+        finished = manifest.finished(folder)
+        if finished is not None and not driver.report_lost(finished):
+            return finished
+        if (summaries := driver.only_manifest_is_missing()) is not None:
+            return manifest.write(config, folder, summaries)
+    folder.sweep()
+    try:
+        written = driver.make_all()
+    except BaseException as error:
+        pool.close(error)
+        raise
+    pool.close()
+    return written
+
+
+class _Driver:
+    """One call of `run`."""
+
+    def __init__(self, config: Config, folder: Folder, report: Report, pool: Pool) -> None:
+        self._config, self._folder, self._report, self._pool = config, folder, report, pool
+        self._stages = flow.of(config)
+        self._num_damaged = Counter[str]()
+
+    # -----------------------------------------------------------------------------------------------------------------
+    # What may be there already
+
+    def report_lost(self, finished: dict[str, Any]) -> bool:
+        """Whether published files are gone or have another size than the manifest says; the latter are put away. (Their
+        bytes are not read: that is `verify`'s.)"""
+        sizes = self._folder.list(keys.stage_folder(keys.PUBLISH))
+        messages, lost = [], []
+        for file in finished["files"]:
+            key = f"dataset/{file['file']}"
+            size = sizes.get(keys.name(key))
+            if size == file["bytes"]:
+                continue
+            lost.append(key)
+            if size is None:
+                messages.append(f"{self._folder.path(key)}: is gone; it is made again")
+                continue
+            expected = ShardId(keys.PUBLISH, keys.published_shard(key), finished["config_hash"])
+            what = quarantine(self._folder, key, expected)
+            messages.append(f"{self._folder.path(key)}: has {size} bytes, not {file['bytes']}; {what}")
+        if lost:
+            self._report.trouble("; ".join(messages))
+        return bool(lost)
+
+    def only_manifest_is_missing(self) -> dict[str, dict[str, ShardSummary]] | None:
+        """Summaries of every stage, if only the manifest is missing: from one listing, of the published files. None
+        otherwise.
+
+        When these are as the index has them, nothing before them is needed but its counts, and those are in the
+        indices; which belong together when each shard after generate was made from the one before.
+        """
+        try:
+            names = partition.read(self._folder)
+        except FileNotFoundError:
+            return None
+        summaries = {stage.name: index.load(self._folder, stage.name) for stage in self._stages}
+        if any(of_stage.keys() != set(names) for of_stage in summaries.values()):
+            return None
+        for stage in self._stages:
+            before = summaries[self._before(stage)] if stage.follows_answers else {}
+            if before and any(s.source_sha256 != before[name].sha256 for name, s in summaries[stage.name].items()):
+                return None
+        published = self._folder.entries(keys.stage_folder(keys.PUBLISH))
+        for name, summary in summaries[keys.PUBLISH].items():
+            file = keys.name(keys.stage_shard(keys.PUBLISH, name, len(names)))
+            if file not in published or summary.version != published[file].version:
+                return None
+        for stage in self._stages:
+            self._check_budget(stage.name, summaries[stage.name])
+        return summaries
+
+    # -----------------------------------------------------------------------------------------------------------------
+    # Making what is missing
+
+    def make_all(self) -> dict[str, Any]:
+        """Makes all that is missing, again where something turns out damaged, and writes the manifest."""
+        while True:
+            try:
+                return manifest.write(self._config, self._folder, self._all_stages())
+            except RedoError as error:
+                if str(error):
+                    self._report.trouble(str(error))
+                    self._count_damage(error.keys)
+
+    def _all_stages(self) -> dict[str, dict[str, ShardSummary]]:
+        """Makes all that is missing, stage after stage, and returns what each stage's shards say of themselves.
+
+        Raises `RedoError`, empty when all has been reported, when a stage that is over has to make something again.
+        """
+        names = self._ingest()
+        summaries = {"ingest": self._finish_stage("ingest", names)}
+        for stage in self._stages[1:]:
+            before = summaries[self._before(stage)]
+            self._drop_stale(stage, names, before)
+            ready = {name: before[name] for name in names if name in before}
+            if stage.assign is not None and self._missing(stage.name, "transform", [*ready], len(names)):
+                self._view(stage, ready, len(names))
+            self._map(stage, "transform", ready, len(names))
+            summaries[stage.name] = self._finish_stage(stage.name, names)
+        return summaries
+
+    def _before(self, stage: Stage) -> str:
+        return flow.previous(self._config, stage.name)
+
+    def _ingest(self) -> list[str]:
+        """Reads the source, unless all of its shards are there. Returns their names."""
+        with contextlib.suppress(FileNotFoundError):
+            names = partition.read(self._folder)
+            if self._folder.names("ingest") == set(names):
+                self._report.begin("ingest", 0)
+                return names
+        self._report.begin("ingest", None)
+        for result in self._pool.run_task(self._config, "ingest", ingest_task):
+            self._accept("ingest", result)
+        return partition.read(self._folder)
+
+    def _view(self, stage: Stage, ready: dict[str, ShardSummary], num_shards: int) -> None:
+        """Makes what a stage needs to see the whole data set: a sketch of each shard, then their assignments."""
+        for result in self._map(stage, "sketch", ready, num_shards):
+            if result.outcome == "set_aside":
+                raise RunError(f"{stage.name}: the view of the whole data set cannot be made; {result.message}")
+        assigned = self._folder.names(keys.assignments(stage.name))
+        if set(ready) <= assigned:
+            return
+        self._report.begin(f"{stage.name}: assign", None)
+        digests = {name: summary.sha256 for name, summary in ready.items()}
+        for result in self._pool.run_task(self._config, stage.name, assign_task, stage.name, [*ready], digests):
+            if result.outcome == "fatal":
+                raise RunError(result.message)
+            raise RedoError(result.message, result.damaged)
+
+    def _map(self, stage: Stage, step: str, ready: dict[str, ShardSummary], num_shards: int) -> list[ShardResult]:
+        """Runs one step over the shards that miss its result. Returns what was done now.
+
+        Raises `RedoError`, after all others are done, when something that shards are made from has to be made again.
+        """
+        todo = self._missing(stage.name, step, [*ready], num_shards)
+        if todo:
+            files = self._folder.names(keys.set_aside_folder(stage.name))
+            set_aside = {keys.set_aside_shard(file) for file in files}
+            todo = [shard for shard in todo if shard not in set_aside]
+        label = f"{stage.name}: sketch" if step == "sketch" else stage.name
+        samples = self._config.sampling.n
+        num_answers = sum(ready[name].rows_out for name in todo) * samples if stage.is_async else None
+        self._report.begin(label, len(todo), num_answers)
+        if not todo:
+            return []
+        job = Job(self._config, stage.name, step, num_shards, is_async=stage.is_async and step == "transform")
+        results = []
+        with contextlib.closing(self._pool.map_shards(job, todo, self._report.activity)) as made:  # type: ignore[type-var]
+            for result in made:
+                self._accept(label, result)
+                results.append(result)
+        if any(result.outcome == "redo" for result in results):
+            raise RedoError
+        return results
+
+    def _accept(self, label: str, result: ShardResult) -> None:
+        """Reports a result. Raises `RunError` when the run cannot go on after it."""
+        if result.outcome == "fatal":
+            raise RunError(result.message)
+        self._report.result(label, result)
+        self._count_damage(result.damaged)
+
+    def _count_damage(self, damaged: tuple[str, ...]) -> None:
+        """Raises `RunError` when the same file is found damaged again and again."""
+        for key in damaged:
+            self._num_damaged[key] += 1
+            if self._num_damaged[key] == MAX_DAMAGE:
+                raise RunError(
+                    f"{self._folder.path(key)}: is damaged or gone {MAX_DAMAGE} times, each time it is made; check the "
+                    "disk and who else writes there, then run again"
+                )
+
+    def _missing(self, stage: str, step: str, names: list[str], num_shards: int) -> list[str]:
+        """The shards of `names` that miss the result of a step."""
+        if step == "sketch":
+            present = self._folder.names(keys.sketches(stage))
+            return [name for name in names if name not in present]
+        present = self._folder.names(keys.stage_folder(stage))
+        return [name for name in names if keys.name(keys.stage_shard(stage, name, num_shards)) not in present]
+
+    def _drop_stale(self, stage: Stage, names: list[str], before: dict[str, ShardSummary]) -> None:
+        """Deletes shards of a stage that were made from other answers than there are now."""
+        if not stage.follows_answers:
+            return
+        for name, summary in index.read(self._config, self._folder, stage.name, names).items():
+            if name in before and summary.source_sha256 != before[name].sha256:
+                self._folder.delete(keys.ledger_shard(stage.name, name))
+                self._folder.delete(keys.stage_shard(stage.name, name, len(names)))
+
+    def _finish_stage(self, stage: str, names: list[str]) -> dict[str, ShardSummary]:
+        """Completes the view of the ledger, where a writer was killed between a shard and it. Returns what the shards
+        say.
+
+        Raises `RunError` when `stage` dropped more than its `max_dropped_fraction`; `RedoError` as `index.read` does.
+        """
+        summaries = index.read(self._config, self._folder, stage, names)
+        if stage == keys.PUBLISH:  # which drops nothing
+            return summaries
+        viewed = self._folder.names(keys.ledger(stage))
+        for name in summaries:
+            if name not in viewed:
+                write_ledger(self._folder, shards.read_info(self._folder, keys.stage_shard(stage, name, len(names))))
+        self._check_budget(stage, summaries)
+        return summaries
+
+    def _check_budget(self, stage: str, summaries: dict[str, ShardSummary]) -> None:
+        """Raises `RunError` when `stage` dropped more than its `max_dropped_fraction`."""
+        rows_in, dropped = index.stage_counts(summaries)
+        total = sum(dropped.values())
+        budget = getattr(getattr(self._config, stage), "max_dropped_fraction", 1.0)
+        if rows_in and total > budget * rows_in:
+            by_count = sorted(dropped.items(), key=lambda item: -item[1])
+            reasons = ", ".join(f"{reason} {count}" for reason, count in by_count)
+            raise RunError(
+                f"{stage}: dropped {total} of {rows_in} rows ({reasons}), more than {stage}.max_dropped_fraction "
+                f"{budget}; look into {self._folder.path(keys.ledger(stage))}, then raise the budget or change the "
+                "stage"
+            )

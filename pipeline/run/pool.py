@@ -1,0 +1,291 @@
+"""Who does the work of a step: a pool of workers, here of processes on this machine. `ray_pool` is its peer."""
+
+import asyncio
+import contextlib
+import logging
+import multiprocessing
+import multiprocessing.connection
+import os
+import secrets
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from glob import glob
+from typing import Any, Protocol
+
+from stillhouse.pipeline.errors import RunError, safe_message
+from stillhouse.pipeline.run.result import Activity, ShardResult
+from stillhouse.pipeline.run.worker import Worker
+from stillhouse.schemas.config import Config, WorkersConfig
+
+CLOSE_TIMEOUT_S = 60.0
+"""What a worker gets to end its engine before it is killed; after an error or an interrupt, a sixth of it."""
+ACTIVITY_EVERY_S = 1.0
+"""How often a worker says what it is doing."""
+
+Task = Callable[..., Iterator[ShardResult]]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One step of a stage, for all of its workers."""
+
+    config: Config
+    stage: str
+    step: str
+    num_shards: int
+    """Of the run, not of this job."""
+    is_async: bool
+    run_id: str = field(default_factory=lambda: secrets.token_hex(6))
+
+    @property
+    def resources(self) -> WorkersConfig:
+        workers: WorkersConfig = getattr(self.config.resources, self.stage)
+        return workers
+
+    @property
+    def shards_in_flight(self) -> int:
+        """Shards that a worker holds at once."""
+        return self.resources.shards_in_flight if self.is_async else 1
+
+    def build(self) -> Worker:
+        return Worker(self.config, self.stage, self.step, self.run_id, self.num_shards)
+
+
+class Pool(Protocol):
+    """Workers somewhere. Nothing is started before the first call, because a finished run needs none."""
+
+    def map_shards(
+        self, job: Job, shards: Sequence[str], on_activity: Callable[[Activity], None]
+    ) -> Iterator[ShardResult]:
+        """The result of each shard, as it is ready. A worker that dies is replaced, and what it held is done again."""
+        ...
+
+    def run_task(self, config: Config, stage: str, task: Task, *arguments: Any) -> Iterator[ShardResult]:
+        """What `task` yields, called with the configuration and `arguments`. Raises `RunError` when it fails."""
+        ...
+
+    def close(self, error: BaseException | None = None) -> None:
+        """Ends all that was started; `error` is what ended the run."""
+        ...
+
+
+class LocalPool:
+    """Processes of this machine. They are forked from a clean server process, which has imported the worker once.
+
+    Each talks to this process over a pipe. One that dies (an engine that takes all memory, a poison row) is replaced,
+    as often as the attempts that are counted in the run folder allow. Ends with this process, however that ends.
+    """
+
+    def __init__(self) -> None:
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload(["stillhouse.pipeline.run.pool"])
+        self._workers: list[_Process] = []
+
+    def map_shards(
+        self, job: Job, shards: Sequence[str], on_activity: Callable[[Activity], None]
+    ) -> Iterator[ShardResult]:
+        todo, num_left = deque(shards), len(shards)
+        gpus = _gpus(job.resources.num_gpus)
+        places = deque(range(_num_workers(job, len(shards), gpus)))
+        while num_left:
+            while places and len(self._workers) * job.shards_in_flight < num_left:
+                place = places.popleft()
+                self._workers.append(_Process(self._context, job, place, _share(gpus, place, job.resources.num_gpus)))
+            for worker in self._workers:
+                while todo and len(worker.shards) < job.shards_in_flight:
+                    worker.give(todo.popleft())
+            for worker in _ready(self._workers):
+                for message in worker.messages():
+                    if isinstance(message, Activity):
+                        on_activity(message)
+                        continue
+                    worker.shards.discard(message.shard)
+                    num_left -= 1
+                    yield message
+                if worker.is_dead:
+                    self._workers.remove(worker)
+                    todo.extendleft(sorted(worker.shards, reverse=True))
+                    places.append(worker.place)
+        self._end_workers(CLOSE_TIMEOUT_S)
+
+    def run_task(self, config: Config, stage: str, task: Task, *arguments: Any) -> Iterator[ShardResult]:
+        try:
+            yield from task(config, *arguments)
+        except Exception as error:  # of any kind: only what is safe to show goes on
+            raise RunError(safe_message(error)) from None
+
+    def close(self, error: BaseException | None = None) -> None:
+        self._end_workers(CLOSE_TIMEOUT_S if error is None else CLOSE_TIMEOUT_S / 6)
+
+    def _end_workers(self, timeout_s: float) -> None:
+        workers, self._workers = self._workers, []
+        for worker in workers:
+            worker.ask_to_end()
+        until = time.monotonic() + timeout_s
+        for worker in workers:
+            worker.end(max(0.0, until - time.monotonic()))
+
+
+class _Process:
+    """A worker's process, as the driver sees it."""
+
+    def __init__(self, context: Any, job: Job, place: int, gpus: str | None) -> None:
+        self.place = place
+        self.shards: set[str] = set()
+        """Given to it and not yet done."""
+        self.is_dead = False
+        self.pipe, theirs = context.Pipe()
+        environment = dict(os.environ) | ({} if gpus is None else {"CUDA_VISIBLE_DEVICES": gpus})
+        # Not a daemon: those may have no children, and an engine is a tree of processes.
+        self._process = context.Process(target=_serve, args=(theirs, job, f"local-{place}", environment))
+        self._process.start()
+        theirs.close()
+
+    def give(self, shard: str) -> None:
+        self.shards.add(shard)
+        with contextlib.suppress(OSError):  # it died, which `messages` finds
+            self.pipe.send(shard)
+
+    def messages(self) -> Iterator[ShardResult | Activity]:
+        """What it has said since."""
+        try:
+            while self.pipe.poll():
+                kind, values = self.pipe.recv()
+                yield Activity(**values) if kind == "activity" else ShardResult.from_json(values)
+        except (EOFError, OSError):
+            self.is_dead = True
+
+    def ask_to_end(self) -> None:
+        with contextlib.suppress(OSError):
+            self.pipe.send(None)
+
+    def end(self, timeout_s: float) -> None:
+        self._process.join(timeout_s)
+        for stop in (self._process.terminate, self._process.kill):
+            if self._process.is_alive():
+                stop()
+                self._process.join(5)
+        self.pipe.close()
+
+
+def _ready(workers: list[_Process]) -> list[_Process]:
+    """Workers that have said something, or died; waits for the first."""
+    ready = multiprocessing.connection.wait([worker.pipe for worker in workers])
+    return [worker for worker in workers if worker.pipe in ready]
+
+
+def _num_workers(job: Job, num_shards: int, gpus: list[str]) -> int:
+    """How many workers this machine has room for, one at least."""
+    resources = job.resources
+    fit = int((os.cpu_count() or 1) / resources.num_cpus) if resources.num_cpus else num_shards
+    if resources.num_gpus:
+        if len(gpus) < resources.num_gpus:
+            raise RunError(
+                f"resources.{job.stage}.num_gpus: {resources.num_gpus:g} for each worker, and this machine has "
+                f"{len(gpus)}; lower it, or run on a cluster that has them (without --local)"
+            )
+        fit = min(fit, int(len(gpus) / resources.num_gpus)) or 1
+    return max(1, min(resources.max_workers, num_shards, fit))
+
+
+def _gpus(num_gpus: float) -> list[str]:
+    """Names of the GPUs that this process may use."""
+    if not num_gpus:
+        return []
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return [name for name in visible.split(",") if name]
+    return [str(n) for n in range(len(glob("/dev/nvidia[0-9]*")))]
+
+
+def _share(gpus: list[str], place: int, num_gpus: float) -> str | None:
+    """The `CUDA_VISIBLE_DEVICES` of the worker at a place; workers that ask for less than one GPU share one."""
+    if not gpus:
+        return None
+    first = int(place * num_gpus)
+    return ",".join(gpus[first : first + max(1, int(num_gpus))])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# In the worker's process
+
+
+def _serve(pipe: Any, job: Job, name: str, environment: dict[str, str]) -> None:
+    """Does shards whose names come over the pipe, until None comes or the driver is gone."""
+    # Ctrl-C reaches every process of a terminal; the driver says when to end.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.environ.clear()
+    os.environ.update(environment)  # the server's is that of when it was started
+    logging.basicConfig(level=logging.WARNING)
+    lock = threading.Lock()
+
+    def send(kind: str, values: dict[str, Any]) -> None:
+        with lock, contextlib.suppress(OSError):  # the driver is gone, and so is this process in a moment
+            pipe.send((kind, values))
+
+    asyncio.run(_work(pipe, job, name, send))
+
+
+async def _work(pipe: Any, job: Job, name: str, send: Callable[[str, dict[str, Any]], None]) -> None:
+    loop = asyncio.get_running_loop()
+    names: asyncio.Queue[str | None] = asyncio.Queue()
+
+    def receive() -> None:
+        try:
+            while (shard := pipe.recv()) is not None:
+                loop.call_soon_threadsafe(names.put_nowait, shard)
+            loop.call_soon_threadsafe(names.put_nowait, None)
+        except (EOFError, OSError):
+            os._exit(1)
+
+    threading.Thread(target=receive, daemon=True).start()
+    with reporting(job, name, lambda activity: send("activity", activity.__dict__)) as reporter:
+        failure = None
+        try:
+            reporter.worker = job.build()
+        except Exception as error:
+            failure = ShardResult(job.stage, "", 0.0, "fatal", safe_message(error))
+            logging.getLogger("stillhouse").error("%s: a worker cannot start: %s", job.stage, failure.message)
+
+        async def process(shard: str) -> None:
+            assert reporter.worker is not None
+            send("result", (await reporter.worker.process(shard)).to_json())
+
+        running = set()
+        while (shard := await names.get()) is not None:
+            if failure is not None:
+                send("result", failure.to_json())
+                continue
+            running.add(task := asyncio.create_task(process(shard)))
+            task.add_done_callback(running.discard)
+    if reporter.worker is not None:
+        await asyncio.to_thread(reporter.worker.close)
+
+
+class Reporter:
+    """What `reporting` asks; `worker` is None while it starts."""
+
+    worker: Worker | None = None
+
+
+@contextlib.contextmanager
+def reporting(job: Job, name: str, tell: Callable[[Activity], None]) -> Iterator[Reporter]:
+    """Has a thread tell every `ACTIVITY_EVERY_S` what a worker is doing."""
+    reporter, ended = Reporter(), threading.Event()
+
+    def report() -> None:
+        while not ended.wait(ACTIVITY_EVERY_S):
+            worker = reporter.worker
+            tell(Activity(name, job.stage, job.step, is_starting=True) if worker is None else worker.activity(name))
+
+    thread = threading.Thread(target=report, daemon=True)
+    thread.start()
+    try:
+        yield reporter
+    finally:
+        ended.set()
+        thread.join()

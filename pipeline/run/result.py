@@ -1,0 +1,69 @@
+"""What a worker reports: how a shard went, and meanwhile what it is doing."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from stillhouse.pipeline.folder.shard import ShardInfo
+
+Outcome = Literal["written", "others", "set_aside", "redo", "fatal"]
+"""`written`: the shard exists now. `others`: another run wrote it while this one was about to. `set_aside`: it failed
+too often. `redo`: something that it is made from has to be made again first. `fatal`: no shard can be made, because the
+storage fails or the worker cannot start. Nothing was written for the last three."""
+
+
+@dataclass(frozen=True)
+class ShardResult:
+    """How one shard went: a row for the progress report, not for the data."""
+
+    stage: str
+    shard: str
+    seconds: float
+    outcome: Outcome = "written"
+    message: str = ""
+    """Why, unless it was written."""
+    rows_in: int = 0
+    rows_out: int = 0
+    dropped: dict[str, int] = field(default_factory=dict)
+    num_target_tokens: int = 0
+    damaged: tuple[str, ...] = ()
+    """Keys of the files that have to be made again."""
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "ShardResult":
+        return cls(**{**values, "damaged": tuple(values["damaged"])})
+
+
+def of_info(info: ShardInfo, seconds: float, outcome: Outcome = "written") -> ShardResult:
+    """The result of a shard that exists, from what it says of itself."""
+    return ShardResult(
+        info.stage,
+        info.shard,
+        seconds,
+        outcome,
+        rows_in=info.rows_in,
+        rows_out=info.rows_out,
+        dropped=info.dropped,
+        num_target_tokens=info.num_target_tokens,
+    )
+
+
+@dataclass(frozen=True)
+class Activity:
+    """What a worker is doing at this moment."""
+
+    worker: str
+    stage: str
+    step: str
+    is_starting: bool
+    """It loads its model."""
+    num_shards: int = 0
+    """Shards under way."""
+    num_done: int = 0
+    """Answers that are finished, of the shards under way."""
+    num_under_way: int = 0
+    """Answers being written."""
+    num_tokens: int = 0
+    """Tokens written since the worker started."""
