@@ -65,7 +65,7 @@ def make_config(top_k: int, max_tokens: int, max_model_len: int, method: str = "
 
 def first_turns(chat: Any, count: int, max_prompt_tokens: int) -> list[str]:
     """First user turns of 8 to `max_prompt_tokens` tokens, in the order of the file."""
-    from stillhouse.stages.chat import TemplateError
+    from stillhouse.stages.teacher import TemplateError
 
     texts: list[str] = []
     for conversation in pq.read_table(DATA / "conversations.parquet", columns=["conversation"])["conversation"]:
@@ -97,22 +97,22 @@ def prompts_table(texts: list[str]) -> pa.Table:
 
 def write_exactly(max_tokens: int) -> None:
     """Makes the teacher ignore its end of turn, so that every way does the same work."""
-    from stillhouse.stages import teacher
+    from stillhouse.stages.teacher import engine
 
-    ours = teacher.sampling_params
+    ours = engine.sampling_params
 
     def ignoring_eos(*arguments: Any) -> Any:
         params = ours(*arguments)
         params.ignore_eos, params.stop_token_ids, params.max_tokens = True, [], max_tokens
         return params
 
-    teacher.sampling_params = ignoring_eos  # type: ignore[assignment]
+    engine.sampling_params = ignoring_eos  # type: ignore[assignment]
 
 
 def keeping(config: Config, chat: Any, teacher: Any, **targets: Any) -> Any:
     """The stage with other `targets`, by `teacher`'s engine."""
     from stillhouse.stages.generate import Generate
-    from stillhouse.stages.teacher import num_engine_draws, num_top_k
+    from stillhouse.stages.teacher.draws import num_engine_draws, num_top_k
 
     config = config.model_copy(update={"targets": config.targets.model_copy(update=targets)})
     other = copy.copy(teacher)
@@ -176,8 +176,8 @@ def speed(options: argparse.Namespace) -> dict[str, Any]:
 
     Also by CPU seconds of the engine's worker, which other work on the machine disturbs less than the clock.
     """
-    from stillhouse.stages.chat import load_chat
-    from stillhouse.stages.teacher import VLLMTeacher
+    from stillhouse.stages.teacher.chat import load_chat
+    from stillhouse.stages.teacher.engine import VLLMTeacher
 
     config = make_config(256, options.max_tokens, 1024, "both")  # so that the engine has what it needs for any way
     chat = load_chat(config)
@@ -317,7 +317,7 @@ def lists(options: argparse.Namespace) -> dict[str, Any]:
     from vllm.v1.engine.logprobs import LogprobsProcessor
     from vllm.v1.outputs import LogprobsLists
 
-    from stillhouse.stages.teacher import Rows
+    from stillhouse.stages.teacher.arrays import Rows
 
     found: dict[str, Any] = {}
     for K in (64, 256, 1024):
@@ -442,7 +442,7 @@ class Replayed:
         return token_ids, kept
 
     async def answer(self, prompt_ids: Any, request_id: str, seed: int, max_tokens: int) -> Any:
-        from stillhouse.stages.teacher import to_answer
+        from stillhouse.stages.teacher.arrays import to_answer
 
         token_ids, rows = await self.held(max_tokens)
         return to_answer(token_ids, rows, self._top_k, "length")
@@ -457,9 +457,9 @@ def memory_of(way: str, max_tokens: int) -> dict[str, Any]:
     from vllm.v1.engine.logprobs import LogprobsProcessor
 
     from stillhouse.pipeline import shards
-    from stillhouse.stages.chat import load_chat
     from stillhouse.stages.generate import Generate
-    from stillhouse.stages.teacher import Rows
+    from stillhouse.stages.teacher.arrays import Rows
+    from stillhouse.stages.teacher.chat import load_chat
 
     K = 256
     config = make_config(K, max_tokens, max_tokens + 256)

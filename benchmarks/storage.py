@@ -49,8 +49,8 @@ def collect(name: str, num_prompts: int, max_tokens: int) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from benchmarks.generation import first_turns
-    from stillhouse.stages.chat import Chat
-    from stillhouse.stages.teacher import VLLMTeacher
+    from stillhouse.stages.teacher.chat import Chat
+    from stillhouse.stages.teacher.engine import VLLMTeacher
 
     folder = TEACHERS[name]
     tokenizer = AutoTokenizer.from_pretrained(folder)

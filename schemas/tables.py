@@ -52,6 +52,9 @@ def screened(labels: Sequence[str]) -> pa.Schema:
     return DEDUPED.append(pa.field("prompt_scores", scores_type(labels))) if labels else DEDUPED
 
 
+IGNORE_INDEX = -100
+"""The label of a token that the teacher did not write. PyTorch's cross-entropy skips it."""
+
 MESSAGES = pa.list_(pa.struct([pa.field("role", pa.string()), pa.field("content", pa.string())]))
 
 TOP_K = pa.schema(

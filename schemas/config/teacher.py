@@ -64,7 +64,7 @@ class TeacherConfig(Section):
     stall_timeout_s: Annotated[float, Field(gt=0.0), free] = 600.0
     """An engine from which no token has come for so long, while answers are under way, is taken to hang: its process is
     ended, and the attempt counts as failed. Must exceed what reading the longest prompt takes."""
-    backend: str = "stillhouse.stages.teacher:VLLMTeacher"
+    backend: str = "stillhouse.stages.teacher.engine:VLLMTeacher"
     """module:class that implements `stages.teacher.Teacher`."""
 
     @model_validator(mode="after")

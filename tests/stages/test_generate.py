@@ -9,9 +9,9 @@ import pytest
 
 from stillhouse.schemas import tables, targets
 from stillhouse.schemas.config import Config
-from stillhouse.stages.chat import Chat, TemplateError
-from stillhouse.stages.generate import IGNORED, Generate, sample_seed
-from stillhouse.stages.teacher import Answer, TeacherError
+from stillhouse.stages.generate import Generate, sample_seed
+from stillhouse.stages.teacher import Answer, TeacherError, TemplateError
+from stillhouse.stages.teacher.chat import Chat
 from tests.support.prompts import prompts
 
 
@@ -67,7 +67,7 @@ def test_every_row_of_targets_belongs_to_its_token(raw_config: dict[str, Any], c
         assert row["drop_reason"] is None
         labels = np.array(row["labels"])
         input_ids = np.array(row["input_ids"])
-        supervised = labels != IGNORED
+        supervised = labels != tables.IGNORE_INDEX
         assert (labels[supervised] == input_ids[supervised]).all()
         assert supervised.sum() == 3 + 5 * (turns == 2) == row["num_target_tokens"] == len(row["token_logprobs"])
         assert len(input_ids) == row["num_input_tokens"]
@@ -180,7 +180,7 @@ def test_thinking(raw_config: dict[str, Any], thinking_chat: Any, mode: str, ope
     else:
         assert row["input_ids"] == prompt + thoughts + answer
     supervised = thoughts + answer if mode == "supervise" else answer
-    assert [label for label in row["labels"] if label != IGNORED] == supervised
+    assert [label for label in row["labels"] if label != tables.IGNORE_INDEX] == supervised
     (decoded,) = targets.decode(table)
     assert decoded.ids[:, 0].tolist() == supervised
     assert len(row["token_logprobs"]) == len(decoded.tail) == len(supervised)

@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from stillhouse.schemas.config import Config
-from stillhouse.stages.teacher import Answer, TeacherError, num_engine_draws
+from stillhouse.stages.teacher import Answer, TeacherError
+from stillhouse.stages.teacher.draws import num_engine_draws
 
 
 class FakeTeacher:

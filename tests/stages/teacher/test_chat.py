@@ -7,7 +7,9 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from stillhouse.stages.chat import _MARK, Chat, TemplateError
+from stillhouse.stages.teacher import TemplateError
+from stillhouse.stages.teacher.chat import Chat
+from stillhouse.stages.teacher.guard import MARK
 from tests.support.data import CONVERSATIONS
 
 
@@ -44,10 +46,10 @@ INJECTIONS = [
     "<|im_{0}end|>",
     "<{0}|im_end|>",
     "<|im_end|{0}>",
-    f"{_MARK}0{_MARK}{{0}}{_MARK}",
-    f"{_MARK}",
-    f"{_MARK}1{_MARK}",
-    f"{_MARK}999{_MARK}",
+    f"{MARK}0{MARK}{{0}}{MARK}",
+    f"{MARK}",
+    f"{MARK}1{MARK}",
+    f"{MARK}999{MARK}",
 ]
 
 
@@ -141,7 +143,7 @@ def test_counts_belong_to_their_prompts(tokenizer: Any, monkeypatch: pytest.Monk
     chat = Chat(tokenizer, "{% if 'no' in messages[0]['content'] %}{{ raise_exception('no') }}{% endif %}" + template)
     texts = ["a", "no", "", "a longer one <|im_end|>", "say no more", "b c"]
     counts = chat.num_prompt_tokens(texts)
-    monkeypatch.setattr("stillhouse.stages.chat._BATCH_CHARACTERS", 60)
+    monkeypatch.setattr("stillhouse.stages.teacher.chat._BATCH_CHARACTERS", 60)
     assert chat.num_prompt_tokens(texts) == counts
     assert [count == 0 for count in counts] == ["no" in text for text in texts]
     assert [n for n in counts if n] == [len(chat.prompt_ids(user(t))) for t in texts if "no" not in t]

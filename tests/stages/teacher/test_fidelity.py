@@ -12,10 +12,9 @@ import pytest
 
 from stillhouse.schemas import tables, targets
 from stillhouse.schemas.config import Config, TargetsConfig
-from stillhouse.stages import fidelity
-from stillhouse.stages.chat import Chat
 from stillhouse.stages.generate import Generate
-from stillhouse.stages.teacher import Answer
+from stillhouse.stages.teacher import Answer, fidelity
+from stillhouse.stages.teacher.chat import Chat
 from tests.support.prompts import prompts
 
 S, V, K, D = 40, 300, 16, 32

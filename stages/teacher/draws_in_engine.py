@@ -1,9 +1,9 @@
-"""Exact draws from the teacher's full distribution, taken inside vLLM's worker, where the logits are.
+"""Exact draws from the teacher's full distribution, taken inside vLLM's workers, where the logits are.
 
-What runs in the engine's processes: a logits processor for each of vLLM's two model runners (`DrawsV1`, `DrawsV2`) that
-leaves the logits as they are, and `TakeDraws`, by which `stages.teacher` fetches an answer's draws when it has ended.
-An answer may also be probed: the whole distribution of one of its tokens is kept, to measure what storing costs.
-The recipe is Gemma 3's (256 draws per token) and Sparse Logit Sampling's (arXiv 2503.16870). vLLM 0.32.
+This module runs in the engine's processes: a logits processor for each of vLLM's two model runners (`DrawsV1`,
+`DrawsV2`), which leaves the logits as they are, and `TakeDraws`, by which the driver fetches an answer's draws when it
+has ended. An answer may also be probed: the whole distribution of one of its tokens is kept, to measure what storing
+costs. The recipe is Gemma 3's (256 draws per token) and Sparse Logit Sampling's (arXiv 2503.16870). vLLM 0.32.
 
 A draw is a pure function of the request's seed, the token's position and the logits: it does not depend on the batch,
 and a position that the engine computes twice (after preemption, or for a prompt that came in chunks) is overwritten
@@ -14,7 +14,7 @@ Shape legend: R rows of a step (one per sequence), V vocabulary, B blocks of it,
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +22,7 @@ import torch
 from vllm.v1.sample.logits_processor import LogitsProcessor as LogitsProcessorV1
 from vllm.v1.worker.gpu.sample.logits_processor import LogitsProcessor as LogitsProcessorV2
 
-from stillhouse.stages.teacher import REQUEST
+from stillhouse.stages.teacher.draws import REQUEST, Request
 
 if TYPE_CHECKING:
     from vllm.v1.sample.logits_processor import BatchUpdate
@@ -39,8 +39,8 @@ _GAMMA, _MIX_1, _MIX_2 = 0x9E3779B97F4A7C15 - 2**64, 0xBF58476D1CE4E5B9 - 2**64,
 
 
 def uniforms(seeds_R: torch.Tensor, positions_R: torch.Tensor, count: int) -> torch.Tensor:
-    """[R, count] float32 in [0, 1), multiples of 2^-24: number j of row r depends on its seed, its position and j only
-    (`seeds_R`, `positions_R` int64; count up to 2^20)."""
+    """Random numbers [R, count], float32 in [0, 1), multiples of 2^-24. Number j of row r depends on its seed, its
+    position and j only (`seeds_R`, `positions_R` int64; count up to 2^20)."""
     counter = (positions_R[:, None] << 20) + torch.arange(1, count + 1, device=seeds_R.device)
     x = seeds_R[:, None] + counter * _GAMMA
     x = (x ^ _shifted(x, 30)) * _MIX_1
@@ -54,11 +54,11 @@ def _shifted(x: torch.Tensor, bits: int) -> torch.Tensor:
 
 
 def draw(logits_RV: torch.Tensor, seeds_R: torch.Tensor, positions_R: torch.Tensor, num_draws: int) -> torch.Tensor:
-    """[R, D] int32: `num_draws` independent draws, with replacement, from softmax(logits) of each row.
+    """`num_draws` independent draws [R, D] int32, with replacement, from softmax(logits) of each row.
 
-    First a block of the vocabulary by its mass, then a token within it, each with a random number of its own, so that
-    a token's probability is right to float32's relative precision also where the mass before it is large. What a
-    softmax in float32 calls less than 2^-24 of the whole is not resolved.
+    A block of the vocabulary is drawn by its mass, then a token within it, each with a random number of its own: so a
+    token's probability is right to float32's relative precision even where the mass before it is large. Probabilities
+    below 2^-24 are not resolved, as in any softmax in float32.
     """
     R, V = logits_RV.shape
     step = max(1, CHUNK_VALUES // V)
@@ -79,20 +79,11 @@ def draw(logits_RV: torch.Tensor, seeds_R: torch.Tensor, positions_R: torch.Tens
 
 
 def _picked(cumulative: torch.Tensor, random: torch.Tensor) -> torch.Tensor:
-    """First index along the last dimension whose cumulative mass exceeds `random` times the whole: never one of no
-    mass, whatever the rounding."""
+    """The first index along the last dimension whose cumulative mass exceeds `random` times the whole. Rounding never
+    makes it one without mass."""
     whole = cumulative[..., -1:]
     target = torch.minimum(random * whole, torch.nextafter(whole, torch.zeros_like(whole)))
     return torch.searchsorted(cumulative, target.contiguous(), right=True)
-
-
-class Request(NamedTuple):
-    """What `stages.teacher` asks for one answer."""
-
-    name: str
-    seed: int
-    probed: int  # number of the token to probe, -1 for none
-    num_draws: int  # 0: only probed
 
 
 @dataclass
@@ -100,12 +91,12 @@ class Step:
     """What one step drew, still on the device."""
 
     draws: torch.Tensor  # [R, D]
-    requests: list["Request | None"]  # per row; None: not ours
+    requests: list[Request | None]  # per row; None: not ours
     positions: list[int] | torch.Tensor  # per row: the token's number within the answer; negative: part of the prompt
 
 
-class Store:
-    """Draws and probed distributions of the answers under way in this process."""
+class DrawBuffer:
+    """The draws and probed distributions of the answers under way in this process."""
 
     def __init__(self) -> None:
         self._steps: list[Step] = []
@@ -115,12 +106,12 @@ class Store:
     def add(self, step: Step) -> None:
         self._steps.append(step)
         if len(self._steps) >= STEPS_ON_DEVICE:
-            self._settle()
+            self._copy_to_host()
 
     def add_probe(self, name: str, logits_V: torch.Tensor) -> None:
         self._probes[name] = logits_V.float().cpu().numpy().tobytes()
 
-    def _settle(self) -> None:
+    def _copy_to_host(self) -> None:
         for step in self._steps:
             draws = step.draws.cpu().numpy()
             positions = step.positions.tolist() if isinstance(step.positions, torch.Tensor) else step.positions
@@ -131,8 +122,8 @@ class Store:
 
     def take(self, name: str) -> tuple[bytes, bytes]:
         """An answer's draws, int32 [n, D] with rows of -1 where this process saw none, and the logits of its probed
-        token, float32 [V], both as bytes and empty where there are none. Then they are forgotten."""
-        self._settle()
+        token, float32 [V]; both as bytes, empty where there are none. The buffer forgets them."""
+        self._copy_to_host()
         probe, rows = self._probes.pop(name, b""), self._rows.pop(name, {})
         if not rows:
             return b"", probe
@@ -143,15 +134,15 @@ class Store:
         return draws.tobytes(), probe
 
 
-STORE = Store()
+BUFFER = DrawBuffer()
 
 
 class TakeDraws:
     """vLLM's `worker_extension_cls`: its methods become the worker's, for `collective_rpc`."""
 
     def take_draws(self, names: Sequence[str]) -> list[tuple[bytes, bytes]]:
-        """`Store.take` for each of `names`."""
-        return [STORE.take(name) for name in names]
+        """`DrawBuffer.take` for each of `names`."""
+        return [BUFFER.take(name) for name in names]
 
 
 class DrawsV1(LogitsProcessorV1):  # type: ignore[misc]
@@ -201,11 +192,11 @@ class DrawsV1(LogitsProcessorV1):  # type: ignore[misc]
         positions = [len(output_ids) for _, output_ids in self._requests.values()]
         for row, request, position in zip(self._requests, requests, positions, strict=True):
             if position == request.probed:
-                STORE.add_probe(request.name, logits[row])
+                BUFFER.add_probe(request.name, logits[row])
         if num_draws := max(request.num_draws for request in requests):
             mine = logits if self._rows is None else logits[self._rows]
             draws = draw(mine, self._seeds, torch.tensor(positions, device=self._device), num_draws)
-            STORE.add(Step(draws, [*requests], positions))
+            BUFFER.add(Step(draws, [*requests], positions))
         return logits
 
 
@@ -249,11 +240,11 @@ class DrawsV2(LogitsProcessorV2):  # type: ignore[misc]
         num_written = ctx.seq_lens_upper_bound_np - prompt_len.np[ctx.idx_mapping_np]
         for row, request in enumerate(requests):
             if request is not None and num_written[row] == request.probed:
-                STORE.add_probe(request.name, logits[row])
+                BUFFER.add_probe(request.name, logits[row])
         if num_draws := max(request.num_draws for request in mine):
             slots = ctx.expanded_idx_mapping.long()
             # Row r predicts what comes after the token at its position.
             positions = ctx.pos.long() + 1 - prompt_len.gpu[slots].long()
             draws = draw(logits, self._seeds_on_device[slots], positions, num_draws)
-            STORE.add(Step(draws, requests, positions))
+            BUFFER.add(Step(draws, requests, positions))
         return logits

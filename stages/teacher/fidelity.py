@@ -1,6 +1,7 @@
 """What storing a distribution costs: measured against whole distributions at probed tokens, and over all tokens.
 
-Not the teacher's error (bfloat16 and the like), which no stored number can show: `tests/test_alignment.py` has that.
+Not the teacher's own error (bfloat16 and the like), which no stored number can show: tests/slow/test_alignment.py
+measures that.
 
 Shape legend: V vocabulary, K stored targets of a token, S tokens, N targets of all of them.
 """
@@ -12,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from stillhouse.schemas import targets
+from stillhouse.schemas import tables, targets
 from stillhouse.schemas.targets import Draws, TopK
 
 BINS_PER_NAT = 10
@@ -80,7 +81,7 @@ def statistics(table: pa.Table) -> dict[str, Any]:
         if f"{kind}_ids" not in table.column_names:
             continue
         labels = table.column("labels").combine_chunks().flatten().to_numpy()
-        written_S, done, hits = labels[labels != -100], 0, 0
+        written_S, done, hits = labels[labels != tables.IGNORE_INDEX], 0, 0
         entropies, tails = [], []
         for row in targets.decode(table, kind):
             S = len(row.tail)

@@ -1,0 +1,99 @@
+"""The teacher: a language model that continues token ids and tells the distribution behind every token.
+
+This module is the public face: what an answer holds and what a teacher can do. It is cheap to import, because every
+process of vLLM imports it (see `plugin`): no configuration, no engine, no torch.
+
+Shape legend: S tokens written, V vocabulary, K targets kept per token, D draws per token.
+"""
+
+import importlib
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from stillhouse.schemas.config import Config
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the teacher wrote and the distribution behind every token of it.
+
+    Row s of `target_ids` and `target_logprobs` is the distribution that token s was drawn from, before any sampling
+    temperature or penalty. A stop token that ended the answer is the last token.
+    """
+
+    token_ids: npt.NDArray[np.int32]  # [S]
+    target_ids: npt.NDArray[np.int32]  # [S, K], most probable first
+    target_logprobs: npt.NDArray[np.float32]  # [S, K], nats
+    token_logprobs: npt.NDArray[np.float32]  # [S], nats
+    finish_reason: str  # stop | length
+    draws: npt.NDArray[np.int32] | None = None  # [S, D] independent draws from the whole distribution
+    probe: tuple[int, npt.NDArray[np.float32]] | None = None  # a token's number and its whole distribution [V], nats
+
+    def only(self, kept: npt.NDArray[np.bool_]) -> "Answer":
+        """The answer with the tokens that `kept` [S] marks, and what belongs to them."""
+        probe = self.probe
+        if probe is not None:
+            probe = (int(kept[: probe[0]].sum()), probe[1]) if kept[probe[0]] else None
+        return replace(
+            self,
+            token_ids=self.token_ids[kept],
+            target_ids=self.target_ids[kept],
+            target_logprobs=self.target_logprobs[kept],
+            token_logprobs=self.token_logprobs[kept],
+            draws=None if self.draws is None else self.draws[kept],
+            probe=probe,
+        )
+
+
+class TeacherError(RuntimeError):
+    """A teacher that cannot start, or one request that it refuses."""
+
+
+class TemplateError(ValueError):
+    """A template or tokenizer that cannot be used, or that refuses a conversation; the message says why."""
+
+
+class Teacher(Protocol):
+    """Continues prompts; many calls of `answer` run at once."""
+
+    vocab_size: int
+
+    @property
+    def broken(self) -> bool:
+        """Whether it has failed for good, so that no other prompt can be answered either."""
+        ...
+
+    @property
+    def last_token_at(self) -> float:
+        """`time.monotonic()` when the newest token of any answer came; 0 where that is not known."""
+        ...
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of all answers so far, those under way included. A teacher that cannot tell has no such attribute."""
+        ...
+
+    async def answer(self, prompt_ids: npt.NDArray[np.int32], request_id: str, seed: int, max_tokens: int) -> Answer:
+        """The continuation of `prompt_ids` [T]. Raises `TeacherError` when this one prompt cannot be answered."""
+        ...
+
+    def shutdown(self) -> None:
+        """End everything the teacher started."""
+        ...
+
+
+def load_teacher(config: "Config", stop_token_ids: list[int]) -> Teacher:
+    """The teacher named by `teacher.backend`, called with (config, stop_token_ids)."""
+    module, _, name = config.teacher.backend.partition(":")
+    try:
+        backend = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise TeacherError(
+            f"teacher.backend: {config.teacher.backend!r} cannot be imported ({error}); write module:class"
+        ) from None
+    teacher: Teacher = backend(config, stop_token_ids)
+    return teacher

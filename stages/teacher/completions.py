@@ -1,0 +1,111 @@
+"""Conversations as they grow, and the table of completions that they become.
+
+Shape legend: S tokens of an answer.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from stillhouse.schemas import tables, targets
+from stillhouse.schemas.config import TargetsConfig
+from stillhouse.schemas.tables import IGNORE_INDEX
+from stillhouse.stages.teacher import Answer, fidelity
+
+
+@dataclass
+class Sample:
+    """One conversation as it grows: parts to be joined once, at the end."""
+
+    sample_id: str
+    row: int  # of the prompts table
+    input_ids: list[npt.NDArray[np.int32]] = field(default_factory=list)
+    labels: list[npt.NDArray[np.int32]] = field(default_factory=list)
+    top_k: list[targets.TopK] = field(default_factory=list)
+    draws: list[targets.Draws] = field(default_factory=list)
+    probe: dict[str, Any] | None = None
+    token_logprobs: list[npt.NDArray[np.float32]] = field(default_factory=list)
+    finish_reasons: list[str] = field(default_factory=list)
+    messages: list[dict[str, str]] = field(default_factory=list)
+    drop_reason: str | None = None
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(map(len, self.input_ids))
+
+    def add_prompt(self, text: str, ids: npt.NDArray[np.int32]) -> None:
+        self.messages.append({"role": "user", "content": text})
+        self.input_ids.append(ids)
+        self.labels.append(np.full(len(ids), IGNORE_INDEX, dtype=np.int32))
+
+    def add_answer(self, text: str, answer: Answer, supervised: npt.NDArray[np.bool_], settings: TargetsConfig) -> None:
+        """`supervised` [S]: which of the answer's tokens get labels and targets."""
+        self.messages.append({"role": "assistant", "content": text})
+        self.input_ids.append(answer.token_ids)
+        self.labels.append(np.where(supervised, answer.token_ids, IGNORE_INDEX).astype(np.int32))
+        kept = slice(None) if supervised.all() else supervised  # a mask would copy
+        # Encoded here, not at the shard's end: what the engine returned would double what a shard in flight holds.
+        top_k = draws = None
+        if settings.method != "sampled":
+            top_k = targets.encode_top_k(
+                answer.target_ids[kept], answer.target_logprobs[kept], settings.top_p, settings.precision
+            )
+            self.top_k.append(top_k)
+        if settings.method != "top_k":
+            assert answer.draws is not None
+            draws = targets.encode_draws(answer.draws[kept])
+            self.draws.append(draws)
+        if answer.probe is not None and supervised[answer.probe[0]]:
+            number = int(supervised[: answer.probe[0]].sum())
+            found = fidelity.probe(answer.probe[1], top_k, draws, number, settings.precision)
+            self.probe = found | {"token": number + sum(map(len, self.token_logprobs))}
+        self.token_logprobs.append(answer.token_logprobs[kept])
+        self.finish_reasons.append(answer.finish_reason)
+
+
+def completions(prompts: pa.Table, samples: list[Sample], settings: TargetsConfig) -> pa.Table:
+    carried = prompts.take(pa.array([sample.row for sample in samples], type=pa.int64()))
+    columns: dict[str, Any] = {
+        "sample_id": pa.array([s.sample_id for s in samples], type=pa.string()),
+        "messages": pa.array([s.messages for s in samples], type=tables.MESSAGES),
+        "input_ids": _lists([s.input_ids for s in samples], pa.int32()),
+        "labels": _lists([s.labels for s in samples], pa.int32()),
+        "token_logprobs": _lists([s.token_logprobs for s in samples], pa.float32()),
+        "finish_reasons": pa.array([s.finish_reasons for s in samples], type=pa.list_(pa.string())),
+        "num_input_tokens": pa.array([s.num_tokens for s in samples], type=pa.int32()),
+        "num_target_tokens": pa.array([sum(map(len, s.token_logprobs)) for s in samples], type=pa.int32()),
+        "probe": pa.array([s.probe for s in samples], type=tables.PROBE),
+        "num_draws": pa.array([settings.num_draws] * len(samples), type=pa.int32()),
+        "target_precision": pa.array([settings.precision] * len(samples), type=pa.float32()),
+        "drop_reason": pa.array([s.drop_reason for s in samples], type=pa.string()),
+    }
+    for field_ in tables.target_fields(settings):
+        kind, _, name = field_.name.partition("_")
+        if field_.name not in columns:
+            rows = [[getattr(part, name) for part in (s.top_k if kind == "target" else s.draws)] for s in samples]
+            columns[field_.name] = _lists(rows, field_.type.value_type)
+    labels = carried.schema.field("prompt_scores").type.names if "prompt_scores" in carried.column_names else ()
+    schema = tables.marked(tables.completions(labels, settings))
+    return pa.table(
+        [columns[name] if name in columns else carried.column(name) for name in schema.names], schema=schema
+    )
+
+
+def _lists(rows: list[list[npt.NDArray[Any]]], value_type: pa.DataType) -> pa.ListArray:
+    """list<value_type>, one row per inner list of arrays, which are joined.
+
+    Raises ValueError when a shard holds more values than Arrow's 32-bit offsets can count.
+    """
+    lengths = [sum(map(len, row)) for row in rows]
+    offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+    if offsets[-1] >= 2**31:
+        raise ValueError(f"generate: a shard of {offsets[-1]} target values exceeds 2^31; lower ingest.rows_per_shard")
+    parts = [part for row in rows for part in row]
+    values = np.concatenate(parts) if parts else np.empty(0)
+    dtype = value_type.to_pandas_dtype()
+    return pa.ListArray.from_arrays(
+        pa.array(offsets.astype(np.int32)), pa.array(values.astype(dtype, copy=False), type=value_type)
+    )

@@ -1,0 +1,319 @@
+"""The teacher on vLLM: start an engine, ask it, end it without a trace."""
+
+import asyncio
+import atexit
+import contextlib
+import itertools
+import json
+import logging
+import os
+import shutil
+import tempfile
+import time
+import weakref
+from copy import deepcopy
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import ValidationError
+
+from stillhouse.schemas.config import Config, SamplingConfig, is_local_path
+from stillhouse.stages.teacher import Answer, TeacherError
+from stillhouse.stages.teacher.arrays import keep_arrays, to_answer
+from stillhouse.stages.teacher.draws import (
+    REQUEST,
+    Request,
+    num_engine_draws,
+    num_top_k,
+    probed_token,
+    uses_draws,
+    with_draws,
+)
+from stillhouse.stages.teacher.plugin import ENGINE_MARK
+
+SHUTDOWN_TIMEOUT_S = 30.0
+"""What vLLM's processes get to end by themselves; its own default of 5 s kills them on a busy machine."""
+
+DRAWS_IN_ENGINE = "stillhouse.stages.teacher.draws_in_engine"
+"""Imported by the engine's workers, by name: this process need not have torch loaded."""
+
+
+class VLLMTeacher:
+    """vLLM's `AsyncLLM` (0.32), one engine with its processes.
+
+    The log-probabilities stay the NumPy arrays that the engine sent (`arrays.keep_arrays`); on a vLLM of another
+    series they come in vLLM's own flat lists, with a warning. `engine` is the `AsyncLLM`.
+    """
+
+    def __init__(self, config: Config, stop_token_ids: list[int]) -> None:
+        os.environ.update(config.teacher.env)
+        os.environ[ENGINE_MARK] = "1"
+        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+        os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")  # stdout is for results
+        self._sampling = config.sampling
+        self._stop_token_ids = stop_token_ids
+        self._top_k = num_top_k(config.targets)
+        self._num_draws = num_engine_draws(config.targets)
+        self._probe_fraction = config.targets.probe_fraction if uses_draws(config) else 0.0
+        self._names = itertools.count()
+        self._waiting: dict[str, asyncio.Future[list[Any]]] = {}
+        self._fetching: asyncio.Task[None] | None = None
+        self.engine = _start(config)
+        self._end = weakref.finalize(self, _end, self.engine)
+        # At exit `multiprocessing` waits for the engine's processes without a limit, maybe before finalisers run; what
+        # is registered last runs first.
+        self._end.atexit = False
+        self._at_exit = partial(_shutdown, weakref.ref(self))
+        atexit.register(self._at_exit)
+        self.vocab_size = int(self.engine.model_config.get_vocab_size())
+        keep_arrays(self.engine)
+        self._pulse = watch_outputs(self.engine)
+
+    @property
+    def broken(self) -> bool:
+        return bool(self.engine.errored)
+
+    @property
+    def last_token_at(self) -> float:
+        return self._pulse.last_token_at
+
+    @property
+    def num_tokens(self) -> int:
+        return self._pulse.num_tokens
+
+    async def answer(self, prompt_ids: npt.NDArray[np.int32], request_id: str, seed: int, max_tokens: int) -> Answer:
+        from vllm.exceptions import VLLMClientError
+        from vllm.inputs import TokensPrompt
+
+        final = None
+        params = sampling_params(self._sampling, self._top_k, self._stop_token_ids, seed, max_tokens)
+        probed = probed_token(seed, self._probe_fraction, max_tokens)
+        name = str(next(self._names)) if self._num_draws or probed >= 0 else None
+        if name is not None:
+            params.extra_args = {REQUEST: tuple(Request(name, seed, probed, self._num_draws))}
+        try:
+            async for output in self.engine.generate(
+                TokensPrompt(prompt_token_ids=prompt_ids.tolist()), params, request_id
+            ):
+                final = output
+        except VLLMClientError as error:  # vLLM's word for a request it will not take; not a ValueError in 0.32
+            raise TeacherError(f"vLLM refuses a prompt of {len(prompt_ids)} tokens ({type(error).__name__})") from None
+        if final is None:
+            raise TeacherError("vLLM ended a request without an output")
+        completion = final.outputs[0]
+        answer = to_answer(completion.token_ids, completion.logprobs, self._top_k, completion.finish_reason)
+        if name is None:
+            return answer
+        return with_draws(answer, await self._fetched(name), self._num_draws, probed)
+
+    async def _fetched(self, name: str) -> list[Any]:
+        """What the workers kept for the request `name`, one entry per worker. Requests that end together share a call,
+        because a call waits for the engine's step to end."""
+        self._waiting[name] = future = asyncio.get_running_loop().create_future()
+        if self._fetching is None or self._fetching.done():
+            self._fetching = asyncio.create_task(self._fetch())
+        parts: list[Any] = await future
+        return parts
+
+    async def _fetch(self) -> None:
+        while self._waiting:
+            waiting, self._waiting = self._waiting, {}
+            try:
+                by_worker = await self.engine.collective_rpc("take_draws", args=(list(waiting),))
+                for future, parts in zip(waiting.values(), zip(*by_worker, strict=True), strict=True):
+                    if not future.done():
+                        future.set_result(list(parts))
+            except Exception as error:
+                # Of any type: those who wait must hear of it.
+                for future in waiting.values():
+                    if not future.done():
+                        future.set_exception(error)
+
+    def shutdown(self) -> None:
+        self._end()
+        atexit.unregister(self._at_exit)
+
+
+class Pulse:
+    """What an engine has sent so far."""
+
+    last_token_at = 0.0  # time.monotonic(); 0 before the first output
+    num_tokens = 0  # of all answers, those under way included
+
+
+def watch_outputs(engine: Any) -> Pulse:
+    """A `Pulse` that follows what `engine` (an `AsyncLLM`) sends: answers themselves come only when they are done."""
+    pulse, processor = Pulse(), getattr(engine, "output_processor", None)
+    process = getattr(processor, "process_outputs", None)
+    if processor is not None and process is not None:
+
+        def process_outputs(outputs: Any, *arguments: Any, **keywords: Any) -> Any:
+            if outputs:
+                pulse.last_token_at = time.monotonic()
+                # An exception here would end every request of the engine; a count that stands still ends none.
+                with contextlib.suppress(AttributeError, TypeError):
+                    pulse.num_tokens += sum(len(output.new_token_ids) for output in outputs)
+            return process(outputs, *arguments, **keywords)
+
+        processor.process_outputs = process_outputs
+    return pulse
+
+
+class FailureLog(logging.Handler):
+    """Appends each exception that a process of vLLM logs to a file: its type and message, as a line of JSON.
+
+    vLLM's front end only says "Engine core initialization failed"; the reason is in a log record of a process that it
+    started.
+    """
+
+    def __init__(self, path: str) -> None:
+        super().__init__(logging.ERROR)
+        self._path = path
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.exc_info and record.exc_info[1] is not None:
+            # The folder is gone once the engine runs.
+            with contextlib.suppress(FileNotFoundError), open(self._path, "a", encoding="utf-8") as file:
+                file.write(json.dumps(start_failure(record.exc_info[1])) + "\n")
+
+
+def start_failure(error: BaseException) -> str:
+    """Type and message of the error with which a start failed, in one line of at most 500 characters.
+
+    Pydantic's errors hold several messages: the first one counts. Not for later errors of an engine, whose messages
+    can hold text of prompts.
+    """
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        error = first.get("ctx", {}).get("error", ValueError(f"{first['loc']}: {first['msg']}"))
+    line = " ".join(str(error).split()).rstrip(".")
+    return f"{type(error).__name__}: {line if len(line) <= 500 else line[:499] + '…'}"
+
+
+def _start(config: Config) -> Any:
+    """A running `AsyncLLM`. Raises `TeacherError` with vLLM's reason when it cannot start."""
+    model = config.teacher.model
+    if is_local_path(model) and not Path(model).is_dir():
+        raise TeacherError(f"teacher.model: there is no folder {model!r}; write the folder of the teacher's weights")
+    # Not `TemporaryDirectory`: its finaliser, made first, would put vLLM's own behind `multiprocessing`'s wait at exit.
+    folder = tempfile.mkdtemp(prefix="stillhouse-")
+    failures = Path(folder, "failures.jsonl")
+    try:
+        return _start_logged(config, failures)
+    except TeacherError:
+        raise
+    except Exception as error:  # of any type: nothing runs yet that could be in doubt
+        reason = start_failure(error)
+        if failures.exists():
+            # The first process to fail is the cause of what the others say.
+            reason = json.loads(failures.read_text(encoding="utf-8").splitlines()[0])
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    # Outside of `except`, so that no traceback keeps the half-built engine and its processes alive.
+    raise TeacherError(
+        f"teacher: vLLM cannot start {model!r} ({reason}); change the key of `teacher` or of `teacher.engine` or "
+        "`teacher.env` that this is about"
+    )
+
+
+def _start_logged(config: Config, failures: Path) -> Any:
+    """A running `AsyncLLM` whose processes log their exceptions to `failures` too."""
+    from vllm import AsyncEngineArgs
+    from vllm.platforms import current_platform
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    top_k = num_top_k(config.targets)
+    engine = dict(config.teacher.engine)
+    if uses_draws(config):
+        engine["worker_extension_cls"] = f"{DRAWS_IN_ENGINE}.TakeDraws"
+    engine.setdefault("disable_log_stats", True)
+    engine.setdefault("use_tqdm_on_load", False)
+    if current_platform.is_cpu():
+        # vLLM's CPU sampler fails on a seeded request whose prompt was split ("CPU Generator does not use offset").
+        engine.setdefault("enable_chunked_prefill", False)
+        engine.setdefault("max_num_batched_tokens", max(2048, config.teacher.max_model_len))
+    args = AsyncEngineArgs(
+        model=config.teacher.model,
+        revision=config.teacher.revision,
+        dtype=config.teacher.dtype,
+        max_model_len=config.teacher.max_model_len,
+        # vLLM's own word for the whole vocabulary, -1, would return it unsorted and without ids.
+        max_logprobs=top_k,
+        logprobs_mode="raw_logprobs",
+        seed=config.sampling.seed,
+        **engine,
+    )
+    vllm_config = args.create_engine_config()
+    vocab_size = int(vllm_config.model_config.get_vocab_size())
+    if top_k > vocab_size:
+        raise TeacherError(f"targets.top_k: {top_k} exceeds the teacher's vocabulary of {vocab_size}; lower it")
+    if uses_draws(config):
+        runner = "V2" if vllm_config.use_v2_model_runner else "V1"
+        vllm_config.model_config.logits_processors = [f"{DRAWS_IN_ENGINE}:Draws{runner}"]
+    _log_failures(vllm_config, failures)
+    return AsyncLLM.from_vllm_config(vllm_config, disable_log_stats=args.disable_log_stats)
+
+
+def _log_failures(vllm_config: Any, path: Path) -> None:
+    """Add a `FailureLog` to the logging configuration of vLLM's processes, unless the user has one of their own or the
+    processes are Ray's (they may be on machines that do not see `path`)."""
+    from vllm.config.logging import LoggingConfig
+    from vllm.logger import DEFAULT_LOGGING_CONFIG
+
+    mine = vllm_config.logging_config
+    if (
+        mine.pylogging_config_file is not None
+        or mine.formatter != "text"
+        or not mine.configure_logging
+        or vllm_config.parallel_config.distributed_executor_backend not in (None, "mp", "uni")
+    ):
+        return
+    logging_config = deepcopy(DEFAULT_LOGGING_CONFIG)
+    # What vLLM's module holds dates from its import, which may be before our settings.
+    logging_config["handlers"]["vllm"].update(level=mine.log_level, stream=os.environ["VLLM_LOGGING_STREAM"])
+    logging_config["handlers"]["failures"] = {"()": f"{__name__}.FailureLog", "path": str(path)}
+    logging_config["loggers"]["vllm"].update(handlers=["vllm", "failures"], level=mine.log_level)
+    file = path.with_name("logging.json")
+    file.write_text(json.dumps(logging_config), encoding="utf-8")
+    vllm_config.logging_config = LoggingConfig(log_level=mine.log_level, pylogging_config_file=str(file))
+
+
+def _shutdown(teacher: "weakref.ref[VLLMTeacher]") -> None:
+    if (alive := teacher()) is not None:
+        alive.shutdown()
+
+
+def _end(engine: Any) -> None:
+    """End an engine's processes. A function, so that the finaliser that calls it keeps no teacher alive."""
+    engine.shutdown(timeout=SHUTDOWN_TIMEOUT_S)
+    # `AsyncLLM.__del__` shuts down again, and fails when that is at the interpreter's end and its module is gone.
+    engine.shutdown = _nothing
+
+
+def _nothing() -> None:
+    pass
+
+
+def sampling_params(sampling: SamplingConfig, top_k: int, stop_token_ids: list[int], seed: int, max_tokens: int) -> Any:
+    """vLLM's `SamplingParams` for one answer."""
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    return SamplingParams(
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        top_k=sampling.top_k,
+        min_p=sampling.min_p,
+        repetition_penalty=sampling.repetition_penalty,
+        max_tokens=max_tokens,
+        stop_token_ids=sorted({*stop_token_ids, *sampling.stop_token_ids}),
+        seed=seed,
+        logprobs=top_k,
+        flat_logprobs=True,
+        detokenize=False,
+        output_kind=RequestOutputKind.FINAL_ONLY,
+    )
