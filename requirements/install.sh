@@ -2,28 +2,29 @@
 # requirements/install.sh PYTHON ARGUMENTS...: `pip install ARGUMENTS` in the environment of PYTHON.
 #
 # uv comes first, because it takes seconds where pip takes minutes. pip follows when uv cannot be fetched or fails.
-# torch's CPU wheel (2.13.0+cpu) is not on PyPI, but the sources that are configured here may have it. So PyTorch's own
-# index is asked only after they turn out not to have it.
+# torch's CPU wheel (2.13.0+cpu) is not on PyPI, but the sources that are configured here may have it. Only when they
+# do not, that one wheel is downloaded from PyTorch's index.
 # Every error is shown, and the last one decides the exit status.
 set -eu
-torch_index=https://download.pytorch.org/whl/cpu
+torch_index=${TORCH_CPU_INDEX:-https://download.pytorch.org/whl/cpu}
 here=$(dirname "$0")
 python=$1
 shift
-log=$(mktemp)
-trap 'rm -f "$log"' EXIT
+scratch=$(mktemp -d)
+log=$scratch/log
+trap 'rm -rf "$scratch"' EXIT
 trap 'exit 130' INT TERM
-
-say() { echo "install: $*" >&2; }
 
 # uv does not read pip's settings.
 pip_setting() { "$python" -m pip config get "global.$1" 2>/dev/null || true; }
-UV_FIND_LINKS=${UV_FIND_LINKS-$(echo ${PIP_FIND_LINKS-$(pip_setting find-links)} | tr " " ,)}
+PIP_FIND_LINKS=${PIP_FIND_LINKS-$(pip_setting find-links)}
+UV_FIND_LINKS=${UV_FIND_LINKS-$(echo $PIP_FIND_LINKS | tr " " ,)}
 UV_DEFAULT_INDEX=${UV_DEFAULT_INDEX-${PIP_INDEX_URL-$(pip_setting index-url)}}
-export UV_FIND_LINKS UV_DEFAULT_INDEX
+export PIP_FIND_LINKS UV_FIND_LINKS UV_DEFAULT_INDEX
 
 uv() { "$python" -m uv pip install --quiet --python "$python" "$@"; }
 pip() { "$python" -m pip install --quiet "$@"; }
+say() { echo "install: $*" >&2; }
 
 attempt() { # WHAT COMMAND...
     what=$1
@@ -36,7 +37,17 @@ attempt() { # WHAT COMMAND...
 }
 
 torch_is_missing() {
-    grep -Eq '(no version of|No matching distribution found for) torch==|torch==[^ ]+ has no wheels' "$log"
+    grep -Eq '(no version of|No matching distribution found for) torch==[0-9.]+\+cpu|torch==[0-9.]+\+cpu has no wheels' "$log"
+}
+
+# Both tools look into the folder of the wheel from then on.
+torch_comes_from_pytorch() {
+    wheel=$(grep -Eo 'torch==[0-9.]+\+cpu' "$log" | head -n 1)
+    say "the configured sources do not have $wheel for this Python; downloading it from $torch_index"
+    attempt "the download of $wheel" "$python" -m pip download --quiet --no-deps --dest "$scratch" \
+        --index-url "$torch_index" "$wheel" || return
+    PIP_FIND_LINKS="$PIP_FIND_LINKS $scratch"
+    UV_FIND_LINKS="$UV_FIND_LINKS,$scratch"
 }
 
 tools="uv pip"
@@ -45,14 +56,11 @@ tools="uv pip"
 
 for tool in $tools; do
     [ $tool = uv ] || say "pip installs the same versions; this may take minutes"
-    attempt "$tool" $tool "$@" && exit
+    attempt $tool $tool "$@" && exit
     status=$?
-    torch_is_missing || continue
-    say "the configured sources have no CPU build of torch for this Python; asking $torch_index as well"
-    strategy=
-    [ $tool = pip ] || strategy=--index-strategy=unsafe-best-match
-    attempt "$tool with PyTorch's index" $tool "$@" --extra-index-url $torch_index $strategy && exit
+    torch_is_missing && [ -z "${wheel-}" ] && torch_comes_from_pytorch || continue
+    attempt $tool $tool "$@" && exit
     status=$?
 done
-say "$tools: all of them failed, the errors are above; make the same call again once the cause is gone"
+say "not installed; every attempt and its error are above; run the same command again once the cause is gone"
 exit $status
