@@ -16,9 +16,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, TextIO
 
 from stillhouse.schemas.config import Config, ConfigError, load
+from stillhouse.stages.layouts import LAYOUTS
 
-LAYOUTS = ("axolotl", "distillkit", "distillkit-compressed", "verl", "tinker", "openai")
-"""Of `stages.export`, whose imports a command line with a typo does not wait for."""
 Command = Callable[..., tuple[dict[str, Any], int]]
 EXIT_FAILED, EXIT_USAGE, EXIT_SET_ASIDE, EXIT_INTERRUPTED = 1, 2, 3, 130
 
@@ -180,25 +179,29 @@ def _check(config: Config, arguments: argparse.Namespace) -> tuple[dict[str, Any
 
 
 def _export(arguments: argparse.Namespace) -> tuple[dict[str, Any], int]:
-    from stillhouse.pipeline import export
+    from stillhouse.pipeline.console import message
+    from stillhouse.pipeline.dataset.export import default_output, export
+    from stillhouse.pipeline.look.dataset import show_export
 
     kinds: dict[str | None, Any] = {None: None, "top_k": "target", "sampled": "draw"}
-    output = arguments.output or export.default_output(arguments.run, arguments.to)
-    manifest = export.export(
+    output = arguments.output or default_output(arguments.run, arguments.to)
+    manifest = export(
         arguments.run,
         arguments.to,
         output,
         kinds[arguments.targets],
         arguments.max_length,
         arguments.workers,
+        message,
     )
-    export.show(output, manifest)
+    show_export(output, manifest)
     return manifest, 0
 
 
 def _verify(arguments: argparse.Namespace) -> tuple[dict[str, Any], int]:
-    from stillhouse.pipeline import verify
+    from stillhouse.pipeline.dataset.verify import verify
+    from stillhouse.pipeline.look.dataset import show_verify
 
-    result = verify.verify(arguments.folder, arguments.workers)
-    verify.show(result)
+    result = verify(arguments.folder, arguments.workers)
+    show_verify(result)
     return result, 0 if result["ok"] else EXIT_FAILED

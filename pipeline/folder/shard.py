@@ -31,7 +31,6 @@ ROW_GROUP_BYTES = 32 << 20
 SPLIT_COLUMNS = (
     *("target_ids", "target_logprobs", "target_gaps", "target_lengths", "target_tail"),
     *("draw_ids", "draw_counts", "draw_lengths", "token_logprobs"),
-    *("target_token_ids", "token_ids", "top_values", "teacher_ids", "teacher_logprobs", "target_tokens", "weights"),
 )
 """Stored as BYTE_STREAM_SPLIT: high bytes of neighbouring ids and floats resemble each other, low ones do not."""
 

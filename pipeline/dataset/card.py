@@ -1,0 +1,51 @@
+"""The cards of a dataset and of an export: what their users have to know, as Markdown. The text is in `*.md.j2`."""
+
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from stillhouse.schemas.config import Config
+from stillhouse.stages.layouts import Layout
+
+QUANTILES = ("p5", "p25", "p50", "p75", "p95")
+
+_TEMPLATES = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(Path(__file__).parent),
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    keep_trailing_newline=True,
+)
+_TEMPLATES.filters["thousands"] = "{:,}".format
+
+
+def dataset_card(config: Config, manifest: dict[str, Any]) -> str:
+    """The card of a dataset. `datasets` and the hub know the split from the files' names."""
+    return _TEMPLATES.get_template("card.md.j2").render(
+        config=config,
+        manifest=manifest,
+        name=config.teacher.model.rstrip("/").rpartition("/")[2],
+        quantiles=_quantiles(manifest["fidelity"]),
+    )
+
+
+def export_card(manifest: dict[str, Any], layout: Layout) -> str:
+    """The card of an export."""
+    return _TEMPLATES.get_template("export_card.md.j2").render(manifest=manifest, layout=layout)
+
+
+def _quantiles(fidelity: dict[str, Any]) -> dict[str, list[float]]:
+    """The rows of the card's table: what was measured, and its quantiles over tokens."""
+    measured = {"surprisal of the token written": fidelity.get("written_token_surprisal")}
+    for key, name in (("top_k", "top K"), ("draws", "draws")):
+        if key in fidelity:
+            measured[f"mass outside the {name}"] = fidelity[key]["tail_mass"]
+            measured[f"entropy of the {name}"] = fidelity[key]["entropy"]
+    measured |= {
+        "entropy of the teacher": fidelity.get("probed_entropy"),
+        "KL of the top K, tail left out": fidelity.get("probed_kl_top_k"),
+        "KL of the top K, with its tail": fidelity.get("probed_kl_top_k_tail"),
+        "KL of the draws (scatter, not bias)": fidelity.get("probed_kl_draws"),
+    }
+    return {name: [values[quantile] for quantile in QUANTILES] for name, values in measured.items() if values}

@@ -1,0 +1,42 @@
+"""What `export` and `verify` say, for people."""
+
+from typing import Any
+
+from stillhouse.pipeline.console import message
+from stillhouse.pipeline.dataset.verify import MIN_TOKENS
+
+
+def show_export(url: str, manifest: dict[str, Any]) -> None:
+    """What was exported, and what to know before training."""
+    message(
+        f"{manifest['layout']}: {manifest['rows']:,} conversations, {manifest['target_tokens']:,} supervised tokens, "
+        f"{manifest['bytes'] / 1e6:,.1f} MB in {url}"
+    )
+    if manifest["rows_too_long"]:
+        message(
+            f"left out: {manifest['rows_too_long']:,} conversations of more than "
+            f"{manifest['settings']['max_length']:,} tokens (--max-length)"
+        )
+    for note in manifest["notes"]:
+        message(f"note: {note}")
+
+
+def show_verify(result: dict[str, Any]) -> None:
+    """What was checked, and what was found."""
+    message(
+        f"{result['folder']}: {result['layout']}, {result['files']} files, {result['rows']:,} conversations, "
+        f"{result['target_tokens']:,} supervised tokens"
+    )
+    if result["alignment"] != "none":
+        before, own, after = result["probability_before_own_after"]
+        verdict = (
+            f"a row gives its own token a mean probability of {own}, the one before {before}, the one after {after}"
+            if result["alignment_tokens"]
+            else f"not judged, fewer than {MIN_TOKENS} tokens"
+        )
+        message(f"  alignment ({result['alignment']}): {verdict}")
+    for problem in result["problems"]:
+        message(f"  {problem}")
+    if result["num_problems"] > len(result["problems"]):
+        message(f"  and {result['num_problems'] - len(result['problems']):,} more")
+    message("  no problems found" if result["ok"] else f"  {result['num_problems']:,} problems")

@@ -1,0 +1,30 @@
+"""OpenAI's JSON lines: the text alone, for fine-tuning without the teacher's distributions."""
+
+import json
+
+import pyarrow as pa
+
+from stillhouse.stages.layouts import Layout, Settings
+
+
+def convert(table: pa.Table, settings: Settings) -> pa.Table:
+    return table.select(["messages"])
+
+
+def read_line(line: bytes) -> None:
+    """Raises ValueError where a line is no `{"messages": [...]}` that ends with the teacher's words."""
+    try:
+        messages = json.loads(line)["messages"]
+        roles = [message["role"] for message in messages]
+        is_text = all(isinstance(message["content"], str) for message in messages)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"is no object with messages ({type(error).__name__})") from None
+    if not is_text or not roles or roles[-1] != "assistant" or "user" not in roles:
+        raise ValueError("its messages are no conversation that ends with the teacher's words")
+
+
+def notes(settings: Settings, softcap: float | None) -> list[str]:
+    return []
+
+
+LAYOUT = Layout("fine-tuning on text (OpenAI's JSONL)", "text.md", "none", convert, notes, read_line=read_line)
