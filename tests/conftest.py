@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.command import Command
 from tests.support.data import CONVERSATIONS, TEACHER, make_raw_config
 
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
@@ -39,3 +40,21 @@ def tokenizer(weights: Path) -> Any:
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(weights)
+
+
+@pytest.fixture
+def command(tmp_path: Path, raw_config: dict[str, Any]) -> Command:
+    """A run that has not begun, on this machine."""
+    return Command(tmp_path, raw_config, local=True)
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory, weights: Path) -> Command:
+    """One undisturbed run on this machine, shared: tests copy what they change."""
+    folder = tmp_path_factory.mktemp("finished")
+    raw = make_raw_config(folder)
+    raw["sampling"]["n"] = 2
+    raw["ingest"]["turns"] = "all"
+    finished = Command(folder, raw, local=True)
+    finished("run")
+    return finished

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from stillhouse.pipeline import flow, manifest
+from stillhouse.pipeline import flow
+from stillhouse.pipeline.dataset import manifest
 from stillhouse.pipeline.console import message
 from stillhouse.pipeline.folder import index, keys, open_folder, partition
 from stillhouse.schemas.config import Config
@@ -33,7 +34,7 @@ def status(config: Config) -> dict[str, Any]:
         "run_dir": config.run_dir,
         "state": "finished" if finished else "unfinished" if started else "not started",
         "stages": stages,
-        "set_aside": manifest.set_aside(folder),
+        "set_aside": manifest.set_aside(config, folder),
         "damaged": damaged,
         "put_away": put_away,
         "rows": finished and finished["rows"],

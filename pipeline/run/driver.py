@@ -7,7 +7,8 @@ import contextlib
 from collections import Counter
 from typing import Any
 
-from stillhouse.pipeline import flow, manifest
+from stillhouse.pipeline import flow
+from stillhouse.pipeline.dataset import manifest
 from stillhouse.pipeline.errors import RedoError, RunError
 from stillhouse.pipeline.flow import Stage
 from stillhouse.pipeline.folder import index, keys, partition

@@ -64,11 +64,10 @@ class Step:
     def tokens_per_second(self, now: float) -> float:
         while self.deltas and self.deltas[0][0] < now - RATE_OVER_S:
             self.deltas.popleft()
-        if len(self.deltas) < 2:
+        if not self.deltas:
             return 0.0
-        # What the first of them brought was written before it came.
-        seconds = max(now - self.deltas[0][0], 1.0)
-        return sum(delta for _, delta in list(self.deltas)[1:]) / seconds
+        since = self.deltas[0][0]  # what came then was written before
+        return sum(delta for at, delta in self.deltas if at > since) / max(now - since, 1.0)
 
     def text(self, now: float) -> str:
         """What is going on, in one line."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from stillhouse.schemas.config.run import Config
-from stillhouse.schemas.config.section import Section, Free
+from stillhouse.schemas.config.section import Free, Section
 from stillhouse.schemas.config.teacher import FREE_ENGINE_OPTIONS
 
 

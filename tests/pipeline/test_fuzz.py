@@ -24,8 +24,12 @@ import pytest
 import zstandard
 from hypothesis import HealthCheck, configuration, given, seed, settings
 
-from stillhouse.pipeline import index, manifest, runner, shards, worker
-from stillhouse.pipeline.shards import DamagedError, ShardInfo, Store
+from stillhouse.pipeline.dataset import manifest
+from stillhouse.pipeline.errors import DamagedError
+from stillhouse.pipeline.folder import certified, index, keys, open_folder, partition
+from stillhouse.pipeline.folder import shard as shards
+from stillhouse.pipeline.folder.identity import compare_with_folder
+from stillhouse.pipeline.folder.shard import ShardInfo
 from stillhouse.schemas import tables
 from stillhouse.schemas.config import Config, ConfigError, SourceConfig
 from stillhouse.stages.ingest import MAX_ID_CHARACTERS, REASONS, Ingest
@@ -366,7 +370,7 @@ def damage_is_seen(data: bytes, at: Path) -> None:
     originals = {whole: (table, info) for whole, table, info in SHARDS}
 
     def work() -> None:
-        store = Store(str(at))
+        store = open_folder(str(at))
         Path(at, "shard").write_bytes(data)
         for columns in (None, [], ["prompt_id"]):
             try:
@@ -436,25 +440,25 @@ RUN_CONFIG: dict[str, Any] = {
     "sampling": {"max_tokens": 10},
 }
 REAL_STATE = [
-    json.dumps(shards.certified({"num_shards": 3, "num_rows": 30})).encode(),
-    json.dumps(shards.certified(MANIFEST), indent=1).encode(),
+    json.dumps(certified.certified({"num_shards": 3, "num_rows": 30})).encode(),
+    json.dumps(certified.certified(MANIFEST), indent=1).encode(),
     json.dumps({"config_hash": "0" * 64, "deciding": {"sampling.seed": 1}, "config": {}}).encode(),
     SHARDS[0][2].to_json(),
 ]
 
 
 def state_is_right_or_refused(data: bytes, at: Path) -> None:
-    store = Store(str(at / "run"))
+    store = open_folder(str(at / "run"))
     config = Config.model_validate({**RUN_CONFIG, "run_dir": store.url})
-    for key in (worker.PARTITION_KEY, manifest.MANIFEST_KEY, manifest.TEACHER_KEY, runner.RUN_KEY):
+    for key in (keys.PARTITION, keys.MANIFEST, keys.TEACHER, keys.RUN):
         store.put(key, data)
     store.put("state/set_aside/screen/00000.json", data)
     with contextlib.suppress(FileNotFoundError):  # "before that": it is made again
-        assert runner.partition(store) == [f"{n:05d}.parquet" for n in range(3)]
-    found = runner.finished_manifest(store)
-    assert found in (None, MANIFEST) or shards.certified(found)["sha256"].encode() in data
+        assert partition.read(store) == [f"{n:05d}.parquet" for n in range(3)]
+    found = manifest.finished(store)
+    assert found in (None, MANIFEST) or certified.certified(found)["sha256"].encode() in data
     with contextlib.suppress(ConfigError):
-        runner.compare_with_folder(config)
+        compare_with_folder(config)
         raise AssertionError("run.json of another run was taken for this one's")
     assert isinstance(manifest.set_aside(store)[0], str)
     with contextlib.suppress(ValueError, TypeError):

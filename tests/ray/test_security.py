@@ -18,11 +18,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from stillhouse.pipeline import cli, manifest, runner, shards, worker
-from stillhouse.pipeline.shards import DamagedError, Store
+from stillhouse.pipeline import cli, manifest
+from stillhouse.pipeline.errors import DamagedError
+from stillhouse.pipeline.folder import keys, open_folder, partition
+from stillhouse.pipeline.folder import shard as shards
+from stillhouse.pipeline.folder.identity import compare_with_folder
 from stillhouse.schemas.config import Config, ConfigError, SourceConfig, TeacherConfig
-from stillhouse.stages.chat import TemplateError, load_chat
 from stillhouse.stages.sources import SourceError, read_rows
+from stillhouse.stages.teacher import TemplateError
+from stillhouse.stages.teacher.chat import load_chat
 from tests.pipeline.test_fuzz import RUN_CONFIG
 from tests.support.children import in_child
 from tests.support.command import Command
@@ -132,18 +136,18 @@ def test_no_pickle_is_read_from_source_or_run_folder(tmp_path: Path) -> None:
                 except SourceError:
                     continue
                 assert name.split(".")[0][:-1] in ("jsonl", "json", "extension"), f"{name} was not refused"
-            store = Store(str(tmp_path / f"run{payload[1]}"))
-            keys = (worker.PARTITION_KEY, manifest.MANIFEST_KEY, manifest.TEACHER_KEY, runner.RUN_KEY)
-            for key in (*keys, "state/index/screen.json", "screen/00000.parquet", "state/set_aside/screen/00000.json"):
+            store = open_folder(str(tmp_path / f"run{payload[1]}"))
+            state = (keys.PARTITION, keys.MANIFEST, keys.TEACHER, keys.RUN)
+            for key in (*state, "state/index/screen.json", "screen/00000.parquet", "state/set_aside/screen/00000.json"):
                 store.put(key, payload)
             for read in (shards.read, shards.read_info):
                 with pytest.raises(DamagedError):
                     read(store, "screen/00000.parquet")
             with pytest.raises(FileNotFoundError):
-                runner.partition(store)
-            assert runner.finished_manifest(store) is None
+                partition.read(store)
+            assert manifest.finished(store) is None
             with pytest.raises(ConfigError, match="damaged"):
-                runner.compare_with_folder(Config.model_validate({**RUN_CONFIG, "run_dir": store.url}))
+                compare_with_folder(Config.model_validate({**RUN_CONFIG, "run_dir": store.url}))
             manifest.set_aside(store)
             # Even in a shard that is whole.
             shards.decode(shards.encode(pq.read_table(tmp_path / f"extension{protocol}.parquet")), "here")

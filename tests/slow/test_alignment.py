@@ -15,14 +15,13 @@ import pytest
 
 from stillhouse.schemas import targets
 from stillhouse.schemas.config import Config
-from stillhouse.stages.chat import Chat
 from stillhouse.stages.generate import Generate
 from stillhouse.stages.teacher import load_teacher
+from stillhouse.stages.teacher.chat import Chat
 from tests.support.data import CONVERSATIONS, TEACHER
 from tests.support.forward import forward
 from tests.support.prompts import prompts
 
-pytestmark = [pytest.mark.slow, pytest.mark.engine]
 WANTED, ASKED = 50, 230
 
 

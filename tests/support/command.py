@@ -2,11 +2,14 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import yaml
 
 from tests.support.data import ROOT
@@ -15,12 +18,15 @@ from tests.support.data import ROOT
 class Command:
     """`python -m stillhouse COMMAND config.yaml` as a user runs it."""
 
-    def __init__(self, folder: Path, raw: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, raw: dict[str, Any], *, local: bool = False) -> None:
         self.file = folder / "config.yaml"
         self.file.write_text(yaml.safe_dump(raw))
         self.run_dir = Path(raw["run_dir"])
+        self.local = local
 
     def start(self, command: str, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+        if self.local and command == "run":
+            arguments = (*arguments, "--local")
         return subprocess.Popen(
             [sys.executable, "-m", "stillhouse", command, str(self.file), "--json", *arguments],
             cwd=ROOT,
@@ -46,3 +52,24 @@ def contents(folder: Path) -> dict[str, bytes]:
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.relative_to(folder).parts[0] != "state" and path.name != "run.json"
     }
+
+
+def read(folder: Path) -> pa.Table:
+    files = sorted(folder.glob("*.parquet"))
+    return pa.concat_tables([pq.read_table(file).replace_schema_metadata(None) for file in files])
+
+
+def copy_of(finished: Command, folder: Path, *, local: bool = True, **changes: Any) -> Command:
+    """A command on a copy of a finished run, with other values in sections of its configuration."""
+    raw = yaml.safe_load(finished.file.read_text())
+    raw["run_dir"] = str(folder / "run")
+    for key, value in changes.items():
+        raw[key] = {**raw.get(key, {}), **value}
+    shutil.copytree(finished.run_dir, raw["run_dir"])
+    return Command(folder, raw, local=local)
+
+
+def without_answers(command: Command) -> None:
+    """Takes back what a finished run did from generate on."""
+    for folder in ("dataset", "review", "generate", "state/review", "ledger/review", "ledger/generate"):
+        shutil.rmtree(command.run_dir / folder)

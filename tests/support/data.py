@@ -8,6 +8,8 @@ DATA = ROOT / "data/quickstart"
 TEACHER = DATA / "SmolLM2-135M-Instruct"
 CONVERSATIONS = DATA / "conversations.parquet"
 
+STAGES = ("ingest", "dedupe", "screen", "generate", "review", "publish")
+
 
 def make_raw_config(folder: Path) -> dict[str, Any]:
     """A configuration as YAML would give it: real prompts, real tokenizer, the tests' own teacher."""

@@ -1,11 +1,25 @@
 """A transformers forward pass over a row: the oracle for what the engine says of a distribution.
 
-Shape legend: T tokens, V vocabulary, S supervised tokens.
+Shape legend: T tokens, V vocabulary, S supervised tokens, D draws per token.
 """
 
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+from scipy.stats import chisquare
+
+from stillhouse.schemas import targets
+from stillhouse.schemas.tables import IGNORE_INDEX
+from tests.support.data import TEACHER
+
+
+def exact_model() -> Any:
+    """The quick start's teacher in float32."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(TEACHER, dtype=torch.float32).eval()
 
 
 def forward(row: dict[str, Any], model: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -13,7 +27,40 @@ def forward(row: dict[str, Any], model: Any) -> tuple[np.ndarray, np.ndarray]:
     import torch
 
     tokens = np.array(row["input_ids"])
-    supervised = np.flatnonzero(np.array(row["labels"]) != -100)
+    supervised = np.flatnonzero(np.array(row["labels"]) != IGNORE_INDEX)
     with torch.no_grad():
         logits_TV = model(torch.tensor(tokens[None])).logits[0].float()
     return torch.log_softmax(logits_TV[supervised - 1], dim=-1).numpy(), tokens[supervised]
+
+
+def whole_distributions(generated: pa.Table, num_draws: int, limit: int) -> tuple[np.ndarray, np.ndarray]:
+    """The full distributions of the first `limit` tokens by transformers in float32 [S, V], and the counts of their
+    draws."""
+    model = exact_model()
+    p, counts, total = [], [], 0
+    for row, drawn in zip(generated.to_pylist(), targets.decode(generated, "draw"), strict=True):
+        logprobs_SV, _ = forward(row, model)
+        counts_SV = np.zeros(logprobs_SV.shape, dtype=np.int32)
+        kept = drawn.logprobs > -np.inf
+        tokens = np.broadcast_to(np.arange(len(kept))[:, None], kept.shape)[kept]
+        counts_SV[tokens, drawn.ids[kept]] = np.round(np.exp(drawn.logprobs[kept]) * num_draws)
+        assert (counts_SV.sum(axis=1) == num_draws).all()
+        p.append(np.exp(logprobs_SV))
+        counts.append(counts_SV)
+        total += len(logprobs_SV)
+        if total >= limit:
+            break
+    return np.concatenate(p)[:limit], np.concatenate(counts)[:limit]
+
+
+def fit(p_SV: np.ndarray, counts_SV: np.ndarray) -> tuple[float, float]:
+    """p-values of chi-square over all tokens, with the tokens of the vocabulary pooled by rank and by id."""
+    V = p_SV.shape[1]
+    order = np.argsort(-p_SV, axis=1)
+    by_rank, by_id = [], []
+    edges = [0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 1024, 4096, V]
+    for what in (p_SV * counts_SV.sum(axis=1, keepdims=True), counts_SV):
+        ranked = np.take_along_axis(what, order, axis=1).sum(axis=0)
+        by_rank.append(np.add.reduceat(ranked, edges[:-1]))
+        by_id.append(np.bincount(np.arange(V) % 97, weights=what.sum(axis=0)))
+    return tuple(float(chisquare(seen, wanted * seen.sum() / wanted.sum()).pvalue) for wanted, seen in (by_rank, by_id))  # type: ignore[return-value]

@@ -2,8 +2,9 @@
 
 import pyarrow as pa
 
-from stillhouse.pipeline import shards
-from stillhouse.pipeline.shards import ShardInfo, Store
+from stillhouse.pipeline.folder import open_folder
+from stillhouse.pipeline.folder import shard as shards
+from stillhouse.pipeline.folder.shard import ShardInfo
 from stillhouse.schemas import tables
 from stillhouse.schemas.config import Config, config_hash
 
@@ -37,4 +38,4 @@ def numbered(numbers: list[int]) -> pa.Table:
 
 def put_screened(config: Config, name: str, table: pa.Table) -> None:
     info = ShardInfo("screen", name, config_hash(config), table.num_rows, table.num_rows)
-    Store(config.run_dir).put_if_absent(f"screen/{name}", shards.encode(table, info))
+    open_folder(config.run_dir).put_if_absent(f"screen/{name}", shards.encode(table, info))

@@ -22,9 +22,13 @@ import pyarrow.parquet as pq
 import pytest
 from obstore.exceptions import GenericError
 
-from stillhouse.pipeline import export, runner, shards, verify
-from stillhouse.pipeline.shards import DamagedError, ShardInfo, StorageError, Store
-from stillhouse.pipeline.worker import Worker
+from stillhouse.pipeline import export, verify
+from stillhouse.pipeline.errors import DamagedError, StorageError
+from stillhouse.pipeline.folder import Folder, open_folder
+from stillhouse.pipeline.folder import shard as shards
+from stillhouse.pipeline.folder.identity import open_run
+from stillhouse.pipeline.folder.shard import ShardInfo
+from stillhouse.pipeline.run.worker import Worker
 from stillhouse.schemas.config import Config, SourceConfig
 from stillhouse.stages import object_store
 from stillhouse.stages.sources import SourceError, count_rows, read_rows
@@ -76,7 +80,7 @@ def bucket() -> Iterator[str]:
 
 
 def test_store_keeps_its_promises(bucket: str) -> None:
-    store = Store(f"{bucket}/run")
+    store = open_folder(f"{bucket}/run")
     assert store.get_or_none("a/b") is None
     assert store.put_if_absent("a/b", b"one")
     assert not store.put_if_absent("a/b", b"two")
@@ -91,7 +95,7 @@ def test_store_keeps_its_promises(bucket: str) -> None:
 
 
 def test_shards(bucket: str) -> None:
-    store = Store(f"{bucket}/shards")
+    store = open_folder(f"{bucket}/shards")
     table = pa.table({"x": list(range(5000))})
     info = ShardInfo("screen", "00000.parquet", "hash", 5000, 5000)
     store.put_if_absent("screen/00000.parquet", shards.encode(table, info))
@@ -191,7 +195,7 @@ def proxy(bucket: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
     proxy.server_close()
 
 
-def use_all(store: Store, *, may_lose: bool = False) -> None:
+def use_all(store: Folder, *, may_lose: bool = False) -> None:
     assert store.put_if_absent("screen/a", b"one") or may_lose
     assert store.get("screen/a") == b"one"
     assert store.tail("screen/a", 2) == b"ne"
@@ -209,9 +213,9 @@ def test_passing_failures_are_tried_again(
     monkeypatch.setattr(object_store, "SHARD_TIMEOUT_S", LATE_S / 2)
     turns = itertools.cycle([fault, fault, None] if fault != "late" else [fault, None])
     proxy.fault = lambda method, path: next(turns)
-    use_all(Store(f"{bucket}/passing-{fault}"), may_lose=fault in ("lost", "late"))
+    use_all(open_folder(f"{bucket}/passing-{fault}"), may_lose=fault in ("lost", "late"))
     assert len(proxy.requests) >= (12 if fault in ("late", "half") else 24)
-    Store(f"{bucket}/listed-{fault}").put("a.jsonl", b'{"messages": []}\n')
+    open_folder(f"{bucket}/listed-{fault}").put("a.jsonl", b'{"messages": []}\n')
     assert len(list(read_rows(SourceConfig(path=f"{bucket}/listed-{fault}/")))) == 1
 
 
@@ -223,7 +227,7 @@ def test_answer_lost_after_a_put_does_not_lose_or_double_it(
     monkeypatch.setattr(object_store, "SHARD_TIMEOUT_S", LATE_S / 2)
     once = iter([fault])
     proxy.fault = lambda method, path: next(once, None) if method == "PUT" else None
-    store = Store(f"{bucket}/{fault}")
+    store = open_folder(f"{bucket}/{fault}")
     assert not store.put_if_absent("a", b"one")
     assert proxy.requests.count("PUT") == 2
     assert store.get("a") == b"one"
@@ -235,7 +239,7 @@ def test_google_cloud_storage(bucket: str, proxy: Proxy, monkeypatch: pytest.Mon
     account |= dict.fromkeys(("client_email", "private_key", "private_key_id"), "")
     monkeypatch.setenv("GOOGLE_SERVICE_ACCOUNT_KEY", json.dumps(account))
     url = f"gs://{BUCKET}/google"
-    store = Store(url)
+    store = open_folder(url)
     assert store.put_if_absent("a/b", b"one")
     assert not store.put_if_absent("a/b", b"two")
     assert store.get("a/b") == b"one"
@@ -250,7 +254,7 @@ def test_lasting_failure_is_one_clear_sentence(
     bucket: str, proxy: Proxy, fault: int | str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(object_store, "RETRIES", {"max_retries": 1})
-    store = Store(f"{bucket}/lasting")
+    store = open_folder(f"{bucket}/lasting")
     proxy.fault = lambda method, path: fault
     for use in (
         lambda: store.put_if_absent("a", b"x"),
@@ -290,15 +294,15 @@ def test_reasons(message: str, expected: str) -> None:
 
 def test_store_that_overlooks_conditions_is_refused(bucket: str, proxy: Proxy, tmp_path: Path) -> None:
     raw = {**make_raw_config(tmp_path), "run_dir": f"{bucket}/unconditional"}
-    runner.open_run(Config.model_validate(raw))
-    runner.open_run(Config.model_validate(raw))
+    open_run(Config.model_validate(raw))
+    open_run(Config.model_validate(raw))
     proxy.fault = lambda method, path: "unconditional"
     with pytest.raises(StorageError, match=r"unconditional: this object store overlooks .*; use a store that"):
-        runner.open_run(Config.model_validate(raw))
+        open_run(Config.model_validate(raw))
 
 
 def test_vanished_bucket_is_not_an_empty_one(bucket: str) -> None:
-    store = Store("s3://no-such-bucket-here/run")
+    store = open_folder("s3://no-such-bucket-here/run")
     for use, reason in (
         (lambda: store.put_if_absent("a", b"x"), "written (no such bucket)"),
         (lambda: store.put("a", b"x"), "written (no such bucket)"),
@@ -321,9 +325,9 @@ def test_failing_store_blames_no_shard(
     generate = Worker(config, "generate", "transform", "run", 1)
     proxy.fault = lambda method, path: 503 if method == "PUT" and "/generate/" in path else None
     done = asyncio.run(generate.process("00000.parquet"))
-    assert done.fatal is not None
-    assert done.fatal.startswith(f"{bucket}/blame/generate/00000.parquet: cannot be written")
-    store = Store(config.run_dir)
+    assert done.outcome == "fatal"
+    assert done.message.startswith(f"{bucket}/blame/generate/00000.parquet: cannot be written")
+    store = open_folder(config.run_dir)
     assert store.list("state/attempts/run") == store.list("state/set_aside/generate") == store.list("generate") == {}
     proxy.fault = lambda method, path: None
     assert asyncio.run(generate.process("00000.parquet")).rows_out == 2
@@ -331,7 +335,7 @@ def test_failing_store_blames_no_shard(
 
 def test_source_that_fails_on_the_way_is_told(bucket: str, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
     lines = b'{"messages": [{"role": "user", "content": "hello"}]}\n' * 200_000
-    Store(f"{bucket}/failing").put("a.jsonl", lines)
+    open_folder(f"{bucket}/failing").put("a.jsonl", lines)
     gets = itertools.count()
     proxy.fault = lambda method, path: 403 if method == "GET" and "a.jsonl" in path and next(gets) else None
     rows = read_rows(SourceConfig(path=f"{bucket}/failing/a.jsonl"))
@@ -369,7 +373,7 @@ def test_run(bucket: str, proxy: Proxy, tmp_path: Path, fault_rate: float) -> No
     _, err = remote("run")
     assert "nothing was missing" in err
     proxy.fault = lambda method, path: None
-    store = Store(folder)
+    store = open_folder(folder)
     for key, data in contents(local.run_dir).items():
         assert store.get(key) == data, key
 
@@ -377,7 +381,7 @@ def test_run(bucket: str, proxy: Proxy, tmp_path: Path, fault_rate: float) -> No
 def test_source(bucket: str, tmp_path: Path) -> None:
     part = pq.read_table(CONVERSATIONS).slice(0, 300)
     pq.write_table(part, tmp_path / "part.parquet")
-    store = Store(f"{bucket}/source")
+    store = open_folder(f"{bucket}/source")
     store.put("part.parquet", (tmp_path / "part.parquet").read_bytes())
     remote = SourceConfig(path=f"{bucket}/source/")
     assert list(read_rows(remote)) == list(read_rows(SourceConfig(path=str(tmp_path / "part.parquet"))))
@@ -389,7 +393,7 @@ def test_source(bucket: str, tmp_path: Path) -> None:
 def test_export_and_verify(bucket: str, tmp_path: Path) -> None:
     """From a bucket to another place in it, in processes of their own, the same bytes as on a disk."""
     run = write_dataset(tmp_path / "run")
-    store = Store(f"{bucket}/exported")
+    store = open_folder(f"{bucket}/exported")
     for file in (run / "dataset").rglob("*.*"):
         store.put(f"dataset/{file.relative_to(run / 'dataset')}", file.read_bytes())
     local = export.export(str(run), "axolotl", str(tmp_path / "axolotl"), num_workers=1)

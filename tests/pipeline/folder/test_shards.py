@@ -14,26 +14,28 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from stillhouse.pipeline import shards
-from stillhouse.pipeline.shards import DamagedError, ShardInfo, StorageError, Store
+from stillhouse.pipeline.errors import DamagedError, StorageError
+from stillhouse.pipeline.folder import Folder, open_folder
+from stillhouse.pipeline.folder import shard as shards
+from stillhouse.pipeline.folder.shard import ShardInfo
 from tests.support.data import ROOT
 
 INFO = ShardInfo("screen", "00000.parquet", "hash", 3, 2, 0, [{"prompt_id": "a", "source_row": 1, "reason": "x"}])
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(str(tmp_path / "run"))
+def store(tmp_path: Path) -> Folder:
+    return open_folder(str(tmp_path / "run"))
 
 
-def test_first_writer_wins(store: Store) -> None:
+def test_first_writer_wins(store: Folder) -> None:
     assert store.put_if_absent("a/b.parquet", b"one")
     assert not store.put_if_absent("a/b.parquet", b"two")
     assert store.get("a/b.parquet") == b"one"
     assert store.list("a") == {"b.parquet": 3}
 
 
-def test_one_of_many_racing_writers_wins(store: Store) -> None:
+def test_one_of_many_racing_writers_wins(store: Folder) -> None:
     results: list[bool] = []
     barrier = threading.Barrier(16)
 
@@ -52,11 +54,11 @@ def test_one_of_many_racing_writers_wins(store: Store) -> None:
     assert store.list("state/staged") == {}
 
 
-def test_writer_killed_before_the_link_leaves_nothing_that_counts(store: Store) -> None:
+def test_writer_killed_before_the_link_leaves_nothing_that_counts(store: Folder) -> None:
     code = (
-        "import os, sys\nfrom stillhouse.pipeline.shards import Store\n"
+        "import os, sys\nfrom stillhouse.pipeline.folder import open_folder\n"
         "os.link = lambda *a: os.kill(os.getpid(), 9)\n"
-        "Store(sys.argv[1]).put_if_absent('stage/00000.parquet', b'x' * 100)\n"
+        "open_folder(sys.argv[1]).put_if_absent('stage/00000.parquet', b'x' * 100)\n"
     )
     result = subprocess.run([sys.executable, "-c", code, store.url], cwd=ROOT, check=False)
     assert result.returncode == -9
@@ -65,7 +67,7 @@ def test_writer_killed_before_the_link_leaves_nothing_that_counts(store: Store) 
     assert store.put_if_absent("stage/00000.parquet", b"y")
 
 
-def test_shard_gives_back_table_and_info(store: Store) -> None:
+def test_shard_gives_back_table_and_info(store: Folder) -> None:
     table = pa.table({"prompt_id": ["a", "b"], "target_ids": pa.array([[1, 2], [3]], pa.list_(pa.int32()))})
     data = shards.encode(table, INFO)
     assert data == shards.encode(table, INFO)
@@ -88,7 +90,7 @@ def test_shard_gives_back_table_and_info(store: Store) -> None:
     ]
 
 
-def test_damage_is_seen(store: Store) -> None:
+def test_damage_is_seen(store: Folder) -> None:
     table = pa.table({"x": list(range(5000))})
     data = shards.encode(table, INFO)
     for name, damaged in {
@@ -124,7 +126,7 @@ def test_every_flipped_bit_is_seen() -> None:
         data[bit // 8] ^= 1 << bit % 8
 
 
-def test_flipped_bits_in_what_a_footer_says_are_seen_without_the_rest(store: Store) -> None:
+def test_flipped_bits_in_what_a_footer_says_are_seen_without_the_rest(store: Folder) -> None:
     """The counts of a run are read from footers alone."""
     data = shards.encode(pa.table({"x": [1, 2, 3]}), INFO)
     start = data.rindex(b'{"config_hash"')
@@ -146,7 +148,7 @@ def test_digest_is_sha256_over_the_file_with_zeros_in_its_place() -> None:
     assert shards.verify(data, "here").encode() == digest
 
 
-def test_prompt_that_looks_like_a_digest_changes_nothing(store: Store) -> None:
+def test_prompt_that_looks_like_a_digest_changes_nothing(store: Folder) -> None:
     mark = "\x18\x11stillhouse.sha256\x18@" + "0" * 64
     table = pa.table({"x": [mark] * 3})
     info = dataclasses.replace(INFO, ledger=[{"prompt_id": mark, "source_row": 1, "reason": "x"}])
@@ -157,7 +159,7 @@ def test_prompt_that_looks_like_a_digest_changes_nothing(store: Store) -> None:
     assert pq.read_metadata(store.path("k")).metadata[b"stillhouse.sha256"] == shard.sha256.encode()
 
 
-def test_other_readers_read_a_shard_and_see_no_extra_schema(store: Store) -> None:
+def test_other_readers_read_a_shard_and_see_no_extra_schema(store: Folder) -> None:
     import datasets
 
     table = pa.table({"x": [1, 2, 3]})
@@ -181,7 +183,7 @@ def test_shard_of_another_name_is_not_taken_for_this_one() -> None:
 
 
 @pytest.mark.parametrize("call", ["write", "fsync", "link", "mkdir"])
-def test_failed_write_is_told_and_leaves_nothing(store: Store, call: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_write_is_told_and_leaves_nothing(store: Folder, call: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*arguments: object, **options: object) -> None:
         raise OSError(errno.EROFS, "Read-only file system")
 
@@ -206,7 +208,7 @@ def test_failed_write_is_told_and_leaves_nothing(store: Store, call: str, monkey
     assert store.put_if_absent("new/key", b"x")
 
 
-def test_lost_mount_is_not_an_empty_folder(store: Store) -> None:
+def test_lost_mount_is_not_an_empty_folder(store: Folder) -> None:
     assert store.list("screen") == {}
     store.put("screen/00000.parquet", b"x")
     Path(store.url).rename(Path(store.url).parent / "elsewhere")
@@ -220,7 +222,7 @@ def test_lost_mount_is_not_an_empty_folder(store: Store) -> None:
     assert not Path(store.url).exists()
 
 
-def test_sweep_deletes_what_killed_writers_left_and_nothing_under_way(store: Store) -> None:
+def test_sweep_deletes_what_killed_writers_left_and_nothing_under_way(store: Folder) -> None:
     store.put("a/b", b"x")
     old, new = (Path(store.url, "state/staged", name) for name in ("old", "new"))
     for path in (old, new):
@@ -231,7 +233,7 @@ def test_sweep_deletes_what_killed_writers_left_and_nothing_under_way(store: Sto
     assert list(store.list("a")) == ["b"]
 
 
-def test_put_replaces(store: Store) -> None:
+def test_put_replaces(store: Folder) -> None:
     store.put("m", b"1")
     store.put("m", b"2")
     assert store.get("m") == b"2"

@@ -4,7 +4,6 @@
 servers at random moments, and single processes at every single step that they take on the storage.
 """
 
-import asyncio
 import contextlib
 import os
 import random
@@ -15,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,13 +22,17 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from stillhouse.pipeline import flow, runner, shards, status
-from stillhouse.pipeline.shards import Store
-from stillhouse.pipeline.worker import Done, Worker
+from stillhouse.pipeline.errors import RunError
+from stillhouse.pipeline.folder import open_folder
+from stillhouse.pipeline.folder import shard as shards
+from stillhouse.pipeline.folder.local import LocalFolder
+from stillhouse.pipeline.look import status
+from stillhouse.pipeline.run import driver
 from stillhouse.schemas.config import Config, absolute
 from tests.support.children import die_at, in_child
 from tests.support.command import Command, contents
-from tests.support.data import ROOT, make_raw_config
+from tests.support.data import ROOT, STAGES, make_raw_config
+from tests.support.inline_pool import run_inline
 from tests.support.processes import descendants, end_all
 
 ROWS = 60
@@ -55,56 +58,20 @@ def assert_nothing_lost_nothing_twice(run_dir: Path, undisturbed: Path) -> None:
     assert sorted(rows) == list(range(ROWS))
 
 
-def run_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The real runner, its shards and tasks one after the other in this process."""
-
-    def map_shards(
-        config: Config, stage: flow.Stage | None, step: str, todo: list[str], num_shards: int
-    ) -> Iterator[Done]:
-        worker = Worker(config, stage.name if stage else "publish", step, "run", num_shards)
-        for shard in todo:
-            yield asyncio.run(worker.process(shard))
-
-    def run_task(config: Config, stage: str, function: Callable[..., Iterator[Any]], *arguments: Any) -> Iterator[Any]:
-        yield from function(*arguments)
-
-    monkeypatch.setattr(runner, "_map_shards", map_shards)
-    monkeypatch.setattr(runner, "_run_task", run_task)
-    monkeypatch.setattr(runner, "_ray", contextlib.nullcontext)
-
-
-@pytest.fixture
-def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    run_here(monkeypatch)
-
-
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Config:
     """An undisturbed run; tests copy its folder."""
     folder = tmp_path_factory.mktemp("finished")
     config = absolute(Config.model_validate(make_config(folder)))
-    with pytest.MonkeyPatch.context() as patch:
-        run_here(patch)
-        run(config)
+    run_inline(config)
     return config
 
 
 @pytest.fixture
-def config(finished: Config, tmp_path: Path, without_ray: None) -> Config:
+def config(finished: Config, tmp_path: Path) -> Config:
     """A copy of the undisturbed run, to be spoilt."""
     shutil.copytree(finished.run_dir, tmp_path / "run")
     return finished.model_copy(update={"run_dir": str(tmp_path / "run")})
-
-
-def run(config: Config) -> tuple[dict[str, Any], str]:
-    """The manifest, and what was told of trouble on the way."""
-    told = []
-
-    def report(step: str, total: int, done: Done | None) -> None:
-        if done is not None:
-            told.append(done.error or done.redo or "")
-
-    return runner.run(config, report), "\n".join(filter(None, told))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -140,7 +107,7 @@ def test_damaged_shards_are_named_and_made_again(finished: Config, config: Confi
     seen = ("ingest/00005.parquet", "dataset/data/train-00004-of-00006.parquet")
     before = status.status(config)
     assert [line.partition(": ")[0] for line in before["damaged"]] == [str(run_dir / key) for key in seen]
-    _, told = run(config)
+    _, told = run_inline(config)
     for key in damaged:
         assert str(run_dir / key) in told, key
     assert_nothing_lost_nothing_twice(run_dir, Path(finished.run_dir))
@@ -159,7 +126,7 @@ def test_damage_to_the_view_of_the_whole(finished: Config, config: Config, stage
     flip(run_dir / f"state/{stage}/{what}/00003.parquet")
     if what == "sketches":
         (run_dir / f"state/{stage}/assignments/00003.parquet").unlink()
-    _, told = run(config)
+    _, told = run_inline(config)
     assert str(run_dir / f"state/{stage}/{what}/00003.parquet") in told
     assert_nothing_lost_nothing_twice(run_dir, Path(finished.run_dir))
 
@@ -168,7 +135,7 @@ def test_finished_dataset_with_a_lost_and_a_cut_file_is_completed(finished: Conf
     lost, cut = (Path(config.run_dir, f"dataset/data/train-0000{n}-of-00006.parquet") for n in (0, 3))
     lost.unlink()
     cut.write_bytes(cut.read_bytes()[:-9])
-    _, told = run(config)
+    _, told = run_inline(config)
     assert f"{lost}: is gone" in told
     assert f"{cut}: has " in told
     assert_nothing_lost_nothing_twice(Path(config.run_dir), Path(finished.run_dir))
@@ -178,18 +145,18 @@ def test_damage_that_comes_back_each_time_ends_the_run(config: Config, monkeypat
     Path(config.run_dir, "dataset/manifest.json").unlink()
     Path(config.run_dir, "screen/00001.parquet").unlink()
     Path(config.run_dir, "generate/00001.parquet").unlink()
-    put, num_puts = Store.put_if_absent, 0
+    put, num_puts = LocalFolder.put_if_absent, 0
 
-    def rotten(store: Store, key: str, data: bytes) -> bool:
+    def rotten(store: LocalFolder, key: str, data: bytes) -> bool:
         nonlocal num_puts
         num_puts += key == "screen/00001.parquet"
         return put(store, key, data[:-20] + b"x" + data[-19:] if key == "screen/00001.parquet" else data)
 
-    monkeypatch.setattr(Store, "put_if_absent", rotten)
+    monkeypatch.setattr(LocalFolder, "put_if_absent", rotten)
     with pytest.raises(
-        runner.RunError, match=r"screen/00001\.parquet: is damaged or gone 3 times, each time it is made; check"
+        RunError, match=r"screen/00001\.parquet: is damaged or gone 3 times, each time it is made; check"
     ):
-        run(config)
+        run_inline(config)
 
 
 def test_answers_made_again_take_what_was_made_from_them_along(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,7 +166,7 @@ def test_answers_made_again_take_what_was_made_from_them_along(config: Config, m
     (run_dir / "generate/00003.parquet").unlink()
     victim = pq.read_table(run_dir / "screen/00003.parquet").column("prompt_id")[0].as_py()
     monkeypatch.setenv("FAKE_TEACHER_REFUSES", victim)
-    manifest, _ = run(config)
+    manifest, _ = run_inline(config)
     counts = manifest["stages"]
     assert counts["generate"]["dropped"] == {"teacher_failed": 1}
     assert counts["review"]["rows_in"] == counts["generate"]["rows_out"]
@@ -216,12 +183,12 @@ def test_run_that_lacks_only_its_manifest_looks_at_no_stage(config: Config, monk
     """And at all of them as soon as one published file is not what its index says."""
     run_dir = Path(config.run_dir)
     (run_dir / "dataset/manifest.json").unlink()
-    first, _ = run(config)  # a copied folder is looked over, and its index made again
+    first, _ = run_inline(config)  # a copied folder is looked over, and its index made again
     looked = []
-    stages = runner._all_stages
-    monkeypatch.setattr(runner, "_all_stages", lambda *arguments: looked.append(1) or stages(*arguments))
+    stages = driver._Driver._all_stages
+    monkeypatch.setattr(driver._Driver, "_all_stages", lambda self: looked.append(1) or stages(self))
     (run_dir / "dataset/manifest.json").unlink()
-    assert run(config)[0] == first
+    assert run_inline(config)[0] == first
     assert not looked
     for spoil in (
         lambda: (run_dir / "dataset/data/train-00002-of-00006.parquet").unlink(),
@@ -230,7 +197,7 @@ def test_run_that_lacks_only_its_manifest_looks_at_no_stage(config: Config, monk
     ):
         (run_dir / "dataset/manifest.json").unlink()
         spoil()
-        assert run(config)[0] == first
+        assert run_inline(config)[0] == first
         assert looked
         looked.clear()
 
@@ -240,21 +207,21 @@ def test_damaged_json_is_made_again(finished: Config, config: Config, key: str) 
     Path(config.run_dir, "dataset/manifest.json").unlink()
     file = Path(config.run_dir, key)
     file.write_bytes(b'{"num_shards": 5' if "partition" in key else b"{")
-    run(config)
+    run_inline(config)
     assert_nothing_lost_nothing_twice(Path(config.run_dir), Path(finished.run_dir))
 
 
 def test_damaged_count_of_shards_is_noticed(finished: Config, config: Config) -> None:
     Path(config.run_dir, "dataset/manifest.json").unlink()
     Path(config.run_dir, "state/partition.json").write_bytes(b'{"num_shards": 5, "num_rows": 60}')
-    run(config)
+    run_inline(config)
     assert_nothing_lost_nothing_twice(Path(config.run_dir), Path(finished.run_dir))
 
 
 def test_killed_between_a_shard_and_the_view_of_its_ledger(finished: Config, config: Config) -> None:
     Path(config.run_dir, "dataset/manifest.json").unlink()
     shutil.rmtree(Path(config.run_dir, "ledger"))
-    run(config)
+    run_inline(config)
     assert_nothing_lost_nothing_twice(Path(config.run_dir), Path(finished.run_dir))
 
 
@@ -264,7 +231,7 @@ def test_killed_between_a_shard_and_the_view_of_its_ledger(finished: Config, con
 
 def run_and_die(config: Config, step: int) -> None:
     die_at(step)
-    run(config)
+    run_inline(config)
 
 
 def killed_again_and_again(config: Config, undisturbed: Path, steps: Iterator[int]) -> int:
@@ -274,12 +241,12 @@ def killed_again_and_again(config: Config, undisturbed: Path, steps: Iterator[in
         assert status == -signal.SIGKILL
         num_kills += 1
         for file in run_dir.rglob("*.parquet"):
-            shards.read(Store(str(file.parent)), file.name)  # whole, or not there
+            shards.read(open_folder(str(file.parent)), file.name)  # whole, or not there
     assert_nothing_lost_nothing_twice(run_dir, undisturbed)
     return num_kills
 
 
-def test_killed_at_any_step(finished: Config, tmp_path: Path, without_ray: None) -> None:
+def test_killed_at_any_step(finished: Config, tmp_path: Path) -> None:
     config = finished.model_copy(update={"run_dir": str(tmp_path / "run")})
     random_steps = random.Random(0)
     kills = killed_again_and_again(config, Path(finished.run_dir), iter(lambda: random_steps.randint(40, 160), None))
@@ -288,7 +255,7 @@ def test_killed_at_any_step(finished: Config, tmp_path: Path, without_ray: None)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(6))
-def test_killed_at_any_step_many_times(finished: Config, tmp_path: Path, without_ray: None, seed: int) -> None:
+def test_killed_at_any_step_many_times(finished: Config, tmp_path: Path, seed: int) -> None:
     config = finished.model_copy(update={"run_dir": str(tmp_path / "run")})
     random_steps = random.Random(seed)
     kills = killed_again_and_again(config, Path(finished.run_dir), iter(lambda: random_steps.randint(1, 50), None))
@@ -309,7 +276,7 @@ def kind(name: str) -> str | None:
 
 def stage_under_way(run_dir: Path) -> str:
     """The first stage that lacks a shard."""
-    folders = [(name, "dataset/data" if name == "publish" else name) for name in flow.NAMES]
+    folders = [(name, "dataset/data" if name == "publish" else name) for name in STAGES]
     return next((name for name, folder in folders if len([*run_dir.glob(f"{folder}/*.parquet")]) < 6), "manifest")
 
 
@@ -340,7 +307,7 @@ def test_killed_at_random_moments(finished: Config, tmp_path: Path, seed: int) -
         family: dict[int, str] = {}
         deadline = time.monotonic() + 300
         # A few kills per stage, so that a run gets on to the next one.
-        left = {stage: chance.randint(1, 4) for stage in flow.NAMES}
+        left = {stage: chance.randint(1, 4) for stage in STAGES}
         while driver.poll() is None and kills.total() < wanted:
             assert time.monotonic() < deadline, (tmp_path / "log").read_text()[-3000:]
             time.sleep(chance.uniform(0, 1.5))  # starting takes seconds, a shard tenths of one: hit both

@@ -12,11 +12,13 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from stillhouse.pipeline import flow, index, runner, shards, worker
-from stillhouse.pipeline.shards import ShardInfo, Store
+from stillhouse.pipeline.folder import certified, index, keys, open_folder
+from stillhouse.pipeline.folder import shard as shards
+from stillhouse.pipeline.folder.identity import open_run
+from stillhouse.pipeline.folder.shard import ShardInfo
 from stillhouse.schemas.config import Config, absolute, config_hash
 from tests.support.command import Command
-from tests.support.data import make_raw_config
+from tests.support.data import STAGES, make_raw_config
 from tests.support.ports import free_port
 
 NUM_SHARDS = 10_000
@@ -24,36 +26,36 @@ NUM_SHARDS = 10_000
 
 def finish(config: Config, put: Callable[[str, bytes], object]) -> None:
     """All that a run of `NUM_SHARDS` shards of one row leaves, but its manifest and the indices."""
-    runner.open_run(config)
+    open_run(config)
     digest = config_hash(config)
     table = pa.table({"source_row": [1]})
 
     def finish_shard(number: int) -> None:
-        name, source = shards.shard_name(number), ""
-        for stage in flow.NAMES:
+        name, source = keys.shard_name(number), ""
+        for stage in STAGES:
             data = shards.encode(table, ShardInfo(stage, name, digest, 1, 1, source_sha256=source))
             if stage == "publish":
-                put(worker.published_key(name, NUM_SHARDS), data)
+                put(keys.stage_shard("publish", name, NUM_SHARDS), data)
                 continue
-            put(worker.stage_key(stage, name), data)
+            put(keys.stage_shard(stage, name), data)
             put(f"ledger/{stage}/{name}", data)
             if stage in ("dedupe", "review"):
-                put(worker.sketch_key(stage, name), data)
-                put(worker.assignment_key(stage, name), data)
+                put(keys.sketch(stage, name), data)
+                put(keys.assignment(stage, name), data)
             source = shards.verify(data, name)
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(finish_shard, range(NUM_SHARDS)))
-    put(worker.PARTITION_KEY, json.dumps(shards.certified({"num_shards": NUM_SHARDS, "num_rows": NUM_SHARDS})).encode())
+    put(keys.PARTITION, json.dumps(certified.certified({"num_shards": NUM_SHARDS, "num_rows": NUM_SHARDS})).encode())
 
 
 def measure(command: Command, config: Config, where: str) -> tuple[float, float]:
     """Seconds of a finished run, and of one whose manifest is missing."""
     seconds = {}
-    is_indexed = Store(config.run_dir).exists(index.key("publish"))
+    is_indexed = open_folder(config.run_dir).exists(keys.index("publish"))
     for state in ("no manifest", "finished") if is_indexed else ("no index", "no manifest", "finished"):
         if state != "finished":
-            Store(config.run_dir).delete("dataset/manifest.json")
+            open_folder(config.run_dir).delete("dataset/manifest.json")
         started = time.monotonic()
         manifest, err = command("run")
         seconds[state] = time.monotonic() - started
@@ -112,11 +114,11 @@ def test_ten_thousand_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
             monkeypatch.setenv(name, "test")
         monkeypatch.setenv("AWS_REGION", "us-east-1")
         remote = config.model_copy(update={"run_dir": "s3://resume-test/run"})
-        store, local = Store(remote.run_dir), Store(config.run_dir)
-        for stage in flow.NAMES:  # as a run there would have left it
-            facts = index.parse(local.get(index.key(stage)))
+        store, local = open_folder(remote.run_dir), open_folder(config.run_dir)
+        for stage in STAGES:  # as a run there would have left it
+            facts = index.parse(local.get(keys.index(stage)))
             entries = store.entries("dataset/data" if stage == "publish" else stage)
-            files = {name: worker.published_key(name, NUM_SHARDS).rpartition("/")[2] for name in facts}
+            files = {name: keys.stage_shard("publish", name, NUM_SHARDS).rpartition("/")[2] for name in facts}
             index.write(
                 store,
                 stage,

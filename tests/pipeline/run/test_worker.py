@@ -9,9 +9,13 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from stillhouse.pipeline import shards, worker
-from stillhouse.pipeline.shards import Store
-from stillhouse.pipeline.worker import StageError, Worker, check_contract
+from stillhouse.pipeline.errors import StageError, safe_message
+from stillhouse.pipeline.folder import keys, open_folder
+from stillhouse.pipeline.folder import shard as shards
+from stillhouse.pipeline.folder.quarantine import quarantine
+from stillhouse.pipeline.folder.shard import ShardId
+from stillhouse.pipeline.run.commit import check_contract
+from stillhouse.pipeline.run.worker import Worker
 from stillhouse.schemas import tables
 from stillhouse.schemas.config import Config, config_hash
 from tests.support.children import in_child
@@ -23,7 +27,7 @@ def config(raw_config: dict[str, Any]) -> Config:
     """A run whose screened shards exist: one prompt each."""
     config = Config.model_validate(raw_config)
     for number in range(3):
-        name = shards.shard_name(number)
+        name = keys.shard_name(number)
         table = prompts([[f"question {number}"]])
         table = table.set_column(0, "prompt_id", pa.array([f"id-{number}"]))
         put_screened(config, name, numbered([number]))
@@ -33,8 +37,8 @@ def config(raw_config: dict[str, Any]) -> Config:
 def test_refused_row_costs_one_row(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAKE_TEACHER_REFUSES_OVER", "3")
     done = asyncio.run(Worker(config, "generate", "transform", "run", 3).process("00000.parquet"))
-    assert (done.error, done.rows_out, done.dropped) == (None, 0, {"teacher_failed": 1})
-    ledger = shards.read(Store(config.run_dir), "ledger/generate/00000.parquet").to_pylist()
+    assert (done.outcome, done.rows_out, done.dropped) == ("written", 0, {"teacher_failed": 1})
+    ledger = shards.read(open_folder(config.run_dir), "ledger/generate/00000.parquet").to_pylist()
     assert [(row["prompt_id"], row["sample_id"], row["reason"]) for row in ledger] == [
         ("id-0", "id-0/0", "teacher_failed")
     ]
@@ -53,10 +57,10 @@ def test_failing_shard_is_set_aside_after_its_attempts(config: Config, monkeypat
     monkeypatch.setattr(generate, "_transform", fail)
     done = asyncio.run(generate.process("00001.parquet"))
     assert calls == config.resources.max_attempts == 3
-    assert done.error is not None
-    assert "KeyError at test_worker.py" in done.error
-    assert "text" not in done.error
-    assert Store(config.run_dir).list("state/set_aside/generate") == {"00001.json": len(done.error) + 13}
+    assert done.outcome == "set_aside"
+    assert "KeyError at test_worker.py" in done.message
+    assert "text" not in done.message
+    assert open_folder(config.run_dir).list("state/set_aside/generate") == {"00001.json": len(done.message) + 13}
 
 
 def generate_in_children(config: Config, names: list[str], max_deaths: int) -> list[int]:
@@ -75,7 +79,7 @@ def generate_in_children(config: Config, names: list[str], max_deaths: int) -> l
 
 
 def failed_rows(config: Config) -> list[str]:
-    store = Store(config.run_dir)
+    store = open_folder(config.run_dir)
     ledgers = [shards.read(store, f"ledger/generate/{name}") for name in store.list("ledger/generate")]
     rows = pa.concat_tables(ledgers).to_pylist()
     assert {row["reason"] for row in rows} <= {"teacher_failed"}
@@ -97,7 +101,7 @@ def test_row_that_ends_the_engine_costs_one_row(config: Config, way: str, monkey
     codes = generate_in_children(config, ["00000.parquet", "00003.parquet", "00001.parquet"], 20)
     # Twice as a shard; rows 0 to 4, 2 to 4, 3 to 4; twice as itself.
     assert codes == [1] * 7 + [0]
-    store = Store(config.run_dir)
+    store = open_folder(config.run_dir)
     assert list(store.list("generate")) == ["00000.parquet", "00001.parquet", "00003.parquet"]
     assert failed_rows(config) == ["id-104/0"]
     rest = [f"id-{n}/0" for n in range(100, 110) if n != 104]
@@ -124,7 +128,7 @@ def test_shard_in_parts_is_the_shard_in_one_piece(config: Config, monkeypatch: p
     expected = asyncio.run(transform(numbered(list(range(20, 42)))))
     monkeypatch.setattr(whole, "_transform", failing_on("id-23", "id-30"))
     puts = 0
-    put_part = whole._put_part
+    put_part = whole._parts._put
 
     def killed_at_the_third(*arguments: Any) -> None:
         nonlocal puts
@@ -133,10 +137,10 @@ def test_shard_in_parts_is_the_shard_in_one_piece(config: Config, monkeypatch: p
             raise KeyboardInterrupt
         put_part(*arguments)
 
-    monkeypatch.setattr(whole, "_put_part", killed_at_the_third)
+    monkeypatch.setattr(whole._parts, "_put", killed_at_the_third)
     with pytest.raises(KeyboardInterrupt):
         asyncio.run(whole.process("00007.parquet"))
-    store = Store(config.run_dir)
+    store = open_folder(config.run_dir)
     kept = [name for name in store.list("state/parts/generate") if name.endswith(".parquet")]
     assert len(kept) == 2
     monkeypatch.undo()
@@ -149,7 +153,7 @@ def test_shard_in_parts_is_the_shard_in_one_piece(config: Config, monkeypatch: p
 
     monkeypatch.setattr(again, "_transform", counting)
     done = asyncio.run(again.process("00007.parquet"))
-    assert done.error is None
+    assert done.outcome == "written"
     assert done.dropped == {"teacher_failed": 4}  # the first run had given up id-23 already
     assert 22 not in calls  # what the first run had done was not done again
     assert failed_rows(config) == ["id-23/0", "id-23/1", "id-30/0", "id-30/1"]
@@ -178,15 +182,15 @@ def test_teacher_that_fails_on_everything_sets_the_shard_aside(
     monkeypatch.setattr(generate, "_transform", fail)
     done = asyncio.run(generate.process("00008.parquet"))
     assert calls <= config.resources.max_attempts + 64
-    assert done.error is not None
-    assert done.error.startswith(f"generate 00008.parquet: set aside after 3 attempts and {told}; last: KeyError at ")
-    store = Store(config.run_dir)
+    assert done.outcome == "set_aside"
+    assert done.message.startswith(f"generate 00008.parquet: set aside after 3 attempts and {told}; last: KeyError at ")
+    store = open_folder(config.run_dir)
     assert list(store.list("state/set_aside/generate")) == ["00008.json"]
     assert store.list("generate") == {}
     # Nothing that a sick teacher said of single rows outlives it.
     monkeypatch.setattr(generate, "_transform", transform)
     store.delete("state/set_aside/generate/00008.json")
-    monkeypatch.setattr(generate, "_run_id", "next")
+    monkeypatch.setattr(generate._attempts, "_marks", "state/attempts/next")
     done = asyncio.run(generate.process("00008.parquet"))
     assert (done.dropped, done.rows_out) == ({}, num_rows)
 
@@ -207,7 +211,7 @@ def test_worker_that_dies_whenever_it_starts_is_not_started_for_ever(
         start()
     monkeypatch.delenv("FAKE_TEACHER_FAILS_TO_START")
     Worker(config, "generate", "transform", "next", 3)
-    assert Store(config.run_dir).list("state/attempts/next") == {}
+    assert open_folder(config.run_dir).list("state/attempts/next") == {}
 
 
 def test_contract() -> None:
@@ -231,12 +235,12 @@ def test_contract() -> None:
 def test_an_error_is_described_without_its_text() -> None:
     with pytest.raises(KeyError) as caught:
         {}["secret prompt"]
-    assert worker.describe(caught.value).startswith("KeyError at test_worker.py:")
-    assert worker.describe(StageError("ours")) == "ours"
+    assert safe_message(caught.value).startswith("KeyError at test_worker.py:")
+    assert safe_message(StageError("ours")) == "ours"
 
 
 def test_losing_a_race_discards_the_copy(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    store = Store(config.run_dir)
+    store = open_folder(config.run_dir)
     first = asyncio.run(Worker(config, "generate", "transform", "a", 3).process("00000.parquet"))
     data = store.get("generate/00000.parquet")
     late = Worker(config, "generate", "transform", "b", 3)
@@ -250,13 +254,13 @@ def test_losing_a_race_discards_the_copy(config: Config, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(late, "_transform", otherwise)
     second = asyncio.run(late.process("00000.parquet"))
-    assert (calls, second.is_others) == (0, True)  # seen before any work
+    assert (calls, second.outcome) == (0, "others")  # seen before any work
     monkeypatch.setattr(late, "_existing", lambda *_: None)
     second = asyncio.run(late.process("00000.parquet"))
-    assert (calls, second.is_others) == (1, True)  # seen at the commit
+    assert (calls, second.outcome) == (1, "others")  # seen at the commit
     assert store.get("generate/00000.parquet") == data
     assert (second.rows_out, second.num_target_tokens) == (first.rows_out, first.num_target_tokens)
-    assert not first.is_others
+    assert first.outcome == "written"
     assert store.list("state/staged") == {}
 
 
@@ -271,20 +275,20 @@ def test_full_disk_is_told_and_no_shard_is_blamed(config: Config, monkeypatch: p
 
     monkeypatch.setattr(os, "fsync", full)
     done = asyncio.run(generate.process("00000.parquet"))
-    assert done.fatal == (
+    assert done.outcome == "fatal"
+    assert done.message == (
         f"{config.run_dir}/generate/00000.parquet: cannot be written (No space left on device); "
         "check disk and permissions, then run again"
     )
-    assert done.error is None
     monkeypatch.undo()
     files = [path for path in Path(config.run_dir).rglob("*") if path.is_file()]
     assert sorted(path.parent.name for path in files) == ["screen"] * 3  # no part of a shard, no mark of an attempt
-    assert asyncio.run(generate.process("00000.parquet")).fatal is None
+    assert asyncio.run(generate.process("00000.parquet")).outcome == "written"
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "foreign", "of another stage", "gone"])
 def test_damaged_input_is_put_away_and_no_shard_is_blamed(config: Config, damage: str) -> None:
-    store = Store(config.run_dir)
+    store = open_folder(config.run_dir)
     generate = Worker(config, "generate", "transform", "run", 3)
     file = Path(config.run_dir, "screen/00001.parquet")
     data = file.read_bytes()
@@ -301,20 +305,20 @@ def test_damaged_input_is_put_away_and_no_shard_is_blamed(config: Config, damage
     if damage == "gone":
         file.unlink()
     done = asyncio.run(generate.process("00001.parquet"))
-    assert done.redo is not None
-    assert str(file) in done.redo
-    assert done.error is None
+    assert done.outcome == "redo"
+    assert str(file) in done.message
+    assert done.damaged == ("screen/00001.parquet",)
     assert not file.exists()
     assert store.list("state/attempts/run") == store.list("state/set_aside/generate") == store.list("generate") == {}
     if damage != "gone":
         (kept,) = store.list("state/damaged/screen")
         assert kept.startswith("00001.parquet.")
-        assert kept in done.redo
+        assert kept in done.message
         assert store.list("ledger/screen") == {}
 
 
 def test_put_away_leaves_what_another_run_has_made_again(config: Config) -> None:
-    store = Store(config.run_dir)
-    expected = ("screen", "00001.parquet", config_hash(config))
-    assert worker.put_away(store, "screen/00001.parquet", expected) == "another run has made it again"
+    store = open_folder(config.run_dir)
+    expected = ShardId("screen", "00001.parquet", config_hash(config))
+    assert quarantine(store, "screen/00001.parquet", expected) == "another run has made it again"
     assert "00001.parquet" in store.list("screen")

@@ -1,4 +1,4 @@
-"""Runs on a real Ray cluster with the tests' own teacher: nothing lost, nothing twice, resumed, refused, set aside."""
+"""Whole runs on this machine, with the tests' own teacher: nothing lost, nothing twice, resumed, refused, set aside."""
 
 import itertools
 import json
@@ -12,35 +12,13 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from stillhouse.pipeline import worker
+from stillhouse.pipeline.errors import StageError
+from stillhouse.pipeline.run.partition import ingest
 from stillhouse.schemas.config import Config
-from tests.support.command import Command, contents
-from tests.support.data import CONVERSATIONS, make_raw_config
+from tests.support.command import Command, contents, copy_of, read, without_answers
+from tests.support.data import CONVERSATIONS
 
-pytestmark = pytest.mark.cluster
 STAGES = ("ingest", "dedupe", "screen", "generate", "review")
-
-
-@pytest.fixture
-def command(tmp_path: Path, raw_config: dict[str, Any]) -> Command:
-    return Command(tmp_path, raw_config)
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Command:
-    """One undisturbed run, shared: tests copy what they change."""
-    folder = tmp_path_factory.mktemp("finished")
-    raw = make_raw_config(folder)
-    raw["sampling"]["n"] = 2
-    raw["ingest"]["turns"] = "all"
-    command = Command(folder, raw)
-    command("run")
-    return command
-
-
-def read(folder: Path) -> pa.Table:
-    files = sorted(folder.glob("*.parquet"))
-    return pa.concat_tables([pq.read_table(file).replace_schema_metadata(None) for file in files])
 
 
 def test_every_source_row_is_published_or_in_the_ledger_once(finished: Command) -> None:
@@ -158,33 +136,6 @@ def test_finished_run_does_nothing_again(finished: Command) -> None:
     assert status["rows"] == manifest["rows"]
 
 
-def copy_of(finished: Command, folder: Path, **changes: Any) -> Command:
-    raw = yaml.safe_load(finished.file.read_text())
-    raw["run_dir"] = str(folder / "run")
-    for key, value in changes.items():
-        raw[key] = {**raw.get(key, {}), **value}
-    shutil.copytree(finished.run_dir, raw["run_dir"])
-    return Command(folder, raw)
-
-
-def test_missing_shards_come_back_the_same_with_other_workers(finished: Command, tmp_path: Path) -> None:
-    workers = {"min_workers": 2, "max_workers": 2, "num_cpus": 0.5}
-    command = copy_of(finished, tmp_path, resources={"generate": {**workers, "shards_in_flight": 3}, "screen": workers})
-    before = contents(command.run_dir)
-    lost = """
-        dataset/manifest.json dataset/data/train-00004-of-00006.parquet dataset/data/train-00001-of-00006.parquet
-        review/00004.parquet review/00002.parquet ledger/review/00002.parquet generate/00004.parquet
-        generate/00002.parquet screen/00004.parquet dedupe/00004.parquet ingest/00004.parquet ingest/00005.parquet
-        state/partition.json state/dedupe/assignments/00001.parquet state/review/sketches/00002.parquet
-    """
-    for key in lost.split():
-        (command.run_dir / key).unlink()
-    status, _ = command("status")
-    assert (status["state"], status["stages"]["ingest"]) == ("unfinished", {"done": 4, "of": None})
-    command("run")
-    assert contents(command.run_dir) == before
-
-
 def test_other_configuration_on_the_same_folder_is_refused_with_its_keys(finished: Command, tmp_path: Path) -> None:
     command = copy_of(finished, tmp_path)
     _, err = command("run", "--set", "sampling.seed=9", "--set", "targets.top_k=4", expect=2)
@@ -202,12 +153,12 @@ def test_changed_source_under_an_unfinished_ingest_is_refused(raw_config: dict[s
     def count(texts: list[str]) -> list[int]:
         return [len(text) for text in texts]
 
-    assert [done.rows_out for done in worker.ingest(config, count)] == [10, 10, 10]
-    assert [done.rows_out for done in worker.ingest(config, count)] == [10, 10, 10]
+    assert [done.rows_out for done in ingest(config, count)] == [10, 10, 10]
+    assert [done.rows_out for done in ingest(config, count)] == [10, 10, 10]
     lines[15]["messages"][0]["content"] = "changed"
     source.write_text("\n".join(map(json.dumps, lines)))
-    with pytest.raises(worker.StageError, match=r"00001\.parquet: differs from what the source gives now"):
-        list(worker.ingest(config, count))
+    with pytest.raises(StageError, match=r"00001\.parquet: differs from what the source gives now"):
+        list(ingest(config, count))
 
 
 def test_dropping_more_than_the_budget_fails_and_says_why(command: Command) -> None:
@@ -217,13 +168,6 @@ def test_dropping_more_than_the_budget_fails_and_says_why(command: Command) -> N
     assert "ingest.max_dropped_fraction 0.1" in err
 
 
-def without_answers(command: Command) -> None:
-    """Takes back what a finished run did from generate on."""
-    for folder in ("dataset", "review", "generate", "state/review", "ledger/review", "ledger/generate"):
-        shutil.rmtree(command.run_dir / folder)
-
-
-@pytest.mark.slow
 def test_row_that_kills_its_worker_costs_one_row(finished: Command, tmp_path: Path) -> None:
     command = copy_of(finished, tmp_path, resources={"generate": {"shards_in_flight": 3}, "max_attempts": 1})
     undisturbed = read(command.run_dir / "generate")
@@ -280,48 +224,6 @@ def test_full_disk_fails_the_run_with_one_sentence_and_blames_no_shard(finished:
     assert not list((command.run_dir / "state/staged").iterdir())
 
 
-def test_two_drivers_on_one_folder_write_every_shard_once(command: Command, tmp_path: Path) -> None:
-    drivers = [command.start("run", FAKE_TEACHER_DELAY_S="0.2") for _ in range(2)]
-    results = [driver.communicate(timeout=300) for driver in drivers]
-    assert [driver.returncode for driver in drivers] == [0, 0], [err for _, err in results]
-    first, second = (json.loads(out) for out, _ in results)
-    assert first == second
-    assert any("shards were written by another run on this folder meanwhile" in err for _, err in results)
-    published = read(command.run_dir / "dataset/data")
-    assert len(set(published.column("sample_id").to_pylist())) == published.num_rows == first["rows"]
-
-
-def test_killed_driver_is_resumed(finished: Command, tmp_path: Path) -> None:
-    raw = yaml.safe_load(finished.file.read_text())
-    raw["run_dir"] = str(tmp_path / "run")
-    command = Command(tmp_path, raw)
-    driver = command.start("run", FAKE_TEACHER_DELAY_S="0.5")
-    assert driver.stderr is not None
-    for line in driver.stderr:
-        if line.startswith("generate 0000"):
-            break
-    driver.kill()
-    driver.communicate()
-    command("run")
-    assert contents(command.run_dir).keys() == contents(finished.run_dir).keys()
-    mine, theirs = contents(command.run_dir), contents(finished.run_dir)
-    assert [key for key in mine if mine[key] != theirs[key]] == []
-
-
-def test_interrupt_ends_with_130(command: Command) -> None:
-    import signal
-
-    driver = command.start("run", FAKE_TEACHER_DELAY_S="30")
-    assert driver.stderr is not None
-    for line in driver.stderr:
-        if line.startswith("screen 0000"):
-            break
-    driver.send_signal(signal.SIGTERM)
-    _, err = driver.communicate(timeout=60)
-    assert driver.returncode == 130
-    assert "run the same command again" in err
-
-
 def test_check_estimates_without_writing(command: Command) -> None:
     result, _ = command("check", "--rows", "40", "--set", "source.limit=null")
     assert result["rows_looked_at"] == 40
@@ -331,25 +233,3 @@ def test_check_estimates_without_writing(command: Command) -> None:
     assert estimate["prompts"] == round(17671 * result["rows_accepted"] / 40)
     assert estimate["max_answer_tokens"] == estimate["prompts"] * 24
     assert not command.run_dir.exists()
-
-
-@pytest.mark.slow
-def test_broken_rows_reach_the_ledger_of_a_run(command: Command, tmp_path: Path) -> None:
-    """The same 200 and more malformed rows that tests/test_ingest.py judges, through a whole run."""
-    from tests.stages.test_ingest import mixed
-
-    data, expected = mixed(seed=0)
-    source = tmp_path / "source.jsonl"
-    source.write_bytes(data)
-    settings = {"source.path": source, "source.limit": "null", "ingest.rows_per_shard": 100}
-    settings |= {"ingest.languages": "[English, French]", "ingest.max_prompt_tokens": 110}
-    command("run", *(part for key, value in settings.items() for part in ("--set", f"{key}={value}")))
-    ledger = read(command.run_dir / "ledger/ingest")
-    reasons = dict(zip(ledger.column("source_row").to_pylist(), ledger.column("reason").to_pylist(), strict=True))
-    assert reasons == {row: reason for row, reason in enumerate(expected) if reason is not None}
-    assert len(reasons) >= 200
-    assert len(set(reasons.values())) >= 13
-    arrived = set(read(command.run_dir / "ingest").column("source_row").to_pylist())
-    assert arrived == {row for row, reason in enumerate(expected) if reason is None}
-    manifest = json.loads((command.run_dir / "dataset/manifest.json").read_text())
-    assert manifest["rows"] > 50

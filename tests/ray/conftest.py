@@ -1,0 +1,67 @@
+"""One Ray head on loopback for all tests that do not kill it."""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from tests.support.ports import free_port
+
+BIN = Path(sys.executable).parent
+
+
+class Head(NamedTuple):
+    """A running cluster of one node."""
+
+    dashboard: str
+    """Where jobs are submitted."""
+    address: str
+    """Where drivers connect."""
+    environment: dict[str, str]
+    """Of its clients."""
+
+    @property
+    def driver_environment(self) -> dict[str, str]:
+        """What a driver on this machine needs beside its own environment."""
+        return {"RAY_ADDRESS": self.address, "RAY_AUTH_MODE": "disabled"}
+
+
+@pytest.fixture(scope="session")
+def head(tmp_path_factory: pytest.TempPathFactory, weights: Path) -> Iterator[Head]:
+    """Ended by its own process id."""
+    # Ray keeps sockets below this folder, and a socket's path may have 107 characters: pytest's folders are too deep.
+    folder = tempfile.mkdtemp(prefix="ray-")
+    environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "PATH": f"{BIN}:{os.environ['PATH']}"}
+    dashboard, port = free_port(), free_port()
+    log_file = tmp_path_factory.mktemp("head") / "head.log"
+    log = log_file.open("w")
+    process = subprocess.Popen(
+        [BIN / "ray", "start", "--head", "--block", f"--port={port}", "--node-ip-address=127.0.0.1", "--num-cpus=2",
+         "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}",
+         f"--dashboard-agent-listen-port={free_port()}",
+         f"--ray-client-server-port={free_port()}", "--disable-usage-stats", f"--temp-dir={folder}"],
+        env=environment, stdout=log, stderr=log,
+    )  # fmt: skip
+    address = f"http://127.0.0.1:{dashboard}"
+    try:
+        for _ in range(90):
+            try:
+                urllib.request.urlopen(f"{address}/api/version", timeout=5).close()
+                break
+            except OSError:
+                assert process.poll() is None, log_file.read_text()
+                time.sleep(1)
+        yield Head(address, f"127.0.0.1:{port}", environment)
+    finally:
+        process.terminate()
+        process.wait(60)
+        log.close()
+        shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,109 @@
+"""What Ray could spoil: the same runs as in tests/pipeline/run/test_run.py, on real clusters."""
+
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.ray.conftest import Head
+from tests.support.command import Command, contents, copy_of, read, without_answers
+
+
+@pytest.fixture
+def command(tmp_path: Path, raw_config: dict[str, Any]) -> Command:
+    """A run that has not begun, on Ray."""
+    return Command(tmp_path, raw_config)
+
+
+@pytest.fixture
+def cluster(head: Head) -> dict[str, str]:
+    """What commands need to find the tests' own Ray head."""
+    return head.driver_environment
+
+
+def test_a_cluster_makes_the_same_as_this_machine(finished: Command, tmp_path: Path, cluster: dict[str, str]) -> None:
+    """Byte for byte; and of a cluster that was there before, nothing is left behind but the run."""
+    raw = yaml.safe_load(finished.file.read_text()) | {"run_dir": str(tmp_path / "run")}
+    command = Command(tmp_path, raw)
+    manifest, err = command("run", **cluster)
+    assert contents(command.run_dir) == contents(finished.run_dir)
+    again, err = command("run", **cluster)
+    assert again == manifest
+    assert "nothing was missing" in err
+
+
+def test_missing_shards_come_back_the_same_with_other_workers(
+    finished: Command, tmp_path: Path, cluster: dict[str, str]
+) -> None:
+    workers = {"min_workers": 2, "max_workers": 2, "num_cpus": 0.5}
+    command = copy_of(
+        finished, tmp_path, local=False, resources={"generate": {**workers, "shards_in_flight": 3}, "screen": workers}
+    )
+    before = contents(command.run_dir)
+    lost = """
+        dataset/manifest.json dataset/data/train-00004-of-00006.parquet dataset/data/train-00001-of-00006.parquet
+        review/00004.parquet review/00002.parquet ledger/review/00002.parquet generate/00004.parquet
+        generate/00002.parquet screen/00004.parquet dedupe/00004.parquet ingest/00004.parquet ingest/00005.parquet
+        state/partition.json state/dedupe/assignments/00001.parquet state/review/sketches/00002.parquet
+    """
+    for key in lost.split():
+        (command.run_dir / key).unlink()
+    status, _ = command("status")
+    assert (status["state"], status["stages"]["ingest"]) == ("unfinished", {"done": 4, "of": None})
+    command("run", **cluster)
+    assert contents(command.run_dir) == before
+
+
+def test_two_drivers_on_one_folder_write_every_shard_once(command: Command, cluster: dict[str, str]) -> None:
+    drivers = [command.start("run", FAKE_TEACHER_DELAY_S="0.2", **cluster) for _ in range(2)]
+    results = [driver.communicate(timeout=300) for driver in drivers]
+    assert [driver.returncode for driver in drivers] == [0, 0], [err for _, err in results]
+    first, second = (json.loads(out) for out, _ in results)
+    assert first == second
+    assert any("shards were written by another run on this folder meanwhile" in err for _, err in results)
+    published = read(command.run_dir / "dataset/data")
+    assert len(set(published.column("sample_id").to_pylist())) == published.num_rows == first["rows"]
+
+
+def test_killed_driver_is_resumed(finished: Command, tmp_path: Path) -> None:
+    raw = yaml.safe_load(finished.file.read_text())
+    raw["run_dir"] = str(tmp_path / "run")
+    command = Command(tmp_path, raw)
+    driver = command.start("run", FAKE_TEACHER_DELAY_S="0.5")
+    assert driver.stderr is not None
+    for line in driver.stderr:
+        if line.startswith("generate 0000"):
+            break
+    driver.kill()
+    driver.communicate()
+    command("run")
+    assert contents(command.run_dir).keys() == contents(finished.run_dir).keys()
+    mine, theirs = contents(command.run_dir), contents(finished.run_dir)
+    assert [key for key in mine if mine[key] != theirs[key]] == []
+
+
+def test_interrupt_ends_with_130(command: Command) -> None:
+    driver = command.start("run", FAKE_TEACHER_DELAY_S="30")
+    assert driver.stderr is not None
+    for line in driver.stderr:
+        if line.startswith("screen 0000"):
+            break
+    driver.send_signal(signal.SIGTERM)
+    _, err = driver.communicate(timeout=60)
+    assert driver.returncode == 130
+    assert "run the same command again" in err
+
+
+def test_teacher_that_cannot_start_fails_the_run_at_once(
+    finished: Command, tmp_path: Path, cluster: dict[str, str]
+) -> None:
+    command = copy_of(finished, tmp_path, local=False)
+    without_answers(command)
+    _, err = command("run", expect=1, FAKE_TEACHER_FAILS_TO_START="1", **cluster)
+    # Ray's own processes may say something after us.
+    assert "\nstillhouse: teacher: no such weights (--verbose shows where)\n" in "\n" + err
+    assert "Traceback" not in err
+    assert not (command.run_dir / "state/set_aside").exists()

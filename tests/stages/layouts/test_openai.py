@@ -1,0 +1,29 @@
+"""The layout of OpenAI's JSON lines."""
+
+import pytest
+
+from stillhouse.stages.layouts import Settings
+from stillhouse.stages.layouts.openai import LAYOUT, read_line
+from tests.support.datasets import V, published_table
+
+
+def test_the_text_alone() -> None:
+    table = published_table()
+    rows = LAYOUT.convert(table, Settings("target", V)).to_pylist()
+    assert rows == [{"messages": row["messages"]} for row in table.to_pylist()]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (b"{", r"is no object with messages \(JSONDecodeError\)"),
+        (b"[]", r"is no object with messages \(TypeError\)"),
+        (b"{}", r"is no object with messages \(KeyError\)"),
+        (b'{"messages": []}', "are no conversation"),
+        (b'{"messages": [{"role": "user", "content": "x"}]}', "are no conversation"),
+        (b'{"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": 1}]}', "no conversation"),
+    ],
+)
+def test_lines_that_are_no_conversation_are_refused(line: bytes, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        read_line(line)
