@@ -70,7 +70,7 @@ data/tests/.fetched: tests/requirements.txt | $(VENV)/.installed
 	$(INSTALL) $(BIN)/python --no-deps --target data/tests --upgrade -r $<
 	touch $@
 
-$(TRAINERS)/.made: configs/quickstart.yaml $(wildcard stages/export.py stages/layouts/*.py pipeline/export.py pipeline/dataset/*.py) | $(VENV)/.installed $(DATA)/.prepared
+$(TRAINERS)/.made: configs/quickstart.yaml $(wildcard stages/layouts/*.py pipeline/dataset/*.py pipeline/dataset/*.j2) | $(VENV)/.installed $(DATA)/.prepared
 	rm -rf $(TRAINERS)/top_k $(TRAINERS)/sampled
 	$(BIN)/stillhouse run configs/quickstart.yaml --set run_dir=$(TRAINERS)/run --set source.limit=60 \
 	    --set ingest.rows_per_shard=20 --set ingest.turns=all --set sampling.max_tokens=48 --set targets.method=both

@@ -40,11 +40,10 @@ def test_links_lead_somewhere() -> None:
 
 
 def test_every_layout_has_its_page() -> None:
-    from stillhouse.pipeline.export import card_page
-    from stillhouse.stages.export import LAYOUTS
+    from stillhouse.stages.layouts import LAYOUTS, load_layout
 
     for name in LAYOUTS:
-        page = (ROOT / "docs/training" / card_page(name)).read_text()
+        page = (ROOT / "docs/training" / load_layout(name).page).read_text()
         assert f"export RUN --to {name}" in page
     index = (ROOT / "docs/training/README.md").read_text()
     for page in (ROOT / "docs/training").glob("*.md"):

@@ -1,28 +1,21 @@
 """The cards of a dataset and of an export: what their users have to know, as Markdown. The text is in `*.md.j2`."""
 
+import functools
 from pathlib import Path
-from typing import Any
-
-import jinja2
+from typing import TYPE_CHECKING, Any
 
 from stillhouse.schemas.config import Config
 from stillhouse.stages.layouts import Layout
 
-QUANTILES = ("p5", "p25", "p50", "p75", "p95")
+if TYPE_CHECKING:
+    import jinja2
 
-_TEMPLATES = jinja2.Environment(
-    loader=jinja2.FileSystemLoader(Path(__file__).parent),
-    undefined=jinja2.StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-    keep_trailing_newline=True,
-)
-_TEMPLATES.filters["thousands"] = "{:,}".format
+QUANTILES = ("p5", "p25", "p50", "p75", "p95")
 
 
 def dataset_card(config: Config, manifest: dict[str, Any]) -> str:
     """The card of a dataset. `datasets` and the hub know the split from the files' names."""
-    return _TEMPLATES.get_template("card.md.j2").render(
+    return _template("card.md.j2").render(
         config=config,
         manifest=manifest,
         name=config.teacher.model.rstrip("/").rpartition("/")[2],
@@ -32,7 +25,22 @@ def dataset_card(config: Config, manifest: dict[str, Any]) -> str:
 
 def export_card(manifest: dict[str, Any], layout: Layout) -> str:
     """The card of an export."""
-    return _TEMPLATES.get_template("export_card.md.j2").render(manifest=manifest, layout=layout)
+    return _template("export_card.md.j2").render(manifest=manifest, layout=layout)
+
+
+@functools.cache
+def _template(name: str) -> "jinja2.Template":
+    import jinja2  # once, at the end, and not in every process of an export
+
+    templates = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    templates.filters["thousands"] = "{:,}".format
+    return templates.get_template(name)
 
 
 def _quantiles(fidelity: dict[str, Any]) -> dict[str, list[float]]:

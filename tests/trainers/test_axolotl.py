@@ -95,4 +95,6 @@ def test_its_fused_loss_still_ignores_a_softcap() -> None:
             "target_logprobs": logprobs,
             "target_mask": torch.ones_like(ids),
         }
-        assert float(loss(model, batch)) > 0.1, "axolotl applies the softcap now: drop the note in stages/export.py"
+        assert float(loss(model, batch)) > 0.1, (
+            "axolotl applies the softcap now: drop the note in stages/layouts/axolotl.py"
+        )

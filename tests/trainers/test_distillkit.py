@@ -62,7 +62,7 @@ def test_symmetric_uniform_is_right_where_it_is_finite() -> None:
         mask = torch.ones(1, int(kept.sum()), 1)
         assert abs(float(KLDLoss(1.0, UNIFORM)(part, targets, mask=mask))) < NOISE
         assert not torch.isfinite(loss(teacher(), "top_k", "distillkit", UNIFORM)), (
-            "DistillKit survives peaked tokens now: mend the note in stages/export.py"
+            "DistillKit survives peaked tokens now: mend the note in stages/layouts/distillkit.py"
         )
 
 
@@ -71,7 +71,7 @@ def test_sampled_targets_in_zero_mode(layout: str) -> None:
     with torch.no_grad():
         assert float(loss(teacher(), "sampled", layout, ZERO)) == pytest.approx(reference("sampled"), abs=2e-3)
         assert not torch.isfinite(loss(teacher(), "sampled", layout, UNIFORM)), (
-            "symmetric_uniform takes sampled targets now: mend the note in stages/export.py"
+            "symmetric_uniform takes sampled targets now: mend the note in stages/layouts/distillkit.py"
         )
 
 
