@@ -128,7 +128,7 @@ class Generate:
         return ids
 
     def _add_turn(self, sample: Sample, text: str, ids: npt.NDArray[np.int32], answer: Answer, seed: int) -> bool:
-        """Add a prompt and its answer to `sample`, unless nothing of the answer is to be learned. Returns whether it did."""
+        """Add a prompt and its answer to `sample`. Returns False, and adds nothing, if none of it is to be learned."""
         settings = self._config.targets
         if settings.method != "top_k" and settings.draws_from == "top_k":
             answer = replace(answer, draws=draw_from_top_k(answer, settings.num_draws, seed))

@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from stillhouse.schemas import tables, targets
 from stillhouse.schemas.config import TargetsConfig
+from stillhouse.schemas.lists import lists
 from stillhouse.schemas.tables import IGNORE_INDEX
 from stillhouse.stages.teacher import Answer, fidelity
 
@@ -67,13 +68,14 @@ class Sample:
 
 
 def completions(prompts: pa.Table, samples: list[Sample], settings: TargetsConfig) -> pa.Table:
+    """The table of completions: one row per sample, with what its prompt carries through."""
     carried = prompts.take(pa.array([sample.row for sample in samples], type=pa.int64()))
     columns: dict[str, Any] = {
         "sample_id": pa.array([s.sample_id for s in samples], type=pa.string()),
         "messages": pa.array([s.messages for s in samples], type=tables.MESSAGES),
-        "input_ids": _lists([s.input_ids for s in samples], pa.int32()),
-        "labels": _lists([s.labels for s in samples], pa.int32()),
-        "token_logprobs": _lists([s.token_logprobs for s in samples], pa.float32()),
+        "input_ids": _joined([s.input_ids for s in samples], pa.int32()),
+        "labels": _joined([s.labels for s in samples], pa.int32()),
+        "token_logprobs": _joined([s.token_logprobs for s in samples], pa.float32()),
         "finish_reasons": pa.array([s.finish_reasons for s in samples], type=pa.list_(pa.string())),
         "num_input_tokens": pa.array([s.num_tokens for s in samples], type=pa.int32()),
         "num_target_tokens": pa.array([sum(map(len, s.token_logprobs)) for s in samples], type=pa.int32()),
@@ -86,7 +88,7 @@ def completions(prompts: pa.Table, samples: list[Sample], settings: TargetsConfi
         kind, _, name = field_.name.partition("_")
         if field_.name not in columns:
             rows = [[getattr(part, name) for part in (s.top_k if kind == "target" else s.draws)] for s in samples]
-            columns[field_.name] = _lists(rows, field_.type.value_type)
+            columns[field_.name] = _joined(rows, field_.type.value_type)
     labels = carried.schema.field("prompt_scores").type.names if "prompt_scores" in carried.column_names else ()
     schema = tables.marked(tables.completions(labels, settings))
     return pa.table(
@@ -94,8 +96,8 @@ def completions(prompts: pa.Table, samples: list[Sample], settings: TargetsConfi
     )
 
 
-def _lists(rows: list[list[npt.NDArray[Any]]], value_type: pa.DataType) -> pa.ListArray:
-    """list<value_type>, one row per inner list of arrays, which are joined.
+def _joined(rows: list[list[npt.NDArray[Any]]], value_type: pa.DataType) -> pa.ListArray:
+    """list<value_type>: each row holds the arrays of one inner list, joined.
 
     Raises ValueError when a shard holds more values than Arrow's 32-bit offsets can count.
     """
@@ -105,7 +107,4 @@ def _lists(rows: list[list[npt.NDArray[Any]]], value_type: pa.DataType) -> pa.Li
         raise ValueError(f"generate: a shard of {offsets[-1]} target values exceeds 2^31; lower ingest.rows_per_shard")
     parts = [part for row in rows for part in row]
     values = np.concatenate(parts) if parts else np.empty(0)
-    dtype = value_type.to_pandas_dtype()
-    return pa.ListArray.from_arrays(
-        pa.array(offsets.astype(np.int32)), pa.array(values.astype(dtype, copy=False), type=value_type)
-    )
+    return lists(offsets, pa.array(values.astype(value_type.to_pandas_dtype(), copy=False), type=value_type))

@@ -12,6 +12,7 @@ from stillhouse.schemas.config import Config
 from stillhouse.stages.generate import Generate, sample_seed
 from stillhouse.stages.teacher import Answer, TeacherError, TemplateError
 from stillhouse.stages.teacher.chat import Chat
+from stillhouse.stages.teacher.watchdog import Watchdog
 from tests.support.prompts import prompts
 
 
@@ -245,6 +246,59 @@ def test_teacher_without_thinking_tokens_is_refused(raw_config: dict[str, Any], 
     raw_config["generate"] = {"thinking": "drop"}
     with pytest.raises(TemplateError, match="not one"):
         Generate(Config.model_validate(raw_config), chat, Scripted([1]))
+
+
+class Gated(Scripted):
+    """Waits at `gate` before each answer."""
+
+    def __init__(self, lengths: list[int]) -> None:
+        super().__init__(lengths)
+        self.gate = asyncio.Semaphore(0)
+
+    async def answer(self, *arguments: Any) -> Answer:
+        await self.gate.acquire()
+        return await super().answer(*arguments)
+
+
+def test_progress_counts_samples_and_tokens(raw_config: dict[str, Any], chat: Chat) -> None:
+    raw_config["sampling"]["n"] = 2
+    teacher = Gated([3, 5])
+    stage = Generate(Config.model_validate(raw_config), chat, Watchdog(teacher, 100.0))
+    seen = [stage.progress()]
+
+    async def watched() -> None:
+        shards = [asyncio.create_task(stage(prompts(turns))) for turns in ([["a", "b"]], [["c"], ["word " * 600]])]
+        for answers in (0, 1, 1, 4):
+            for _ in range(answers):
+                teacher.gate.release()
+            for _ in range(50):
+                await asyncio.sleep(0)
+            seen.append(stage.progress())
+        await asyncio.gather(*shards)
+
+    asyncio.run(watched())
+    # Six samples: two of two turns, two of one, and two that do not fit and end at once. The gate lets the first turns
+    # of all four through, then the second turns.
+    assert seen == [(0, 0, 0), (2, 4, 0), (2, 4, 3), (2, 4, 6), (6, 0, 22)]
+    assert seen[-1].num_done == 6
+
+
+def test_progress_takes_the_teachers_own_count_of_tokens(raw_config: dict[str, Any], chat: Chat) -> None:
+    teacher = Scripted([3])
+    teacher.num_tokens = 41  # type: ignore[attr-defined]
+    stage = Generate(Config.model_validate(raw_config), chat, Watchdog(teacher, 100.0))
+    assert stage.progress() == (0, 0, 41)
+
+
+def test_failed_samples_are_neither_done_nor_under_way(raw_config: dict[str, Any], chat: Chat) -> None:
+    class Broken(Scripted):
+        async def answer(self, *arguments: Any) -> Answer:
+            raise RuntimeError("the engine is dead")
+
+    stage = Generate(Config.model_validate(raw_config), chat, Broken([3]))
+    with pytest.raises(RuntimeError, match="dead"):
+        asyncio.run(stage(prompts([["a"]])))
+    assert stage.progress() == (0, 0, 0)
 
 
 def test_no_rows(raw_config: dict[str, Any], chat: Chat) -> None:
