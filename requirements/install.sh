@@ -23,7 +23,7 @@ UV_DEFAULT_INDEX=${UV_DEFAULT_INDEX-${PIP_INDEX_URL-$(pip_setting index-url)}}
 export PIP_FIND_LINKS UV_FIND_LINKS UV_DEFAULT_INDEX
 
 uv() { "$python" -m uv pip install --quiet --python "$python" "$@"; }
-pip() { "$python" -m pip install --quiet "$@"; }
+pip() { "$python" -m pip install --quiet --no-compile "$@"; } # compiling all of every package takes pip minutes
 say() { echo "install: $*" >&2; }
 
 attempt() { # WHAT COMMAND...
