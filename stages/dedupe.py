@@ -3,20 +3,15 @@
 Dedupe must see the whole data set, so it is three steps instead of one: `Sketch` reads one shard, `assign` reads the
 sketches of all shards at once, `mark` writes one shard's verdict. Sketches hold no text.
 
-MinHash: Broder, "On the resemblance and containment of documents" (1997). Banding: Leskovec, Rajaraman and Ullman,
-"Mining of Massive Datasets", section 3.4. Candidates are confirmed by the similarity their signatures estimate, so
-that bands decide recall and `threshold` decides precision. Clusters are connected components: two members of one
-cluster can be less similar than `threshold`, joined by a chain of prompts between them.
+Clusters are connected components: two members of one cluster can be less similar than `threshold`, joined by a chain of
+prompts between them.
 
-Shape legend: N rows or distinct texts, P permutations, R rows of a signature in one band, E pairs.
+Shape legend: N rows or distinct texts, P permutations.
 """
 
 import hashlib
-import re
-import unicodedata
 import zlib
-from collections.abc import Iterable, Iterator
-from math import ceil
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -24,11 +19,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasketch import MinHash
 from numpy.typing import NDArray
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from stillhouse.schemas import tables
 from stillhouse.schemas.config import DedupeConfig
+from stillhouse.stages.text.minhash import components
+from stillhouse.stages.text.shingles import normalise, shingles
 
 EXACT = "exact_duplicate"
 """Drop reason: the normalised text equals that of a row that is kept."""
@@ -39,27 +34,10 @@ NEAR = "near_duplicate"
 ASSIGNMENT = pa.schema([*list(tables.DEDUPED)[len(tables.PROMPTS) :], tables.DROP_REASON])
 """What `assign` decides for each row; `mark` appends it to the shard."""
 
-BAND_RECALL = 0.95
-"""Least probability that a pair exactly at the threshold shares a band; more similar pairs are likelier."""
-
-# Letters of scripts written without spaces between words: Thai, Lao, Myanmar, Khmer, Han, kana, bopomofo.
-_UNSPACED = (
-    r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\u2fdf\u3005-\u3007\u3021-\u3029\u3041-\u30ff\u3105-\u312f"
-    r"\u31a0-\u31bf\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\ua9e0-\ua9ff\uaa60-\uaa7f\uf900-\ufaff"
-    r"\U0001b000-\U0001b16f\U00020000-\U0003ffff"
-)
-_WORD = re.compile(rf"[^\W{_UNSPACED}]+|[{_UNSPACED}]")
-_UNIT = re.compile(rf"[^\W{_UNSPACED}]+|\S")
-
-# Stands for the text's edges; normalisation never produces a NUL next to a letter that was typed, and if the source
-# holds one, a single shingle is confused with another.
-_EDGE = "\0"
 
 # The scheme is named because signatures of two schemes do not compare, and because its values are what is stored.
 _SCHEME = "affine32"
 _SHINGLES_AT_ONCE = 4096
-_PAIRS_AT_ONCE = 1 << 15
-_LARGE_GROUP = 32
 
 
 def sketch_schema(num_perm: int) -> pa.Schema:
@@ -75,35 +53,6 @@ def sketch_schema(num_perm: int) -> pa.Schema:
             pa.field("demoted", pa.bool_()),
         ]
     )
-
-
-def normalise(text: str) -> str:
-    """NFKC, casefolded, every run of white space one space, stripped. What 'equal text' means in this stage."""
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
-
-
-def shingles(text: str, config: DedupeConfig) -> set[bytes]:
-    """The set whose Jaccard similarity `threshold` is about.
-
-    A unit is a word (a run of word characters), a character of a script written without spaces, or a symbol. A text of
-    at least `2 * ngram` words gives all runs of `ngram` units. A shorter one gives all runs of `char_ngram` characters
-    of the text between two edges of `char_ngram - 1` characters, so that a change of its last character weighs as much
-    as one in its middle. Symbols do not count towards the `2 * ngram`: a full stop more or less must not move a text
-    from one kind of shingle to the other.
-    """
-    text = normalise(text)
-    if _num_words_at_least(text, 2 * config.ngram):
-        units = _UNIT.findall(text)
-        windows = zip(*(units[i:] for i in range(config.ngram)), strict=False)
-        return {" ".join(window).encode() for window in windows}
-    n = config.char_ngram
-    edge = _EDGE * (n - 1)
-    padded = edge + text + edge
-    return {padded[i : i + n].encode() for i in range(len(padded) - n + 1)}
-
-
-def _num_words_at_least(text: str, num_words: int) -> bool:
-    return any(i == num_words for i, _ in enumerate(_WORD.finditer(text), start=1))
 
 
 class Sketch:
@@ -137,7 +86,7 @@ class Sketch:
 
     def _signature(self, text: str) -> NDArray[np.uint32]:
         self.minhash.clear()
-        items = list(shingles(text, self.config))
+        items = list(shingles(text, self.config.ngram, self.config.char_ngram))
         for start in range(0, len(items), _SHINGLES_AT_ONCE):
             self.minhash.update_batch(items[start : start + _SHINGLES_AT_ONCE])
         signature_P: NDArray[np.uint32] = self.minhash.hashvalues
@@ -175,7 +124,7 @@ def assign(sketches: Iterable[pa.Table], config: DedupeConfig) -> list[pa.Table]
     del ids
     text_N, first_N = _distinct(np.concatenate(hashes))
     del hashes
-    cluster_N = _components(_gather(signatures, first_N, config.num_perm), config.threshold)[text_N]
+    cluster_N = components(_gather(signatures, first_N, config.num_perm), config.threshold)[text_N]
 
     by_id = pc.sort_indices(id_N).to_numpy()
     rank_N = np.empty(len(by_id), np.int64)
@@ -221,106 +170,6 @@ def mark(table: pa.Table, assignment: pa.Table) -> pa.Table:
         )
     columns = [*table.columns, *(assignment[name] for name in ASSIGNMENT.names)]
     return pa.table(columns, schema=tables.marked(tables.DEDUPED))
-
-
-def bands(threshold: float, num_perm: int) -> tuple[int, int]:
-    """Number of bands b and rows per band R: the largest R at which 1 - (1 - threshold^R)^b is at least `BAND_RECALL`.
-
-    A threshold too low for that gets one row per band.
-    """
-    for rows in range(num_perm, 1, -1):
-        if 1 - (1 - threshold**rows) ** (num_perm // rows) >= BAND_RECALL:
-            return num_perm // rows, rows
-    return num_perm, 1
-
-
-def joined_pairs(signature_NP: NDArray[np.uint32], threshold: float) -> Iterator[NDArray[np.int64]]:
-    """Pairs [E, 2] of signatures that share a band and agree in at least `threshold` of their slots, band by band.
-
-    Not all such pairs: those of texts that are already connected are left out. The connected components are the same.
-    """
-    num_texts, num_perm = signature_NP.shape
-    num_bands, num_rows = bands(threshold, num_perm)
-    # 0.55 * 100 is 55.00000000000001 in floating point.
-    num_equal = ceil(threshold * num_perm - 1e-9)
-    component_N = np.arange(num_texts)
-    for band in range(num_bands):
-        key_N = _band_keys(signature_NP[:, band * num_rows : (band + 1) * num_rows])
-        order = np.argsort(key_N, kind="stable")
-        key_N = key_N[order]
-        starts = np.flatnonzero(np.r_[True, key_N[1:] != key_N[:-1]])
-        sizes = np.diff(np.r_[starts, num_texts])
-        found = [np.empty((0, 2), np.int64)]
-        for size in np.unique(sizes[sizes > 1]):
-            groups = starts[sizes == size]
-            if size > _LARGE_GROUP:
-                for start in groups:
-                    found += _join_large(signature_NP, order[start : start + size], component_N, num_equal)
-                continue
-            left, right = np.triu_indices(size, k=1)
-            step = max(1, _PAIRS_AT_ONCE // len(left))
-            for i in range(0, len(groups), step):
-                members = order[groups[i : i + step, None] + np.arange(size)]
-                pairs_E2 = np.stack([members[:, left].ravel(), members[:, right].ravel()], axis=1)
-                pairs_E2 = pairs_E2[component_N[pairs_E2[:, 0]] != component_N[pairs_E2[:, 1]]]
-                equal_E = signature_NP[pairs_E2[:, 0]] == signature_NP[pairs_E2[:, 1]]
-                found.append(pairs_E2[np.count_nonzero(equal_E, axis=1) >= num_equal])
-        pairs_E2 = np.concatenate(found)
-        component_N = _merge(component_N, pairs_E2)
-        yield pairs_E2
-
-
-def _join_large(
-    signature_NP: NDArray[np.uint32], members: NDArray[np.int64], component_N: NDArray[np.int64], num_equal: int
-) -> list[NDArray[np.int64]]:
-    """The pairs that connect one large group, found without looking at pairs that are connected already.
-
-    Breadth-first: every member of the growing component is once the pivot, compared with all that is left outside.
-    Whoever agrees in enough slots also does in their low bytes, which are ten times as fast to compare.
-    """
-    found = []
-    outside = members
-    low_PN = np.ascontiguousarray(signature_NP[members].astype(np.uint8).T)
-    while len(outside) > 1:
-        entering = component_N[outside] == component_N[outside[0]]
-        pivots: list[np.int64] = []
-        while entering.any():
-            pivots += list(outside[entering])
-            # A text like no other, the most frequent kind by far where groups are largest: no copy.
-            staying = slice(1, None) if entering[0] and entering.sum() == 1 else ~entering
-            outside, low_PN = outside[staying], low_PN[:, staying]
-            entering = np.zeros(len(outside), bool)
-            while pivots and len(outside) and not entering.any():
-                pivot_P = signature_NP[pivot := pivots.pop()]
-                equal_PN = low_PN == pivot_P.astype(np.uint8)[:, None]
-                near = outside[np.add.reduce(equal_PN.view(np.uint8), axis=0, dtype=np.uint16) >= num_equal]
-                near = near[np.count_nonzero(signature_NP[near] == pivot_P, axis=1) >= num_equal]
-                if len(near):
-                    found.append(np.stack([np.full(len(near), pivot), near], axis=1))
-                    entering = np.isin(component_N[outside], component_N[near])
-    return found
-
-
-def _band_keys(rows_NR: NDArray[np.uint32]) -> NDArray[np.uint64]:
-    """One number per band; two bands with the same number by accident only cost a comparison."""
-    key_N = np.zeros(len(rows_NR), np.uint64)
-    for column_N in rows_NR.T:
-        key_N = (key_N ^ column_N) * np.uint64(0x9E3779B97F4A7C15)
-        key_N ^= key_N >> np.uint64(29)
-    return key_N
-
-
-def _merge(component_N: NDArray[np.int64], pairs_E2: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Components after the pairs are joined."""
-    left, right = component_N[pairs_E2].T
-    num = len(component_N)
-    graph = coo_array((np.ones(len(left), bool), (left, right)), shape=(num, num))
-    merged: NDArray[np.int64] = connected_components(graph, directed=False)[1].astype(np.int64)
-    return merged[component_N]
-
-
-def _components(signature_NP: NDArray[np.uint32], threshold: float) -> NDArray[np.int64]:
-    return _merge(np.arange(len(signature_NP)), np.concatenate(list(joined_pairs(signature_NP, threshold))))
 
 
 def _distinct(hash_N2: NDArray[np.uint64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -14,7 +14,8 @@ import pyarrow as pa
 
 from stillhouse.schemas import tables
 from stillhouse.schemas.config import Config
-from stillhouse.stages.sources import INVALID_JSON, ROW_TOO_LARGE, TRUNCATED_SOURCE, UNDECODABLE, Row, source_name
+from stillhouse.stages.sources import source_name
+from stillhouse.stages.sources.row import INVALID_JSON, ROW_TOO_LARGE, TRUNCATED_SOURCE, UNDECODABLE, Row
 
 NOT_AN_OBJECT = "not_an_object"
 INVALID_ID = "invalid_id"

@@ -3,11 +3,10 @@
 Not a judge of quality or truth. Duplicates need a view of the whole data set, so there are three steps: `Sketch` per
 shard, `assign` once over all sketches, `Review` per shard.
 
-Shape legend: R rows of a table, M messages, A assistant turns, N tokens, D rows of all sketches.
+Shape legend: R rows of a table, M messages, A assistant turns, D rows of all sketches.
 """
 
 import hashlib
-import unicodedata
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -17,13 +16,9 @@ from numpy.typing import NDArray
 
 from stillhouse.schemas.config import ClassifierConfig, ReviewConfig
 from stillhouse.schemas.tables import DROP_REASON
-from stillhouse.stages.classifiers import check_thresholds, combined, score_rows, scores_column, unsafe_rows
-
-MAX_PERIOD = 256
-"""Longest repeated piece that is looked for, in tokens: a long paragraph."""
-
-MIN_LOOP_TOKENS = 8
-"""A shorter stretch counts as none: it is punctuation or indentation, and `review.loop_tokens` cannot be lower."""
+from stillhouse.stages.filters import check_thresholds, combined, score_rows, scores_column, unsafe_rows
+from stillhouse.stages.text.loops import longest_loops
+from stillhouse.stages.text.shingles import normalise
 
 SKETCH = pa.schema([pa.field("sample_id", pa.string()), pa.field("answer_hash", pa.binary(16))])
 """`answer_hash`: null where the answer is empty, since empty answers are dropped for that and duplicate nothing."""
@@ -43,7 +38,7 @@ class Sketch:
         texts, row_A = assistant_turns(table)
         turns_of: list[list[str]] = [[] for _ in range(table.num_rows)]
         for text, row in zip(texts, row_A.tolist(), strict=True):
-            turns_of[row].append(" ".join(unicodedata.normalize("NFKC", text).casefold().split()))
+            turns_of[row].append(normalise(text))
         # No turn has a line break left, so joining by one keeps different turns different.
         hashes = [_blake2b("\n".join(turns)) if turns and all(turns) else None for turns in turns_of]
         return pa.table([table["sample_id"], pa.array(hashes, pa.binary(16))], schema=SKETCH)
@@ -112,50 +107,6 @@ def assistant_turns(table: pa.Table) -> tuple[list[str], NDArray[np.int64]]:
     is_assistant_M = pc.fill_null(pc.equal(pc.struct_field(flat, "role"), "assistant"), False)
     contents = pc.fill_null(pc.filter(pc.struct_field(flat, "content"), is_assistant_M), "")
     return contents.to_pylist(), pc.filter(pc.list_parent_indices(messages), is_assistant_M).to_numpy()
-
-
-def longest_loops(labels: pa.ChunkedArray, min_repeats: int) -> NDArray[np.int32]:
-    """[R]: tokens of the longest stretch of one answer that is a piece said at least `min_repeats` times; 0 if none.
-
-    `labels` is the column of that name: an answer is a run of tokens that are not -100. A stretch has period p when
-    each of its tokens but the first p equals the one p before it; it may end inside a piece. Pieces have up to
-    `MAX_PERIOD` tokens, stretches at least `MIN_LOOP_TOKENS`. On token ids, so scripts and languages are alike.
-    """
-    lists = labels.combine_chunks()
-    row_N = pc.list_parent_indices(lists).to_numpy()
-    token_N = pc.list_flatten(lists).to_numpy()
-    written_N = token_N != -100
-    starts_N = written_N.copy()
-    starts_N[1:] &= ~written_N[:-1] | (row_N[1:] != row_N[:-1])
-    answer_N = np.cumsum(starts_N)[written_N] - 1
-    token_N, row_A = token_N[written_N], row_N[starts_N]
-    num_tokens_A = np.bincount(answer_N, minlength=len(row_A))
-
-    # Longest answer first: those with room for min_repeats pieces of p tokens are then the first ones, at every p.
-    order_A = np.argsort(-num_tokens_A, kind="stable")
-    rank_A = np.empty_like(order_A)
-    rank_A[order_A] = np.arange(len(order_A))
-    order_N = np.argsort(rank_A[answer_N], kind="stable")
-    token_N, answer_N = token_N[order_N], answer_N[order_N]
-    end_A = np.cumsum(num_tokens_A[order_A])
-
-    loop_tokens_A = np.zeros(len(row_A), np.int32)
-    for p in range(1, MAX_PERIOD + 1):
-        num_answers = np.searchsorted(-num_tokens_A[order_A], -min_repeats * p, side="right")
-        if num_answers == 0:
-            break
-        token, answer = token_N[: end_A[num_answers - 1]], answer_N[: end_A[num_answers - 1]]
-        again = np.flatnonzero(token[p:] == token[:-p]) + p  # positions that equal the one p before them
-        again = again[answer[again] == answer[again - p]]
-        # The first p tokens of an answer are not in `again`, so no run of positions goes on into the next answer.
-        first = np.flatnonzero(np.diff(again, prepend=-2) != 1)
-        stretch = np.diff(first, append=len(again)) + p
-        is_loop = stretch >= max(min_repeats * p, MIN_LOOP_TOKENS)
-        np.maximum.at(loop_tokens_A, answer[again[first[is_loop]]], stretch[is_loop].astype(np.int32))
-
-    loop_tokens_R = np.zeros(len(lists), np.int32)
-    np.maximum.at(loop_tokens_R, row_A, loop_tokens_A)
-    return loop_tokens_R
 
 
 def _empty(texts: Sequence[str], row_A: NDArray[np.int64], num_rows: int) -> NDArray[np.bool_]:

@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 
 from stillhouse.schemas.config import ScreenConfig
 from stillhouse.schemas.tables import DROP_REASON
-from stillhouse.stages.classifiers import combined, score_rows, scores_column, unsafe_rows
+from stillhouse.stages.filters import combined, score_rows, scores_column, unsafe_rows
 
 
 class Screen:

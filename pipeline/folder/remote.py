@@ -6,8 +6,8 @@ from typing import Any
 
 from stillhouse.pipeline.errors import StorageError
 from stillhouse.pipeline.folder.store import Entry
-from stillhouse.stages import object_store
-from stillhouse.stages.object_store import insist, open_store
+from stillhouse.stages.sources import object_store
+from stillhouse.stages.sources.object_store import open_store, with_retries
 
 
 class RemoteFolder:
@@ -30,7 +30,7 @@ class RemoteFolder:
         with self._blamed(key, "written"):
             try:
                 # Done twice after an answer that was lost, it finds its own: then, as after a race, it is there.
-                insist(lambda: obstore.put(self._store, key, data, mode="create"))
+                with_retries(lambda: obstore.put(self._store, key, data, mode="create"))
             except AlreadyExistsError:
                 return False
             return True
@@ -39,13 +39,13 @@ class RemoteFolder:
         import obstore
 
         with self._blamed(key, "written"):
-            insist(lambda: obstore.put(self._store, key, data))
+            with_retries(lambda: obstore.put(self._store, key, data))
 
     def get(self, key: str) -> bytes:
         import obstore
 
         with self._blamed(key, "read", may_lack=True):  # obstore's NotFoundError is a FileNotFoundError
-            return insist(lambda: bytes(obstore.get(self._store, key).bytes()))
+            return with_retries(lambda: bytes(obstore.get(self._store, key).bytes()))
 
     def get_or_none(self, key: str) -> bytes | None:
         try:
@@ -57,16 +57,18 @@ class RemoteFolder:
         import obstore
 
         with self._blamed(key, "read", may_lack=True):
-            end = insist(lambda: obstore.head(self._store, key))["size"] if size is None else size
+            end = with_retries(lambda: obstore.head(self._store, key))["size"] if size is None else size
             start = max(0, end - num_bytes)
-            return insist(lambda: bytes(obstore.get_range(self._store, key, start=start, end=end))) if end else b""
+            if not end:
+                return b""
+            return with_retries(lambda: bytes(obstore.get_range(self._store, key, start=start, end=end)))
 
     def exists(self, key: str) -> bool:
         import obstore
 
         try:
             with self._blamed(key, "read", may_lack=True):
-                insist(lambda: obstore.head(self._store, key))
+                with_retries(lambda: obstore.head(self._store, key))
         except FileNotFoundError:
             return False
         return True
@@ -75,7 +77,7 @@ class RemoteFolder:
         import obstore
 
         with self._blamed(folder, "listed"):
-            listed = insist(lambda: obstore.list_with_delimiter(self._store, folder + "/"))
+            listed = with_retries(lambda: obstore.list_with_delimiter(self._store, folder + "/"))
         found = {
             item["path"].rpartition("/")[2]: Entry(
                 item["size"], f"{item['size']}-{item['e_tag']}-{item['last_modified'].isoformat()}"
@@ -94,7 +96,7 @@ class RemoteFolder:
         import obstore
 
         with self._blamed(key, "deleted"), contextlib.suppress(FileNotFoundError):
-            insist(lambda: obstore.delete(self._store, key))
+            with_retries(lambda: obstore.delete(self._store, key))
 
     def sweep(self) -> int:
         """Nothing to delete: an object store shows a put when it is complete, or not at all."""

@@ -3,8 +3,8 @@
 from typing import Any
 
 from stillhouse.pipeline import flow
-from stillhouse.pipeline.dataset import manifest
 from stillhouse.pipeline.console import message
+from stillhouse.pipeline.dataset import manifest
 from stillhouse.pipeline.folder import index, keys, open_folder, partition
 from stillhouse.schemas.config import Config
 

@@ -460,7 +460,7 @@ def state_is_right_or_refused(data: bytes, at: Path) -> None:
     with contextlib.suppress(ConfigError):
         compare_with_folder(config)
         raise AssertionError("run.json of another run was taken for this one's")
-    assert isinstance(manifest.set_aside(store)[0], str)
+    assert isinstance(manifest.set_aside(config, store)[0], str)
     with contextlib.suppress(ValueError, TypeError):
         assert ShardInfo.from_json(data) == SHARDS[0][2]
     # What follows the digest of an index, with and without a digest that fits.

@@ -18,7 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from stillhouse.pipeline import cli, manifest
+from stillhouse.pipeline import cli
+from stillhouse.pipeline.dataset import manifest
 from stillhouse.pipeline.errors import DamagedError
 from stillhouse.pipeline.folder import keys, open_folder, partition
 from stillhouse.pipeline.folder import shard as shards
@@ -81,7 +82,7 @@ def test_code_of_a_model_runs_only_where_the_engine_is_told_so(
     raw_config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**raw_config, "tokenizer_class": "PreTrainedTokenizerFast"}))
     with contextlib.suppress(TemplateError):
-        manifest._read_teacher_facts(config)
+        manifest._read_teacher(config)
     assert not trace.exists()
 
 
@@ -148,7 +149,7 @@ def test_no_pickle_is_read_from_source_or_run_folder(tmp_path: Path) -> None:
             assert manifest.finished(store) is None
             with pytest.raises(ConfigError, match="damaged"):
                 compare_with_folder(Config.model_validate({**RUN_CONFIG, "run_dir": store.url}))
-            manifest.set_aside(store)
+            manifest.set_aside(Config.model_validate({**RUN_CONFIG, "run_dir": store.url}), store)
             # Even in a shard that is whole.
             shards.decode(shards.encode(pq.read_table(tmp_path / f"extension{protocol}.parquet")), "here")
 

@@ -41,6 +41,7 @@ def test_top_p_keeps_the_fewest_that_reach_the_mass(top_p: float) -> None:
     logprobs_SV, order = distributions(200, 500, 2.0)
     top = np.take_along_axis(logprobs_SV, order[:, :64], axis=1)
     encoded = targets.encode_top_k(order[:, :64], top, top_p=top_p)
+    assert encoded.logprobs is not None
     start = 0
     for s, length in enumerate(encoded.lengths):
         kept = slice(start, start + length)
@@ -62,6 +63,7 @@ def test_precision_rounds_values_and_not_gaps(precision: float, top_p: float) ->
     exact = targets.encode_top_k(order[:, :200], top, top_p)
     rounded = targets.encode_top_k(order[:, :200], top, top_p, precision)
     assert rounded.logprobs is None
+    assert rounded.gaps is not None
     assert rounded.gaps.dtype == np.int16
     assert (rounded.gaps >= 0).all()
     for name in ("ids", "tail", "lengths"):
@@ -109,6 +111,7 @@ def test_decode_gives_back_rows_also_of_a_slice(top_p: float) -> None:
             for row, expected in zip(decoded, rows[start:], strict=True):
                 kept = row.logprobs > -np.inf
                 assert kept.sum(axis=1).tolist() == expected.lengths.tolist()
+                assert expected.logprobs is not None
                 assert row.ids[kept].tolist() == expected.ids.tolist()
                 assert row.logprobs[kept].tolist() == expected.logprobs.tolist()
                 assert row.tail.tolist() == expected.tail.tolist()
@@ -124,7 +127,7 @@ def test_decoded_draws_are_frequencies() -> None:
     encoded = targets.encode_draws(draws_SD)
     top_k = targets.encode_top_k(draws_SD[:, :1], np.full((3, 1), -1.0, np.float32))
     (row,) = targets.decode(table_of([top_k], [encoded], 4), "draw")
-    np.testing.assert_allclose(np.exp(row.logprobs), [[0.75, 0.25], [1, 0], [0.25, 0.25]])
+    np.testing.assert_allclose(np.exp(row.logprobs), [[0.75, 0.25], [1.0, 0.0], [0.25, 0.25]])
     assert row.ids.tolist() == [[5, 9], [7, 0], [2, 3]]
     np.testing.assert_allclose(np.exp(row.tail), [1e-7, 1e-7, 0.5], rtol=1e-5)
     both = table_of([top_k], [encoded], 4)
@@ -136,11 +139,16 @@ def test_decoded_draws_are_frequencies() -> None:
 
 def test_decode_refuses_lengths_that_disagree() -> None:
     h = np.float16
-    good = targets.TopK(np.array([1, 2, 3]), np.array([h(-1)] * 3), None, np.array([h(-1)] * 2), np.array([2, 1]))
+    logprobs = np.array([h(-1)] * 3)
+    good = targets.TopK(np.array([1, 2, 3]), logprobs, None, np.array([h(-1)] * 2), np.array([2, 1]))
     targets.decode(table_of([good, good]))
-    for name, value in (("ids", good.ids[:2]), ("logprobs", good.logprobs[:2]), ("tail", good.tail[:1])):
+    for name, bad in (
+        ("ids", good._replace(ids=good.ids[:2])),
+        ("logprobs", good._replace(logprobs=logprobs[:2])),
+        ("tail", good._replace(tail=good.tail[:1])),
+    ):
         with pytest.raises(ValueError, match=f"row 1: target_{name} has"):
-            targets.decode(table_of([good, good._replace(**{name: value}), good]))
+            targets.decode(table_of([good, bad, good]))
     with pytest.raises(ValueError, match="row 0"):
         targets.decode(table_of([good._replace(lengths=np.array([3, 1]))]))
     with pytest.raises(ValueError, match="no column target_lengths"):

@@ -27,6 +27,8 @@ from scipy.sparse.csgraph import connected_components
 from stillhouse.schemas import tables
 from stillhouse.schemas.config import DedupeConfig
 from stillhouse.stages import dedupe
+from stillhouse.stages.text import minhash
+from stillhouse.stages.text.shingles import shingles
 from tests.support.data import CONVERSATIONS, ROOT
 
 CONFIG = DedupeConfig()
@@ -169,12 +171,12 @@ def test_minhash_against_exact_jaccard(real_prompts: list[str], capsys: pytest.C
         texts += [text for pair in pairs for text in pair]
 
     exact_NN = all_jaccards([oracle_shingles(text) for text in texts])
-    ours_NN = all_jaccards([dedupe.shingles(text, CONFIG) for text in texts])
+    ours_NN = all_jaccards([shingles(text, CONFIG.ngram, CONFIG.char_ngram) for text in texts])
     np.testing.assert_allclose(ours_NN, exact_NN, atol=1e-12)
 
     sketch = dedupe.Sketch(CONFIG)(prompts(texts))
     signature_NP = np.array(sketch["signature"].to_pylist(), np.uint32)
-    edges = np.concatenate(list(dedupe.joined_pairs(signature_NP, CONFIG.threshold)))
+    edges = np.concatenate(list(minhash.joined_pairs(signature_NP, CONFIG.threshold)))
     (assignment,) = dedupe.assign([sketch], CONFIG)
     _, cluster_N = np.unique(assignment["cluster_id"].to_numpy(), return_inverse=True)
 
@@ -185,7 +187,7 @@ def test_minhash_against_exact_jaccard(real_prompts: list[str], capsys: pytest.C
         for level, pairs in planted.items():
             joined = 0
             for pair in pairs:
-                found = np.concatenate(list(dedupe.joined_pairs(signature_NP[list(pair)], CONFIG.threshold)))
+                found = np.concatenate(list(minhash.joined_pairs(signature_NP[list(pair)], CONFIG.threshold)))
                 joined += len(found) > 0
             recall[level] = joined / len(pairs)
             print(f"{level:10} {len(pairs):6} {joined:7} {recall[level]:7.3f}")
@@ -213,11 +215,11 @@ def test_minhash_against_exact_jaccard(real_prompts: list[str], capsys: pytest.C
 
 
 def test_bands_lose_nothing_at_the_threshold() -> None:
-    assert dedupe.bands(0.8, 128) == (18, 7)
-    assert dedupe.bands(1.0, 128) == (1, 128)
-    assert dedupe.bands(0.01, 16) == (16, 1)
+    assert minhash.bands(0.8, 128) == (18, 7)
+    assert minhash.bands(1.0, 128) == (1, 128)
+    assert minhash.bands(0.01, 16) == (16, 1)
     for threshold in (0.5, 0.7, 0.9):
-        num_bands, num_rows = dedupe.bands(threshold, 256)
+        num_bands, num_rows = minhash.bands(threshold, 256)
         assert num_bands * num_rows <= 256
         assert 1 - (1 - threshold**num_rows) ** num_bands >= 0.95
         assert 1 - (1 - threshold ** (num_rows + 1)) ** (256 // (num_rows + 1)) < 0.95
@@ -225,7 +227,7 @@ def test_bands_lose_nothing_at_the_threshold() -> None:
 
 def brute_force_components(signature_NP: np.ndarray, threshold: float) -> np.ndarray:
     """Components of all pairs that share a band and agree in `threshold` of the slots."""
-    num_bands, num_rows = dedupe.bands(threshold, signature_NP.shape[1])
+    num_bands, num_rows = minhash.bands(threshold, signature_NP.shape[1])
     equal_NNP = signature_NP[:, None, :] == signature_NP[None, :, :]
     shared = equal_NNP[:, :, : num_bands * num_rows].reshape(*equal_NNP.shape[:2], num_bands, num_rows)
     graph = shared.all(axis=3).any(axis=2) & (equal_NNP.mean(axis=2) >= threshold)
@@ -241,7 +243,7 @@ def test_groups_of_any_size_connect_what_all_pairs_connect(keep: float) -> None:
         own_NP = rng.integers(0, 2**32, (size, 64), dtype=np.uint32)
         families.append(np.where(rng.random((size, 64)) < keep, own_NP[0], own_NP))
     signature_NP = rng.permutation(np.concatenate(families))
-    edges = np.concatenate(list(dedupe.joined_pairs(signature_NP, 0.75)))
+    edges = np.concatenate(list(minhash.joined_pairs(signature_NP, 0.75)))
     num = len(signature_NP)
     ones = np.ones(len(edges), bool)
     found = connected_components(csr_array((ones, (edges[:, 0], edges[:, 1])), shape=(num, num)), directed=False)[1]
@@ -252,9 +254,9 @@ def test_groups_of_any_size_connect_what_all_pairs_connect(keep: float) -> None:
 def test_exactly_at_the_threshold_is_joined() -> None:
     signature_NP = np.arange(200, dtype=np.uint32).reshape(2, 100)
     signature_NP[1, :55] = signature_NP[0, :55]
-    assert sum(len(pairs) for pairs in dedupe.joined_pairs(signature_NP, 0.55)) == 1
+    assert sum(len(pairs) for pairs in minhash.joined_pairs(signature_NP, 0.55)) == 1
     signature_NP[1, 0] = 1000
-    assert sum(len(pairs) for pairs in dedupe.joined_pairs(signature_NP, 0.55)) == 0
+    assert sum(len(pairs) for pairs in minhash.joined_pairs(signature_NP, 0.55)) == 0
 
 
 def test_equal_after_normalisation() -> None:
@@ -312,9 +314,10 @@ def test_short_questions_that_differ_in_a_character(left: str, right: str) -> No
 
 def test_an_edit_at_the_end_weighs_as_much_as_one_in_the_middle() -> None:
     text = "abcdefghijklmnopqrst"
-    whole = dedupe.shingles(text, CONFIG)
+    whole = shingles(text, CONFIG.ngram, CONFIG.char_ngram)
     similarities = {
-        round(jaccard(whole, dedupe.shingles(f"{text[:i]}#{text[i + 1 :]}", CONFIG)), 9) for i in range(len(text))
+        round(jaccard(whole, shingles(f"{text[:i]}#{text[i + 1 :]}", CONFIG.ngram, CONFIG.char_ngram)), 9)
+        for i in range(len(text))
     }
     assert similarities == {round((24 - 5) / (24 + 5), 9)}
 
@@ -347,7 +350,7 @@ def test_a_full_stop_does_not_change_the_kind_of_shingle() -> None:
 )
 def test_scripts_without_spaces(base: str, near: str, other: str) -> None:
     assert len(base.split()) < 2 * CONFIG.ngram
-    assert len(next(iter(dedupe.shingles(base, CONFIG))).decode().split()) == CONFIG.ngram
+    assert len(next(iter(shingles(base, CONFIG.ngram, CONFIG.char_ngram))).decode().split()) == CONFIG.ngram
     assert reasons(base, near, other) == [None, dedupe.NEAR, None]
 
 
@@ -465,7 +468,7 @@ def test_signatures_are_those_of_datasketch() -> None:
     sketch = dedupe.Sketch(config)(prompts(texts))
     for text, signature in zip(texts, sketch["signature"].to_pylist(), strict=True):
         minhash = MinHash(num_perm=32, seed=7, scheme="affine32", hashfunc=zlib.crc32)
-        minhash.update_batch(dedupe.shingles(text, config))
+        minhash.update_batch(shingles(text, config.ngram, config.char_ngram))
         assert signature == minhash.hashvalues.tolist()
     assert sketch["signature"][0].as_py()[:3] == [185265540, 514782858, 302966205]
 
@@ -498,7 +501,7 @@ def test_a_large_family_that_is_not_similar_enough_takes_seconds() -> None:
     own_NP = rng.integers(0, 2**32, (5000, 128), dtype=np.uint32)
     signature_NP = np.where(rng.random((5000, 128)) < 0.8, own_NP[0], own_NP)
     started = time.monotonic()
-    pairs = np.concatenate(list(dedupe.joined_pairs(signature_NP, 0.8)))
+    pairs = np.concatenate(list(minhash.joined_pairs(signature_NP, 0.8)))
     assert time.monotonic() - started < 20
     equal_E = (signature_NP[pairs[:, 0]] == signature_NP[pairs[:, 1]]).mean(axis=1)
     assert equal_E.min() >= 0.8

@@ -11,7 +11,8 @@ import pytest
 
 from stillhouse.schemas import tables
 from stillhouse.schemas.config import ConfigError, ProfanityCheckConfig, ReviewConfig
-from stillhouse.stages.review import ASSIGNMENT, SKETCH, Review, Sketch, assign, longest_loops
+from stillhouse.stages.review import ASSIGNMENT, SKETCH, Review, Sketch, assign
+from stillhouse.stages.text.loops import longest_loops
 
 PROFANITY = ProfanityCheckConfig(name="profanity-check", thresholds={"profanity": 0.9})
 RUDE = "fuck you, you stupid bitch"

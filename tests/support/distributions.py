@@ -3,15 +3,18 @@
 Shape legend: S supervised tokens, V vocabulary.
 """
 
+from typing import Any
+
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from stillhouse.schemas import tables, targets
 
 
-def log_softmax(logits: np.ndarray) -> np.ndarray:
-    shifted = logits - logits.max(axis=1, keepdims=True)
-    return (shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))).astype(np.float32)
+def log_softmax(logits_SV: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    shifted_SV: npt.NDArray[Any] = logits_SV - logits_SV.max(axis=1, keepdims=True)
+    return (shifted_SV - np.log(np.exp(shifted_SV).sum(axis=1, keepdims=True))).astype(np.float32)
 
 
 def table_of(

@@ -22,7 +22,8 @@ import pyarrow.parquet as pq
 import pytest
 from obstore.exceptions import GenericError
 
-from stillhouse.pipeline import export, verify
+from stillhouse.pipeline.dataset.export import default_output, export
+from stillhouse.pipeline.dataset.verify import verify
 from stillhouse.pipeline.errors import DamagedError, StorageError
 from stillhouse.pipeline.folder import Folder, open_folder
 from stillhouse.pipeline.folder import shard as shards
@@ -30,11 +31,10 @@ from stillhouse.pipeline.folder.identity import open_run
 from stillhouse.pipeline.folder.shard import ShardInfo
 from stillhouse.pipeline.run.worker import Worker
 from stillhouse.schemas.config import Config, SourceConfig
-from stillhouse.stages import object_store
-from stillhouse.stages.sources import SourceError, count_rows, read_rows
-from tests.pipeline.dataset.test_export import write_dataset
+from stillhouse.stages.sources import SourceError, count_rows, object_store, read_rows
 from tests.support.command import Command, contents
 from tests.support.data import CONVERSATIONS, make_raw_config
+from tests.support.datasets import write_dataset
 from tests.support.ports import free_port
 from tests.support.prompts import numbered, put_screened
 
@@ -396,9 +396,9 @@ def test_export_and_verify(bucket: str, tmp_path: Path) -> None:
     store = open_folder(f"{bucket}/exported")
     for file in (run / "dataset").rglob("*.*"):
         store.put(f"dataset/{file.relative_to(run / 'dataset')}", file.read_bytes())
-    local = export.export(str(run), "axolotl", str(tmp_path / "axolotl"), num_workers=1)
-    output = export.default_output(f"{bucket}/exported", "axolotl")
-    assert export.export(f"{bucket}/exported", "axolotl", output, num_workers=2) == local
+    local = export(str(run), "axolotl", str(tmp_path / "axolotl"), num_workers=1)
+    output = default_output(f"{bucket}/exported", "axolotl")
+    assert export(f"{bucket}/exported", "axolotl", output, num_workers=2) == local
     for url in (output, f"{bucket}/exported"):
-        assert verify.verify(url, 2)["ok"]
+        assert verify(url, 2)["ok"]
     assert set(store.list("exports/axolotl")) == {"README.md", "manifest.json"}

@@ -14,7 +14,8 @@ import pytest
 from pydantic import ValidationError
 
 from stillhouse.schemas.config import ConfigError, DetoxifyConfig, ProfanityCheckConfig
-from stillhouse.stages import classifiers
+from stillhouse.stages import filters as classifiers
+from stillhouse.stages.filters.detoxify import DetoxifyClassifier, _groups, _max_tokens, _released_digest
 from tests.support.data import ROOT
 
 LABELS = ("toxicity", "severe_toxicity", "threat")
@@ -105,8 +106,8 @@ def detoxify(tiny: Tiny) -> Any:
 
 
 @pytest.fixture(scope="session")
-def classifier(tiny: Tiny) -> classifiers.DetoxifyClassifier:
-    return classifiers.DetoxifyClassifier(tiny.config(batch_size=7))
+def classifier(tiny: Tiny) -> DetoxifyClassifier:
+    return DetoxifyClassifier(tiny.config(batch_size=7))
 
 
 def forward(tiny: Tiny, tokenizer: Any, ids: Sequence[int]) -> np.ndarray:
@@ -127,7 +128,7 @@ def windows_of(ids: Sequence[int]) -> list[Sequence[int]]:
 
 
 def test_scores_are_detoxifys_for_texts_of_one_window(
-    classifier: classifiers.DetoxifyClassifier, detoxify: Any, prompts: list[str]
+    classifier: DetoxifyClassifier, detoxify: Any, prompts: list[str]
 ) -> None:
     texts = [text for text in prompts if len(detoxify.tokenizer(text)["input_ids"]) <= MAX_TOKENS]
     texts = [*texts[:300], "", " \t\n", "\0 \u200b \U0001f642 \ud7ff", "[SEP] [PAD] [CLS]"]
@@ -144,7 +145,7 @@ def test_scores_are_detoxifys_for_texts_of_one_window(
 
 
 def test_weights_are_the_checkpoints(
-    tiny: Tiny, classifier: classifiers.DetoxifyClassifier, detoxify: Any, prompts: list[str]
+    tiny: Tiny, classifier: DetoxifyClassifier, detoxify: Any, prompts: list[str]
 ) -> None:
     ids = detoxify.tokenizer("how do i write a story", add_special_tokens=False)["input_ids"]
     expected = forward(tiny, detoxify.tokenizer, ids)
@@ -152,7 +153,7 @@ def test_weights_are_the_checkpoints(
 
 
 def test_long_texts_score_as_the_highest_of_their_windows(
-    tiny: Tiny, classifier: classifiers.DetoxifyClassifier, detoxify: Any, prompts: list[str]
+    tiny: Tiny, classifier: DetoxifyClassifier, detoxify: Any, prompts: list[str]
 ) -> None:
     tokenizer = detoxify.tokenizer
     texts = [text for text in prompts if 600 < len(text) < 3000][:20]
@@ -164,7 +165,7 @@ def test_long_texts_score_as_the_highest_of_their_windows(
 
 @pytest.mark.parametrize("num_tokens", [93, 94, 95, 94 + 71, 94 + 71 + 1])
 def test_no_token_is_lost_at_a_windows_edge(
-    tiny: Tiny, classifier: classifiers.DetoxifyClassifier, detoxify: Any, num_tokens: int
+    tiny: Tiny, classifier: DetoxifyClassifier, detoxify: Any, num_tokens: int
 ) -> None:
     text = " ".join("abcdefg"[i % 7] for i in range(num_tokens))
     windows, _ = classifier._windows([text])
@@ -177,7 +178,7 @@ def test_no_token_is_lost_at_a_windows_edge(
 
 
 def test_what_is_only_at_the_end_of_a_long_text_is_seen(
-    tiny: Tiny, classifier: classifiers.DetoxifyClassifier, detoxify: Any
+    tiny: Tiny, classifier: DetoxifyClassifier, detoxify: Any
 ) -> None:
     calm, words = "the " * 1000, [word for word in detoxify.tokenizer.get_vocab() if word.isalpha() and len(word) > 3]
     texts = [calm + f"{word} " * 60 for word in words[:60]]
@@ -192,24 +193,24 @@ def test_what_is_only_at_the_end_of_a_long_text_is_seen(
 
 def test_order_and_batching_do_not_matter(tiny: Tiny, prompts: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     texts = [text for text in prompts if len(text) < 2000][:60]
-    small, large = (classifiers.DetoxifyClassifier(tiny.config(batch_size=size)) for size in (1, 64))
+    small, large = (DetoxifyClassifier(tiny.config(batch_size=size)) for size in (1, 64))
     expected = small.score(texts)
     order = np.random.default_rng(0).permutation(len(texts))
     np.testing.assert_allclose(large.score([texts[i] for i in order]), expected[order], atol=2e-6)
-    monkeypatch.setattr(classifiers, "GROUP_CHARACTERS", 2000)
+    monkeypatch.setattr("stillhouse.stages.filters.detoxify.GROUP_CHARACTERS", 2000)
     np.testing.assert_allclose(large.score(texts), expected, atol=2e-6)
 
 
 def test_groups_cover_every_text_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(classifiers, "GROUP_CHARACTERS", 10)
+    monkeypatch.setattr("stillhouse.stages.filters.detoxify.GROUP_CHARACTERS", 10)
     texts = ["", "a" * 4, "b" * 6, "c" * 25, "", "d", "e" * 10]
-    groups = list(classifiers._groups(texts))
+    groups = list(_groups(texts))
     assert [text for group in groups for text in texts[group]] == texts
     assert [sum(map(len, texts[group])) for group in groups] == [10, 25, 1, 10]
-    assert list(classifiers._groups([])) == []
+    assert list(_groups([])) == []
 
 
-def test_few_texts(classifier: classifiers.DetoxifyClassifier) -> None:
+def test_few_texts(classifier: DetoxifyClassifier) -> None:
     assert classifier.score([]).shape == (0, 3)
     assert classifier.score([]).dtype == np.float32
     assert classifier.score(["a"]).shape == (1, 3)
@@ -217,7 +218,7 @@ def test_few_texts(classifier: classifiers.DetoxifyClassifier) -> None:
 
 
 def test_a_very_long_text_is_read_to_its_end(tiny: Tiny) -> None:
-    classifier, text = classifiers.DetoxifyClassifier(tiny.config(batch_size=64)), "lorem ipsum " * 33_000
+    classifier, text = DetoxifyClassifier(tiny.config(batch_size=64)), "lorem ipsum " * 33_000
     windows, _ = classifier._windows([text])
     assert len(text) > 394_000
     assert sum(len(window) - 2 - classifier.overlap for window in windows) + classifier.overlap >= 66_000
@@ -242,12 +243,12 @@ def test_longest_window_of_each_family(family: str, max_tokens: int) -> None:
         max_position_embeddings=20,
     )
     model = getattr(transformers, f"{family}ForSequenceClassification")(config).eval()
-    assert classifiers._max_tokens(model, Tokenizer) == max_tokens
+    assert _max_tokens(model, Tokenizer) == max_tokens
     model(torch.full((1, max_tokens), 7))
     with pytest.raises((IndexError, RuntimeError)):
         model(torch.full((1, max_tokens + 1), 7))
     Tokenizer.model_max_length = 12
-    assert classifiers._max_tokens(model, Tokenizer) == 12
+    assert _max_tokens(model, Tokenizer) == 12
 
 
 def test_a_wrong_digest_stops_before_unpickling(tiny: Tiny, tmp_path: Path) -> None:
@@ -277,20 +278,20 @@ def test_a_local_checkpoint_needs_its_digest_or_trust(tiny: Tiny, digest: str | 
 def test_every_released_checkpoint_tells_its_digest() -> None:
     from detoxify.detoxify import MODEL_URLS
 
-    digests = {name: classifiers._released_digest(Path(url.rpartition("/")[2])) for name, url in MODEL_URLS.items()}
+    digests = {name: _released_digest(Path(url.rpartition("/")[2])) for name, url in MODEL_URLS.items()}
     assert set(digests) == set(get_args(DetoxifyConfig.model_fields["model"].annotation))
     assert digests["original"] == "c1212f89"
     assert all(len(digest) == 8 for digest in digests.values())
 
 
-def test_the_right_digest_loads(tiny: Tiny, classifier: classifiers.DetoxifyClassifier) -> None:
+def test_the_right_digest_loads(tiny: Tiny, classifier: DetoxifyClassifier) -> None:
     digest = hashlib.sha256(tiny.checkpoint.read_bytes()).hexdigest()
     checked = classifiers.load(tiny.config(checkpoint_sha256=digest.upper()))
     np.testing.assert_array_equal(checked.score(["hello there"]), classifier.score(["hello there"]))
 
 
 def test_a_released_checkpoint_is_checked_too(
-    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, classifier: classifiers.DetoxifyClassifier
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, classifier: DetoxifyClassifier
 ) -> None:
     import torch
     from detoxify.detoxify import MODEL_URLS
@@ -362,7 +363,7 @@ def test_profanity_check() -> None:
     assert classifier.thresholds == {"profanity": 0.9}
 
 
-def test_combined_concatenates_labels(tiny: Tiny, classifier: classifiers.DetoxifyClassifier) -> None:
+def test_combined_concatenates_labels(tiny: Tiny, classifier: DetoxifyClassifier) -> None:
     profanity = ProfanityCheckConfig(name="profanity-check")
     both = classifiers.combined([profanity, tiny.config(thresholds={"threat": 0.4})])
     texts = ["you bitch", "good morning", "hello"]

@@ -19,17 +19,8 @@ import pytest
 import zstandard
 
 from stillhouse.schemas.config import SourceConfig
-from stillhouse.stages import sources
-from stillhouse.stages.sources import (
-    INVALID_JSON,
-    ROW_TOO_LARGE,
-    TRUNCATED_SOURCE,
-    UNDECODABLE,
-    Row,
-    SourceError,
-    read_rows,
-    source_name,
-)
+from stillhouse.stages.sources import Row, SourceError, json_rows, read_rows, source_name
+from stillhouse.stages.sources.row import INVALID_JSON, ROW_TOO_LARGE, TRUNCATED_SOURCE, UNDECODABLE
 from tests.support.data import ROOT
 
 
@@ -233,7 +224,7 @@ def test_a_cut_off_stream_gives_what_came_before_and_one_last_row(compression: s
 
 
 def test_a_line_that_cannot_be_read_costs_one_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "MAX_ROW_BYTES", 5000)
+    monkeypatch.setattr(json_rows, "MAX_ROW_BYTES", 5000)
     good = b'{"id": 1}'
     bad = {
         b'{"id": "\xff\xfe"}': UNDECODABLE,
@@ -280,7 +271,7 @@ def test_an_array_splits_the_same_wherever_its_chunks_end(
     read_bytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "a.json"
-    monkeypatch.setattr(sources, "_READ_BYTES", read_bytes)
+    monkeypatch.setattr(json_rows, "READ_BYTES", read_bytes)
     for text in (json.dumps(TRICKY), json.dumps(TRICKY, indent=3, ensure_ascii=False)):
         path.write_text(text)
         assert values(read(path)) == TRICKY
@@ -300,8 +291,8 @@ def test_an_array_cut_off_anywhere_gives_its_whole_elements_and_one_last_row(tmp
 
 
 def test_a_bad_element_costs_one_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "MAX_ROW_BYTES", 1000)
-    monkeypatch.setattr(sources, "_READ_BYTES", 300)
+    monkeypatch.setattr(json_rows, "MAX_ROW_BYTES", 1000)
+    monkeypatch.setattr(json_rows, "READ_BYTES", 300)
     large = b'{"a": "' + b"x" * 2000 + b'"}'
     path = tmp_path / "a.json"
     path.write_bytes(b'[{"a": 1}, {"a": nope}, {"a": "\xff"}, , ' + large + b', {"a": 2}, {"a": }, {"a": 3},]')

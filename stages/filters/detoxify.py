@@ -1,54 +1,23 @@
-"""Text classifiers behind one face: texts in, a score per label out. Screen uses them on prompts, review on answers.
+"""Detoxify's transformer classifiers. torch and detoxify are imported when one is built.
 
-Not a stage: it knows nothing of tables except how to lay scores out as a column. Importing it is cheap; torch,
-detoxify and profanity_check are imported when a classifier is built.
-
-Shape legend: N texts, L labels, W windows of texts, T tokens of a window, R rows of a table.
+Shape legend: N texts, L labels, W windows of texts, B windows of a batch, T tokens of a window.
 """
 
 import hashlib
 import io
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Any
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
-from stillhouse.schemas.config import ClassifierConfig, ConfigError, DetoxifyConfig, ProfanityCheckConfig
-from stillhouse.schemas.tables import scores_type
+from stillhouse.schemas.config import ConfigError, DetoxifyConfig
+from stillhouse.stages.filters.classifier import check_thresholds
 
 GROUP_CHARACTERS = 1_000_000
 """Texts are tokenised in groups of about this size, so that memory grows with the longest text and not with all."""
-
-
-class Classifier(Protocol):
-    labels: tuple[str, ...]
-    thresholds: dict[str, float]
-    """Unsafe at or above; a label that is not here is scored only."""
-
-    def score(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Probabilities [N, L] in the order of `texts` and `labels`."""
-        ...
-
-
-class ProfanityCheck:
-    """The linear model in the alt-profanity-check wheel: English, one label, `profanity`."""
-
-    def __init__(self, config: ProfanityCheckConfig) -> None:
-        import profanity_check
-
-        self.labels: tuple[str, ...] = ("profanity",)
-        self.thresholds = check_thresholds(config.thresholds, self.labels, "screen.classifiers (profanity-check)")
-        self._predict_prob = profanity_check.predict_prob
-
-    def score(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """[N, 1]."""
-        if not texts:  # scikit-learn refuses an empty matrix
-            return np.zeros((0, 1), np.float32)
-        return np.asarray(self._predict_prob(texts), np.float32)[:, None]
 
 
 class DetoxifyClassifier:
@@ -140,68 +109,6 @@ class DetoxifyClassifier:
                 "use another checkpoint"
             )
         return scores_WL
-
-
-class Combined:
-    """Several classifiers as one; with none of them L is 0. Raises `ConfigError` on a label that two of them have."""
-
-    def __init__(self, classifiers: Sequence[Classifier]) -> None:
-        self._classifiers = list(classifiers)
-        self.labels: tuple[str, ...] = tuple(label for part in classifiers for label in part.labels)
-        self.thresholds = {label: value for part in classifiers for label, value in part.thresholds.items()}
-        twice = sorted({label for label in self.labels if self.labels.count(label) > 1})
-        if twice:
-            raise ConfigError(f"screen.classifiers: more than one has the label {', '.join(twice)}; keep one of them")
-
-    def score(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """[N, L]."""
-        parts = [part.score(texts) for part in self._classifiers]
-        return np.concatenate([np.zeros((len(texts), 0), np.float32), *parts], axis=1)
-
-
-def load(config: ClassifierConfig) -> Classifier:
-    """The classifier that a configuration names. Raises `ConfigError` when it cannot be used as configured."""
-    return ProfanityCheck(config) if isinstance(config, ProfanityCheckConfig) else DetoxifyClassifier(config)
-
-
-def combined(configs: Sequence[ClassifierConfig]) -> Combined:
-    """All of them as one classifier, labels in the order of the configuration."""
-    return Combined([load(config) for config in configs])
-
-
-def score_rows(
-    classifier: Classifier, texts: Sequence[str], row_N: NDArray[np.int64], num_rows: int
-) -> NDArray[np.float32]:
-    """[R, L]: per label the highest score of a row's texts, where text i belongs to row `row_N[i]`; 0 without texts."""
-    scores_RL = np.zeros((num_rows, len(classifier.labels)), np.float32)
-    if classifier.labels:
-        np.maximum.at(scores_RL, row_N, classifier.score(texts))
-    return scores_RL
-
-
-def unsafe_rows(
-    scores_RL: NDArray[np.float32], labels: Sequence[str], thresholds: Mapping[str, float]
-) -> NDArray[np.bool_]:
-    """[R]: whether some label's score is at or above its threshold."""
-    # In float32 like the scores: 0.9 as a double is above the float32 nearest to it.
-    limit_L = np.asarray([thresholds.get(label, np.inf) for label in labels], np.float32)
-    return np.asarray((scores_RL >= limit_L).any(axis=1))
-
-
-def scores_column(scores_RL: NDArray[np.float32], labels: Sequence[str]) -> pa.StructArray:
-    """Scores as a struct<label: float32> column, of the type `tables.scores_type(labels)`."""
-    columns = [pa.array(np.ascontiguousarray(scores_R)) for scores_R in scores_RL.T]
-    return pa.StructArray.from_arrays(columns, fields=list(scores_type(labels)))
-
-
-def check_thresholds(thresholds: Mapping[str, float], labels: Sequence[str], where: str) -> dict[str, float]:
-    """A copy of `thresholds`. Raises `ConfigError`, naming the known labels, when one is for another label."""
-    unknown = sorted(set(thresholds) - set(labels))
-    if unknown:
-        raise ConfigError(
-            f"{where}: `thresholds` names {', '.join(unknown)}; the labels are {', '.join(labels) or 'none'}, use these"
-        )
-    return dict(thresholds)
 
 
 def _released_checkpoint(model: str) -> Path:

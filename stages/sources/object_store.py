@@ -1,6 +1,6 @@
 """Object stores: opened in one way, asked until they answer, and failing with a reason that people can use.
 
-Not what is kept there: that is `stages.sources` for what is read, `pipeline.shards` for what is written.
+Not what is kept there: `stages.sources` reads sources, `pipeline.folder` writes runs.
 """
 
 import re
@@ -52,8 +52,8 @@ def open_store(url: str, timeout_s: float) -> "ObjectStore":
         ) from None
 
 
-def insist(request: Callable[[], Answer]) -> Answer:
-    """What `request` returns, in up to `ATTEMPTS` of it; it must be one that may be done twice.
+def with_retries(request: Callable[[], Answer]) -> Answer:
+    """Call `request`, retrying up to `ATTEMPTS` times. It must be safe to repeat.
 
     `object_store` (0.14, under `obstore`) tries again what fails before an answer. Not so a conditional put or a
     deletion that times out, which it takes for unsafe to repeat, nor a listing whose answer is cut off.

@@ -1,0 +1,82 @@
+"""Text classifiers behind one face: texts in, a score per label out. Screen uses them on prompts, review on answers.
+
+A new one is a file here, a section of the configuration, and a line in `load`. Importing this is cheap: torch, detoxify
+and profanity_check are imported when a classifier is built.
+
+Shape legend: N texts, L labels, R rows of a table.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from stillhouse.schemas.config import ClassifierConfig, ConfigError, ProfanityCheckConfig
+from stillhouse.schemas.tables import scores_type
+from stillhouse.stages.filters.classifier import Classifier, check_thresholds
+from stillhouse.stages.filters.detoxify import DetoxifyClassifier
+from stillhouse.stages.filters.profanity import ProfanityCheck
+
+__all__ = [
+    "Classifier",
+    "Combined",
+    "check_thresholds",
+    "combined",
+    "load",
+    "score_rows",
+    "scores_column",
+    "unsafe_rows",
+]
+
+
+class Combined:
+    """Several classifiers as one; with none of them L is 0. Raises `ConfigError` on a label that two of them have."""
+
+    def __init__(self, classifiers: Sequence[Classifier]) -> None:
+        self._classifiers = list(classifiers)
+        self.labels: tuple[str, ...] = tuple(label for part in classifiers for label in part.labels)
+        self.thresholds = {label: value for part in classifiers for label, value in part.thresholds.items()}
+        twice = sorted({label for label in self.labels if self.labels.count(label) > 1})
+        if twice:
+            raise ConfigError(f"screen.classifiers: more than one has the label {', '.join(twice)}; keep one of them")
+
+    def score(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """[N, L]."""
+        parts = [part.score(texts) for part in self._classifiers]
+        return np.concatenate([np.zeros((len(texts), 0), np.float32), *parts], axis=1)
+
+
+def load(config: ClassifierConfig) -> Classifier:
+    """The classifier that a configuration names. Raises `ConfigError` when it cannot be used as configured."""
+    return ProfanityCheck(config) if isinstance(config, ProfanityCheckConfig) else DetoxifyClassifier(config)
+
+
+def combined(configs: Sequence[ClassifierConfig]) -> Combined:
+    """All of them as one classifier, labels in the order of the configuration."""
+    return Combined([load(config) for config in configs])
+
+
+def score_rows(
+    classifier: Classifier, texts: Sequence[str], row_N: NDArray[np.int64], num_rows: int
+) -> NDArray[np.float32]:
+    """[R, L]: per label the highest score of a row's texts, where text i belongs to row `row_N[i]`; 0 without texts."""
+    scores_RL = np.zeros((num_rows, len(classifier.labels)), np.float32)
+    if classifier.labels:
+        np.maximum.at(scores_RL, row_N, classifier.score(texts))
+    return scores_RL
+
+
+def unsafe_rows(
+    scores_RL: NDArray[np.float32], labels: Sequence[str], thresholds: Mapping[str, float]
+) -> NDArray[np.bool_]:
+    """[R]: whether some label's score is at or above its threshold."""
+    # In float32 like the scores: 0.9 as a double is above the float32 nearest to it.
+    limit_L = np.asarray([thresholds.get(label, np.inf) for label in labels], np.float32)
+    return np.asarray((scores_RL >= limit_L).any(axis=1))
+
+
+def scores_column(scores_RL: NDArray[np.float32], labels: Sequence[str]) -> pa.StructArray:
+    """Scores as a struct<label: float32> column, of the type `tables.scores_type(labels)`."""
+    columns = [pa.array(np.ascontiguousarray(scores_R)) for scores_R in scores_RL.T]
+    return pa.StructArray.from_arrays(columns, fields=list(scores_type(labels)))

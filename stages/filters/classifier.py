@@ -1,0 +1,32 @@
+"""What a classifier of texts is.
+
+Shape legend: N texts, L labels.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stillhouse.schemas.config import ConfigError
+
+
+class Classifier(Protocol):
+    labels: tuple[str, ...]
+    thresholds: dict[str, float]
+    """Unsafe at or above; a label that is not here is scored only."""
+
+    def score(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Probabilities [N, L] in the order of `texts` and `labels`."""
+        ...
+
+
+def check_thresholds(thresholds: Mapping[str, float], labels: Sequence[str], where: str) -> dict[str, float]:
+    """A copy of `thresholds`. Raises `ConfigError`, naming the known labels, when one is for another label."""
+    unknown = sorted(set(thresholds) - set(labels))
+    if unknown:
+        raise ConfigError(
+            f"{where}: `thresholds` names {', '.join(unknown)}; the labels are {', '.join(labels) or 'none'}, use these"
+        )
+    return dict(thresholds)

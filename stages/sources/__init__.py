@@ -1,0 +1,56 @@
+"""Reads a source row by row: local files, folders, globs, object stores, hub data sets; Parquet, JSONL, JSON.
+
+Not the meaning of a row (that is `stages.ingest`). Memory is bounded by one row (as JSON at most `MAX_ROW_BYTES`) or
+one batch of a Parquet row group, never by a file. A row that cannot be read becomes a `Row` with an error, so that one
+bad row costs one row; a source that cannot be read at all is a `SourceError`.
+"""
+
+from collections.abc import Iterator
+
+from stillhouse.schemas.config import SourceConfig
+from stillhouse.stages.sources import formats
+from stillhouse.stages.sources.files import File, files_of, paths_of
+from stillhouse.stages.sources.row import Row, SourceError
+
+__all__ = ["Row", "SourceError", "count_rows", "read_rows", "source_name"]
+
+
+def read_rows(config: SourceConfig) -> Iterator[Row]:
+    """The rows of a source in a fixed order: the enumeration is `source_row`.
+
+    A missing file, an empty match or an unknown suffix is a `SourceError` of this call; a file that turns out not to be
+    what its name says is one when it is reached. A failing disk or network raises its own error.
+    """
+    files = list(files_of(config))
+    return (row for file in files for row in _read_file(file))
+
+
+def _read_file(file: File) -> Iterator[Row]:
+    with file.open() as stream:
+        yield from formats.read(file.name, stream)
+
+
+def count_rows(config: SourceConfig) -> int | None:
+    """How many rows `read_rows` will give up to `source.limit`, where that can be known without reading them all: for
+    Parquet that need not be downloaded first. None otherwise."""
+    import pyarrow.parquet as pq
+
+    if config.dataset is not None:
+        return config.limit
+    total = 0
+    for file in files_of(config):
+        if not file.name.lower().endswith(".parquet"):
+            return config.limit
+        with file.open() as stream:
+            total += pq.read_metadata(stream).num_rows
+    return total if config.limit is None else min(total, config.limit)
+
+
+def source_name(config: SourceConfig) -> str:
+    """What goes into the `source` column: the configured name, the data set's id or the (first) path's last part."""
+    if config.name is not None:
+        return config.name
+    if config.dataset is not None:
+        return config.dataset
+    path = paths_of(config)[0]
+    return path.rstrip("/").rpartition("/")[2] or path

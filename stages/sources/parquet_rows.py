@@ -1,0 +1,98 @@
+"""Rows of a Parquet file, a batch of a row group at a time. Rows of damaged pages cost themselves only."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from stillhouse.stages.sources.row import UNDECODABLE, Row, SourceError
+from stillhouse.stages.sources.streams import READ_BYTES
+
+if TYPE_CHECKING:
+    from stillhouse.stages.sources.streams import Reader
+
+COLUMNS = frozenset(
+    {
+        *("conversation", "conversations", "messages"),
+        *("conversation_id", "conversation_hash", "id", "prompt_id", "uuid"),
+        *("language", "redacted", "openai_moderation"),
+    }
+)
+"""The columns that any importer needs: no other is read from Parquet."""
+_MESSAGE_FIELDS = frozenset({"role", "content", "from", "value", "toxic"})
+_BATCH_BYTES = 4 << 20  # of a Parquet row group, uncompressed
+
+
+def read_parquet(name: str, stream: "Reader") -> Iterator[Row]:
+    """The rows of a Parquet file as dicts of the `COLUMNS` that it has; rows of damaged pages are `undecodable`."""
+    import pyarrow.parquet as pq
+
+    try:
+        # By default Arrow fetches whole row groups ahead, and without a buffer size whole column chunks.
+        parquet = pq.ParquetFile(stream, buffer_size=READ_BYTES, pre_buffer=False)
+        columns = _leaves(parquet)
+        if not _counts_agree(parquet.metadata):
+            raise ValueError
+    except (pa.ArrowException, OSError, ValueError) as error:  # a name that is not UTF-8 is a ValueError
+        _raise_if_io(error)
+        raise SourceError(f"{name}: is not a readable Parquet file; its footer is damaged or missing") from None
+    for group in range(parquet.num_row_groups):
+        metadata = parquet.metadata.row_group(group)
+        row_bytes = max(1, metadata.total_byte_size // max(1, metadata.num_rows))
+        batch_size = min(1000, max(1, _BATCH_BYTES // row_bytes))
+        num_read = 0
+        try:
+            for batch in parquet.iter_batches(batch_size, row_groups=[group], columns=columns, use_threads=False):
+                rows = _batch_rows(batch.slice(0, metadata.num_rows - num_read))
+                num_read += len(rows)
+                yield from rows
+        except (pa.ArrowException, OSError, ValueError) as error:
+            _raise_if_io(error)
+        # What a damaged page holds, Arrow does not always say by an error: it may just give fewer rows.
+        yield from (Row(None, UNDECODABLE) for _ in range(metadata.num_rows - num_read))
+
+
+def _counts_agree(metadata: Any) -> bool:
+    """Whether a footer agrees with itself on how many rows there are: where it does not, rows would be lost without a
+    word or made up by the million. (Not by its columns: PyArrow 26 ends the process on a damaged one.)"""
+    counts = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
+    return min(counts, default=0) >= 0 and sum(counts) == metadata.num_rows
+
+
+def _raise_if_io(error: Exception) -> None:
+    """Arrow reports damaged bytes as OSError too, but without an errno; an object store fails with a `SourceError`."""
+    if isinstance(error, SourceError) or (isinstance(error, OSError) and error.errno is not None):
+        raise error
+
+
+def _leaves(parquet: Any) -> list[str]:
+    """Paths of the leaf columns to read: of moderation entries the flag only, of messages who speaks and what."""
+    leaves: dict[str, list[list[str]]] = {}
+    for i in range(len(parquet.schema)):
+        path = parquet.schema.column(i).path.split(".")
+        if path[0] in COLUMNS:
+            leaves.setdefault(path[0], []).append(path)
+    chosen: list[str] = []
+    for column, paths in leaves.items():
+        wanted = {"flagged"} if column == "openai_moderation" else _MESSAGE_FIELDS
+        needed = [path for path in paths if wanted.intersection(path[1:])]
+        chosen += [".".join(path) for path in needed or paths]
+    return chosen
+
+
+def _batch_rows(batch: pa.RecordBatch) -> list[Row]:
+    names = batch.schema.names
+    if not names:
+        return [Row({})] * batch.num_rows
+    try:
+        columns = [column.to_pylist() for column in batch.columns]
+    except (ValueError, OverflowError):  # a UnicodeDecodeError is one; some row is to blame, not the batch
+        return [_batch_row(batch, i) for i in range(batch.num_rows)]
+    return [Row(dict(zip(names, values, strict=True))) for values in zip(*columns, strict=True)]
+
+
+def _batch_row(batch: pa.RecordBatch, i: int) -> Row:
+    try:
+        return Row({name: column[i].as_py() for name, column in zip(batch.schema.names, batch.columns, strict=True)})
+    except (ValueError, OverflowError):
+        return Row(None, UNDECODABLE)
