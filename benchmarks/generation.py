@@ -162,11 +162,11 @@ async def plain(
 
 async def in_stage(generate: Any, texts: list[str], run: str) -> int:
     """This pipeline: from the prompts table to the bytes of a shard. Tokens written."""
-    from stillhouse.pipeline import shards
+    from stillhouse.pipeline.folder import shard
 
     table = await generate(prompts_table(texts))
     assert table["drop_reason"].null_count == table.num_rows
-    data = await asyncio.to_thread(shards.encode, table)
+    data = await asyncio.to_thread(shard.encode, table)
     assert len(data) > 0
     return int(sum(table["num_target_tokens"].to_pylist()))
 
@@ -456,7 +456,7 @@ def memory_of(way: str, max_tokens: int) -> dict[str, Any]:
     from vllm.logprobs import create_sample_logprobs
     from vllm.v1.engine.logprobs import LogprobsProcessor
 
-    from stillhouse.pipeline import shards
+    from stillhouse.pipeline.folder import shard
     from stillhouse.stages.generate import Generate
     from stillhouse.stages.teacher.arrays import Rows
     from stillhouse.stages.teacher.chat import load_chat
@@ -470,12 +470,12 @@ def memory_of(way: str, max_tokens: int) -> dict[str, Any]:
     async def measure() -> None:
         if way == "stage":
             generate = Generate(config, chat, Replayed(K, lambda: Rows(K)))
-            shards.encode(await generate(prompts_table(texts[:1])))  # warms up
+            shard.encode(await generate(prompts_table(texts[:1])))  # warms up
             peak = Peak()
             table = await generate(prompts_table(texts))
             found["up_to_table_mib"] = round(peak.growth() / 2**20, 1)
             found["table_mib"] = round(table.nbytes / 2**20, 1)
-            found["shard_mib"] = round(len(shards.encode(table)) / 2**20, 1)
+            found["shard_mib"] = round(len(shard.encode(table)) / 2**20, 1)
         else:
             replayed = Replayed(
                 K, lambda: LogprobsProcessor(None, create_sample_logprobs(way == "flat"), None, 0.0, K, None)

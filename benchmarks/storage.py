@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 os.environ["PYTHONPATH"] = f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
 
-from stillhouse.pipeline import shards  # noqa: E402
+from stillhouse.pipeline.folder import shard  # noqa: E402
 from stillhouse.schemas import tables, targets  # noqa: E402
 from stillhouse.schemas.config import Config, TargetsConfig  # noqa: E402
 
@@ -147,7 +147,7 @@ def table_of(data: Collected, settings: TargetsConfig) -> pa.Table:
 
 def bytes_per_token(table: pa.Table, num_tokens: int) -> float:
     """Of all columns of the Parquet file that a run would write, footer and other columns left out."""
-    metadata = pq.read_metadata(pa.BufferReader(shards.encode(table)))
+    metadata = pq.read_metadata(pa.BufferReader(shard.encode(table)))
     groups = [metadata.row_group(g) for g in range(metadata.num_row_groups)]
     total = sum(group.column(c).total_compressed_size for group in groups for c in range(group.num_columns))
     return total / num_tokens
@@ -349,7 +349,7 @@ def loader(options: argparse.Namespace) -> dict[str, Any]:
             folder = Path(name_of_folder)
             table = table_of(data, settings)
             for number in range(4):
-                (folder / f"{number}.parquet").write_bytes(shards.encode(pa.concat_tables([table] * 16)))
+                (folder / f"{number}.parquet").write_bytes(shard.encode(pa.concat_tables([table] * 16)))
             best = 0.0
             for _ in range(3):
                 started, num_tokens = time.perf_counter(), 0

@@ -34,9 +34,15 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(ROOT))
 
-from distillation import DistillationDataset, collate, distillation_loss, predicting_states, targets_of  # noqa: E402
+from examples.distill_student.distillation import (  # noqa: E402
+    DistillationDataset,
+    collate,
+    distillation_loss,
+    predicting_states,
+    targets_of,
+)
 
 METHODS = {
     "scratch": "no teacher: the source's answers",
@@ -370,7 +376,8 @@ def train(run: Run, setting: Setting, data: Data, losses: Losses, heldout: Heldo
     optimizer = torch.optim.AdamW(parameters, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
     shuffle = np.random.default_rng(run.seed)
     points = [setting.tokens * point for point in POINTS if point <= run.multiple][-1 if run.tuning else 0 :]
-    indices, order = data.indices(False, run.method), []
+    indices = data.indices(False, run.method)
+    order: list[int] = []
     tokens = steps = epochs = 0
     measured = []
     while points:
@@ -544,7 +551,7 @@ def results(setting: Setting, out: Path) -> dict[str, Any]:
         [read(run) for run in planned(setting, tuned) if (folder / f"{run.name}.json").exists()]
         for tuned in (False, True)
     )
-    value = {
+    value: dict[str, Any] = {
         "setting": {key: str(v) if isinstance(v, Path) else v for key, v in vars(setting).items() if key != "run"},
         "references": json.loads((folder / "references.json").read_text()),
         "summary": summarise(runs, setting),
@@ -552,8 +559,9 @@ def results(setting: Setting, out: Path) -> dict[str, Any]:
         "tuning": tuning,
         "runs": runs,
     }
-    write(out, rounded(value))
-    return rounded(value)
+    value = rounded(value)
+    write(out, value)
+    return value
 
 
 def tables(result: dict[str, Any]) -> str:

@@ -15,7 +15,7 @@ D width.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -30,7 +30,9 @@ class DistillationDataset(torch.utils.data.Dataset):
     `kind`: `target` for top-K, `draw` for draws. `tail`: with top-K, train the mass outside the K as one event.
     """
 
-    def __init__(self, files: str | Path | Sequence[str | Path], kind: Literal["target", "draw"] = "target", tail=True):
+    def __init__(
+        self, files: str | Path | Sequence[str | Path], kind: Literal["target", "draw"] = "target", tail: bool = True
+    ) -> None:
         paths = sorted(Path(files).glob("*.parquet")) if isinstance(files, str | Path) else files
         self.kind, self.tail = kind, tail and kind == "target"
         self.tables = []
@@ -84,7 +86,13 @@ def collate(rows: Sequence[Mapping[str, np.ndarray]], pad_id: int = 0) -> dict[s
     return batch
 
 
-def targets_of(batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor | None]:
+class LossTargets(TypedDict):
+    ids_SK: torch.Tensor
+    logprobs_SK: torch.Tensor
+    tail_S: torch.Tensor | None
+
+
+def targets_of(batch: Mapping[str, torch.Tensor]) -> LossTargets:
     """What `distillation_loss` takes from a batch of `collate`."""
     return {
         "ids_SK": batch["target_ids"],

@@ -14,7 +14,8 @@ from stillhouse.schemas import tables, targets
 
 def log_softmax(logits_SV: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
     shifted_SV: npt.NDArray[Any] = logits_SV - logits_SV.max(axis=1, keepdims=True)
-    return (shifted_SV - np.log(np.exp(shifted_SV).sum(axis=1, keepdims=True))).astype(np.float32)
+    logprobs_SV: npt.NDArray[Any] = shifted_SV - np.log(np.exp(shifted_SV).sum(axis=1, keepdims=True))
+    return logprobs_SV.astype(np.float32)
 
 
 def table_of(
