@@ -27,17 +27,18 @@ run: env data
 	$(BIN)/stillhouse run configs/quickstart.yaml
 
 test: env data data/tests/.fetched
-	$(BIN)/pytest tests
+	$(BIN)/pytest
 
+# Neither an engine nor Ray.
 test-fast: env data data/tests/.fetched
-	$(BIN)/pytest tests -m 'not slow and not engine and not cluster'
+	$(BIN)/pytest tests/schemas tests/stages tests/pipeline tests/examples tests/test_docs.py
 
 test-slow: env data data/tests/.fetched
-	$(BIN)/pytest tests -m slow -s
+	$(BIN)/pytest tests/slow --timeout 0 -s
 
 # Kills at random moments and at every step on the storage; FAULT_ROUNDS and FAULT_KILLS say how many.
 test-faults: env data
-	$(BIN)/pytest tests -m slow -k faults -s
+	$(BIN)/pytest tests/slow/test_kills.py tests/slow/test_engine_faults.py --timeout 0 -s
 
 # Exports of a real run, in the trainers' own code: an environment of their own, and a run of 60 conversations.
 test-trainers: $(TRAINERS)/venv/.installed $(TRAINERS)/.made
@@ -46,6 +47,7 @@ test-trainers: $(TRAINERS)/venv/.installed $(TRAINERS)/.made
 check: env
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/lint-imports
 	$(BIN)/mypy
 
 $(VENV)/.installed: pyproject.toml requirements/cpu.txt schemas/targets/pyproject.toml

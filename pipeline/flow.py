@@ -141,6 +141,3 @@ def _publish(config: Config) -> Transform:
     from stillhouse.stages.publish import publish
 
     return publish
-
-
-NAMES = ("ingest", "dedupe", "screen", "generate", "review", "publish")

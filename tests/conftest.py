@@ -37,9 +37,9 @@ def raw_config(tmp_path: Path, weights: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def tokenizer(weights: Path) -> Any:
-    from transformers import AutoTokenizer
+    from stillhouse.stages.teacher.pretrained import load_tokenizer
 
-    return AutoTokenizer.from_pretrained(weights)
+    return load_tokenizer(str(weights), None, False)
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import re
 
-from stillhouse.pipeline import flow
 from stillhouse.stages import ingest
 from tests.support.data import ROOT
 
@@ -15,9 +14,9 @@ def test_every_drop_reason_is_documented() -> None:
         if "`" in row
     }
     assert documented["ingest"] == set(ingest.REASONS)
-    for stage in flow.STAGES:
-        source = (ROOT / "stages" / f"{stage.name}.py").read_text()
-        for reason in documented[stage.name]:
+    for stage in ("dedupe", "screen", "generate", "review"):
+        source = (ROOT / "stages" / f"{stage}.py").read_text()
+        for reason in documented[stage]:
             assert f'"{reason}"' in source, reason
 
 

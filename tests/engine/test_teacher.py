@@ -64,21 +64,18 @@ def test_whole_vocabulary_agrees_with_the_top_64(
     for row in wide.target_ids:
         assert np.array_equal(np.sort(row), np.arange(VOCABULARY))
     mass = np.exp(wide.target_logprobs.astype(np.float64)).sum(axis=1)
-    print("MASS", np.abs(mass-1).max(), "FEW", np.abs(few.target_logprobs - wide.target_logprobs[:, :64]).max(), np.abs(few.token_logprobs- wide.token_logprobs).max())
-    np.testing.assert_allclose(mass, 1, atol=3e-5)  # 1e-5 was seen: float32 sums over 49,152 logits
-    np.testing.assert_allclose(few.target_logprobs, wide.target_logprobs[:, :64], atol=1e-5)
-    np.testing.assert_allclose(few.token_logprobs, wide.token_logprobs, atol=1e-5)
+    np.testing.assert_allclose(mass, 1, atol=3e-5)  # 2e-5 was seen: float32 sums over 49,152 logits
+    np.testing.assert_allclose(few.target_logprobs, wide.target_logprobs[:, :64], rtol=0, atol=1e-6)
+    np.testing.assert_allclose(few.token_logprobs, wide.token_logprobs, rtol=0, atol=1e-6)
     written = np.take_along_axis(
         wide.target_logprobs, np.argmax(wide.target_ids == wide.token_ids[:, None], 1)[:, None], 1
     )
     np.testing.assert_array_equal(written[:, 0], wide.token_logprobs)
     encoded = targets.encode_top_k(wide.target_ids, wide.target_logprobs)
     assert np.exp(encoded.tail.astype(np.float64)).max() < 3e-5
-    print("TAIL", np.exp(encoded.tail.astype(np.float64)).max())
     left_out = 1 - np.exp(few.target_logprobs.astype(np.float64)).sum(axis=1)
     tail = np.exp(targets.encode_top_k(few.target_ids, few.target_logprobs).tail.astype(np.float64))
-    print("REL", np.abs(tail/left_out-1).max(), left_out)
-    np.testing.assert_allclose(tail, left_out, rtol=0.01)  # float16 holds a logarithm of 8 to 0.004
+    np.testing.assert_allclose(tail, left_out, rtol=0.003)  # float16 holds a logarithm between 4 and 8 to 0.002
 
 
 def test_seeds_reproduce_and_requests_of_a_step_keep_apart(

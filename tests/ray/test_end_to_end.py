@@ -133,8 +133,9 @@ def test_targets_are_the_teachers_distribution(published: pa.Table) -> None:
     num_tokens, worst = sum(map(len, own_errors)), float(max(np.concatenate(wrong_margins), default=0.0))
     print(
         f"\n{num_tokens} tokens, mean |dlogp| of the top 16: stored {error:.6f} nats, float16's rounding "
-        f"{rounding:.6f}, shifted by one {shift:.2f} ({shift / error:.0f}x); written token {own:.6f}; tail mass {tail:.6f}; widest "
-        f"margin at which the top-1 differs {worst:.6f}"
+        f"{rounding:.6f}, shifted by one {shift:.2f} ({shift / error:.0f}x); written token {own:.6f}; tail mass "
+        f"{tail:.6f}; widest margin "
+        f"at which the top-1 differs {worst:.6f}"
     )
     assert num_tokens > 500
     assert error < 1.2 * rounding

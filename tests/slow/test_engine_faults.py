@@ -14,7 +14,6 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import pytest
 
 from stillhouse.schemas import targets
 from tests.support.command import Command
@@ -57,9 +56,6 @@ def outcome(run_dir: Path) -> dict[str, Any]:
     }
 
 
-@pytest.mark.slow
-@pytest.mark.engine
-@pytest.mark.cluster
 def test_killed_engines(tmp_path: Path) -> None:
     """`ENGINE_KILLS` kills of the engine's worker, its core, its front end (a Ray worker) and the driver; each is given
     time to get to work first. Then one run that is left in peace."""

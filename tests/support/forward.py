@@ -53,14 +53,16 @@ def whole_distributions(generated: pa.Table, num_draws: int, limit: int) -> tupl
     return np.concatenate(p)[:limit], np.concatenate(counts)[:limit]
 
 
-def fit(p_SV: np.ndarray, counts_SV: np.ndarray) -> tuple[float, float]:
-    """p-values of chi-square over all tokens, with the tokens of the vocabulary pooled by rank and by id."""
+def fit(p_SV: np.ndarray, counts_SV: np.ndarray, order_SV: np.ndarray | None = None) -> tuple[float, float]:
+    """p-values of chi-square over all tokens, with the tokens of the vocabulary pooled by rank and by id.
+    `order_SV` are the ids of each row, most probable first, if the caller has them."""
     V = p_SV.shape[1]
-    order = np.argsort(-p_SV, axis=1)
+    if order_SV is None:
+        order_SV = np.argsort(-p_SV, axis=1)
     by_rank, by_id = [], []
     edges = [0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 1024, 4096, V]
     for what in (p_SV * counts_SV.sum(axis=1, keepdims=True), counts_SV):
-        ranked = np.take_along_axis(what, order, axis=1).sum(axis=0)
+        ranked = np.take_along_axis(what, order_SV, axis=1).sum(axis=0)
         by_rank.append(np.add.reduceat(ranked, edges[:-1]))
         by_id.append(np.bincount(np.arange(V) % 97, weights=what.sum(axis=0)))
     return tuple(float(chisquare(seen, wanted * seen.sum() / wanted.sum()).pvalue) for wanted, seen in (by_rank, by_id))  # type: ignore[return-value]

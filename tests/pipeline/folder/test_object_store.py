@@ -2,19 +2,9 @@
 fails on demand, or that speaks Google's dialect of its protocol."""
 
 import asyncio
-import collections
-import http.client
 import itertools
 import json
 import os
-import random
-import subprocess
-import sys
-import threading
-import time
-import urllib.request
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pyarrow as pa
@@ -32,51 +22,12 @@ from stillhouse.pipeline.folder.shard import ShardInfo
 from stillhouse.pipeline.run.worker import Worker
 from stillhouse.schemas.config import Config, SourceConfig
 from stillhouse.stages.sources import SourceError, count_rows, object_store, read_rows
-from tests.support.command import Command, contents
 from tests.support.data import CONVERSATIONS, make_raw_config
 from tests.support.datasets import write_dataset
-from tests.support.ports import free_port
 from tests.support.prompts import numbered, put_screened
+from tests.support.s3 import LATE_S, Fault, Proxy
 
 BUCKET = "stillhouse-test"
-
-
-@pytest.fixture(scope="module")
-def bucket() -> Iterator[str]:
-    port = free_port()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    endpoint = f"http://127.0.0.1:{port}"
-    settings = {
-        "AWS_ENDPOINT_URL": endpoint,
-        "AWS_ALLOW_HTTP": "true",
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_REGION": "us-east-1",
-    }
-    before = {name: os.environ.get(name) for name in settings}
-    os.environ.update(settings)
-    try:
-        for _ in range(60):
-            try:
-                request = urllib.request.Request(f"{endpoint}/{BUCKET}", method="PUT")
-                urllib.request.urlopen(request, timeout=5).close()
-                break
-            except OSError:
-                assert process.poll() is None
-                time.sleep(0.5)
-        yield f"s3://{BUCKET}"
-    finally:
-        process.terminate()
-        process.wait(30)
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
 
 
 def test_store_keeps_its_promises(bucket: str) -> None:
@@ -106,93 +57,6 @@ def test_shards(bucket: str) -> None:
         shards.read(store, "damaged")
     with pytest.raises(FileNotFoundError):
         shards.read(store, "missing")
-
-
-Fault = int | str | None
-LATE_S = 1.0
-
-
-class Proxy(ThreadingHTTPServer):
-    """Stands before the store and fails on demand. `fault` is asked for each request (method, path); it is answered by
-    that status, `cut` off before it is passed on, passed on `unconditional`, or its answer is `lost`, `late` or cut in
-    `half`."""
-
-    daemon_threads = True
-
-    def __init__(self, endpoint: str) -> None:
-        super().__init__(("127.0.0.1", 0), ProxyHandler)
-        self.endpoint = endpoint
-        self.requests: list[str] = []
-        self.fault: Callable[[str, str], Fault] = lambda method, path: None
-        self.is_google = False
-
-    def handle_error(self, request: object, client_address: object) -> None:
-        pass
-
-
-class ProxyHandler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    server: Proxy
-
-    def answer(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        self.server.requests.append(self.command)
-        fault = self.server.fault(self.command, self.path)
-        if fault == "cut":
-            self.close_connection = True
-            return
-        if isinstance(fault, int):
-            text = b"<Error>\n<Code>SomeReason</Code><Message>for secret-canary</Message></Error>"
-            self.send_response(fault)
-            self.send_header("Content-Length", str(len(text)))
-            self.end_headers()
-            self.wfile.write(text if self.command != "HEAD" else b"")
-            return
-        headers = {name.lower(): value for name, value in self.headers.items()}
-        if fault == "unconditional":
-            headers.pop("if-none-match", None)
-        if self.server.is_google:
-            headers["authorization"] = "AWS test:test"
-            if headers.pop("x-goog-if-generation-match", None) == "0":
-                headers["if-none-match"] = "*"
-        connection = http.client.HTTPConnection(self.server.endpoint.removeprefix("http://"), timeout=30)
-        connection.request(self.command, self.path, body, headers)
-        response = connection.getresponse()
-        data = response.read()
-        connection.close()
-        if fault == "late":
-            time.sleep(LATE_S)
-        if fault == "lost":
-            self.close_connection = True
-            return
-        self.send_response(response.status)
-        for name, value in response.getheaders():
-            if name.lower() not in ("connection", "server", "date", "transfer-encoding", "content-length"):
-                self.send_header(name, value)
-        length = response.getheader("Content-Length") if self.command == "HEAD" else str(len(data))
-        self.send_header("Content-Length", length or "0")
-        self.end_headers()
-        if fault == "half" and data:
-            data = data[: len(data) // 2]
-            self.close_connection = True
-        self.wfile.write(data)
-
-    do_GET = do_PUT = do_HEAD = do_DELETE = do_POST = answer  # noqa: N815
-
-    def log_message(self, *arguments: object) -> None:
-        pass
-
-
-@pytest.fixture
-def proxy(bucket: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
-    proxy = Proxy(os.environ["AWS_ENDPOINT_URL"])
-    thread = threading.Thread(target=proxy.serve_forever)
-    thread.start()
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{proxy.server_port}")
-    yield proxy
-    proxy.shutdown()
-    thread.join()
-    proxy.server_close()
 
 
 def use_all(store: Folder, *, may_lose: bool = False) -> None:
@@ -342,40 +206,6 @@ def test_source_that_fails_on_the_way_is_told(bucket: str, proxy: Proxy, monkeyp
     assert next(rows).error is None
     with pytest.raises(SourceError, match=r"failing/a.jsonl: cannot be read \(HTTP 403, SomeReason\); check endpoint"):
         list(rows)
-
-
-@pytest.mark.slow
-@pytest.mark.cluster
-@pytest.mark.parametrize("fault_rate", [0.0, 0.2])
-def test_run(bucket: str, proxy: Proxy, tmp_path: Path, fault_rate: float) -> None:
-    """A whole run whose folder is in the bucket gives the files that a local one gives, also when a fifth
-    of all requests fails in one way or another."""
-    raw = make_raw_config(tmp_path)
-    raw["source"]["limit"] = 20
-    local = Command(tmp_path, raw)
-    local("run")
-    folder = f"{bucket}/run-{fault_rate}"
-    generator = random.Random(1)
-    injected: collections.Counter[Fault] = collections.Counter()
-
-    def fault(method: str, path: str) -> Fault:
-        time.sleep(0.02)
-        kind = generator.choice([503, 429, "cut", "lost", "half"]) if generator.random() < fault_rate else None
-        injected[kind] += 1
-        return kind
-
-    proxy.fault = fault
-    remote = Command(tmp_path, {**raw, "run_dir": folder})
-    remote("run")
-    print(f"\n{injected}", flush=True)
-    assert sum(injected.values()) > 100
-    assert len(injected) == (6 if fault_rate else 1)
-    _, err = remote("run")
-    assert "nothing was missing" in err
-    proxy.fault = lambda method, path: None
-    store = open_folder(folder)
-    for key, data in contents(local.run_dir).items():
-        assert store.get(key) == data, key
 
 
 def test_source(bucket: str, tmp_path: Path) -> None:

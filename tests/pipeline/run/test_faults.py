@@ -4,67 +4,25 @@
 servers at random moments, and single processes at every single step that they take on the storage.
 """
 
-import contextlib
-import os
 import random
-import re
 import shutil
-import signal
-import subprocess
-import sys
-import time
-from collections import Counter
-from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 
 from stillhouse.pipeline.errors import RunError
-from stillhouse.pipeline.folder import open_folder
-from stillhouse.pipeline.folder import shard as shards
 from stillhouse.pipeline.folder.local import LocalFolder
 from stillhouse.pipeline.look import status
 from stillhouse.pipeline.run import driver
-from stillhouse.schemas.config import Config, absolute
-from tests.support.children import die_at, in_child
-from tests.support.command import Command, contents
-from tests.support.data import ROOT, STAGES, make_raw_config
+from stillhouse.schemas.config import Config
 from tests.support.inline_pool import run_inline
-from tests.support.processes import descendants, end_all
-
-ROWS = 60
-
-
-def make_config(folder: Path) -> dict[str, Any]:
-    raw = make_raw_config(folder)
-    raw["source"]["limit"] = ROWS
-    # Our kills are no fault of any shard: none is to be given up for them.
-    raw["resources"] = {"max_attempts": 1000}
-    return raw
-
-
-def assert_nothing_lost_nothing_twice(run_dir: Path, undisturbed: Path) -> None:
-    mine, theirs = contents(run_dir), contents(undisturbed)
-    assert mine.keys() == theirs.keys()
-    assert [key for key in mine if mine[key] != theirs[key]] == []
-    rows = [
-        row
-        for file in [*run_dir.glob("dataset/data/*.parquet"), *run_dir.glob("ledger/*/*.parquet")]
-        for row in pq.read_table(file, columns=["source_row"]).column(0).to_pylist()
-    ]
-    assert sorted(rows) == list(range(ROWS))
+from tests.support.undisturbed import ROWS, assert_nothing_lost_nothing_twice, killed_again_and_again, undisturbed_run
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Config:
-    """An undisturbed run; tests copy its folder."""
-    folder = tmp_path_factory.mktemp("finished")
-    config = absolute(Config.model_validate(make_config(folder)))
-    run_inline(config)
-    return config
+def finished(tmp_path_factory: pytest.TempPathFactory, weights: Path) -> Config:
+    return undisturbed_run(tmp_path_factory.mktemp("finished"))
 
 
 @pytest.fixture
@@ -229,110 +187,8 @@ def test_killed_between_a_shard_and_the_view_of_its_ledger(finished: Config, con
 # One process, killed at each of its steps
 
 
-def run_and_die(config: Config, step: int) -> None:
-    die_at(step)
-    run_inline(config)
-
-
-def killed_again_and_again(config: Config, undisturbed: Path, steps: Iterator[int]) -> int:
-    """Runs, each going on from where the one before was killed, until one comes to its end. Returns the kills."""
-    run_dir, num_kills = Path(config.run_dir), 0
-    while (status := in_child(partial(run_and_die, config, next(steps)))) != 0:
-        assert status == -signal.SIGKILL
-        num_kills += 1
-        for file in run_dir.rglob("*.parquet"):
-            shards.read(open_folder(str(file.parent)), file.name)  # whole, or not there
-    assert_nothing_lost_nothing_twice(run_dir, undisturbed)
-    return num_kills
-
-
 def test_killed_at_any_step(finished: Config, tmp_path: Path) -> None:
     config = finished.model_copy(update={"run_dir": str(tmp_path / "run")})
     random_steps = random.Random(0)
     kills = killed_again_and_again(config, Path(finished.run_dir), iter(lambda: random_steps.randint(40, 160), None))
     assert kills >= 5
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", range(6))
-def test_killed_at_any_step_many_times(finished: Config, tmp_path: Path, seed: int) -> None:
-    config = finished.model_copy(update={"run_dir": str(tmp_path / "run")})
-    random_steps = random.Random(seed)
-    kills = killed_again_and_again(config, Path(finished.run_dir), iter(lambda: random_steps.randint(1, 50), None))
-    print(f"\n{kills} kills of one process at a step on the storage")
-    assert kills >= 25
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# A cluster of real processes, killed at random moments
-
-
-def kind(name: str) -> str | None:
-    """Which part of a run a process is; None for those that hold none of its work (dashboards, agents, spares)."""
-    if name in ("raylet", "gcs_server"):
-        return name
-    return "worker" if re.match(r"ray::(MapWorker|_ingest_task|_assign_task)", name) else None
-
-
-def stage_under_way(run_dir: Path) -> str:
-    """The first stage that lacks a shard."""
-    folders = [(name, "dataset/data" if name == "publish" else name) for name in STAGES]
-    return next((name for name, folder in folders if len([*run_dir.glob(f"{folder}/*.parquet")]) < 6), "manifest")
-
-
-@pytest.mark.slow
-@pytest.mark.cluster
-@pytest.mark.parametrize("seed", range(int(os.environ.get("FAULT_ROUNDS", "8"))))
-def test_killed_at_random_moments(finished: Config, tmp_path: Path, seed: int) -> None:
-    """In each round one folder, a run that is started again and again, and in it processes killed until `FAULT_KILLS`
-    have been: workers mostly, else the driver, the raylet or the GCS. Then one run that is left in peace."""
-    chance = random.Random(seed)
-    command = Command(tmp_path, make_config(tmp_path))
-    wanted = int(os.environ.get("FAULT_KILLS", "10"))
-    kills: Counter[str] = Counter()
-    under_way: Counter[str] = Counter()
-    codes: list[int] = []
-    while kills.total() < wanted:
-        if (command.run_dir / "dataset/manifest.json").exists():
-            assert_nothing_lost_nothing_twice(command.run_dir, Path(finished.run_dir))
-            shutil.rmtree(command.run_dir)
-        log = (tmp_path / "log").open("a")
-        driver = subprocess.Popen(
-            [sys.executable, "-m", "stillhouse", "run", str(command.file)],
-            cwd=ROOT,
-            env={**os.environ, "FAKE_TEACHER_DELAY_S": "0.3", "RAY_AUTH_MODE": "disabled"},
-            stdout=log,
-            stderr=log,
-        )
-        family: dict[int, str] = {}
-        deadline = time.monotonic() + 300
-        # A few kills per stage, so that a run gets on to the next one.
-        left = {stage: chance.randint(1, 4) for stage in STAGES}
-        while driver.poll() is None and kills.total() < wanted:
-            assert time.monotonic() < deadline, (tmp_path / "log").read_text()[-3000:]
-            time.sleep(chance.uniform(0, 1.5))  # starting takes seconds, a shard tenths of one: hit both
-            present = descendants(driver.pid)
-            family |= present
-            workers = [pid for pid, name in present.items() if kind(name) == "worker"]
-            stage = stage_under_way(command.run_dir)
-            if not workers or not left.get(stage):
-                continue
-            left[stage] -= 1
-            victim, part = chance.choice(workers), "worker"
-            if chance.random() < 0.15:
-                part = chance.choice(["driver", "raylet", "gcs_server"])
-                victim = next((pid for pid, name in family.items() if name == part), driver.pid)
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(victim, signal.SIGKILL)
-                kills[part] += 1
-                deadline = time.monotonic() + 300
-                under_way[stage] += 1
-        codes.append(driver.poll() if driver.poll() is not None else -1)
-        end_all(driver, family)
-        log.close()
-    command("run")
-    print(
-        f"\nround {seed}: {kills.total()} kills {dict(kills)} in {len(codes)} runs that ended with {codes}; "
-        f"under way: {dict(under_way)}"
-    )
-    assert_nothing_lost_nothing_twice(command.run_dir, Path(finished.run_dir))

@@ -84,7 +84,6 @@ time.sleep(3600)
 """
 
 
-@pytest.mark.slow
 def test_ten_thousand_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     raw = make_raw_config(tmp_path)
     config = absolute(Config.model_validate(raw))
