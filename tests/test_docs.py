@@ -1,7 +1,10 @@
 """What the documents say of the code stays true."""
 
 import re
+from typing import Any
 
+from stillhouse.pipeline import flow
+from stillhouse.schemas.config import Config
 from stillhouse.stages import ingest
 from tests.support.data import ROOT
 
@@ -47,3 +50,36 @@ def test_every_layout_has_its_page() -> None:
     index = (ROOT / "docs/training/README.md").read_text()
     for page in (ROOT / "docs/training").glob("*.md"):
         assert page.name == "README.md" or f"]({page.name})" in index
+
+
+def test_architecture_names_every_module() -> None:
+    """A package's `__init__.py` only where it holds code."""
+    named = set(
+        re.findall(r"^\| `((?:schemas|stages|pipeline)/\S+\.py)` \|", (ROOT / "docs/architecture.md").read_text(), re.M)
+    )
+    modules = {
+        path.relative_to(ROOT).as_posix(): path.read_text()
+        for folder in ("schemas", "stages", "pipeline")
+        for path in (ROOT / folder).rglob("*.py")
+    }
+    with_code = {
+        name
+        for name, text in modules.items()
+        if name != "pipeline/__main__.py"
+        and (not name.endswith("__init__.py") or re.search("^(def|class) ", text, re.M))
+    }
+    assert named - modules.keys() == set()
+    assert with_code - named == set()
+
+
+def test_stages_are_the_files_of_their_folder(raw_config: dict[str, Any]) -> None:
+    stages = [stage.name for stage in flow.of(Config.model_validate(raw_config))]
+    files = {path.stem for path in (ROOT / "stages").glob("*.py")}
+    assert files - {"__init__"} == set(stages)
+
+
+def test_no_file_is_long() -> None:
+    """Over 350 lines a file has more than one mechanism; DECISIONS.md would say why."""
+    for folder in ("schemas", "stages", "pipeline"):
+        for path in (ROOT / folder).rglob("*.py"):
+            assert len(path.read_text().splitlines()) <= 350, path

@@ -49,12 +49,14 @@ def test_prompts_that_come_in_chunks(tmp_path: Path, tokenizer: Any) -> None:
         teacher.shutdown()
     assert table.column("drop_reason").null_count == len(texts)
     assert "target_ids" not in table.column_names
+    errors = []
     for row, drawn in zip(table.to_pylist(), targets.decode(table), strict=True):
         written = np.array([label for label in row["labels"] if label != IGNORE_INDEX])
         f = np.where(drawn.ids == written[:, None], np.exp(drawn.logprobs), 0).sum(axis=1)
-        print("CHUNK", np.abs(f - np.exp(row["token_logprobs"])).mean(), len(f))
-        assert np.abs(f - np.exp(row["token_logprobs"])).mean() < 0.15
+        errors.append(np.abs(f - np.exp(row["token_logprobs"])))
         assert len(f) == row["num_target_tokens"]
+    # The scatter of 50 draws is at most 0.057 on average; 0.044 was seen.
+    assert np.concatenate(errors).mean() < 0.06
 
 
 V2 = """
