@@ -44,7 +44,7 @@ def test_nothing_is_left_behind(tmp_path: Path, end: str) -> None:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
         check=False,
     )
     assert finished.returncode == 0, finished.stderr
