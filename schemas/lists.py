@@ -1,4 +1,4 @@
-"""List columns, made from arrays and taken apart into arrays: the one place that handles Arrow's offsets.
+"""List columns: made from arrays, and taken apart into arrays. The one place that slices and shifts Arrow's offsets.
 
 Shape legend: P places (values of the outer list of all rows together), K values in each.
 """
@@ -16,7 +16,7 @@ def lists(offsets: npt.NDArray[Any], values: pa.Array) -> pa.ListArray:
 
 
 def flat_lists(column: pa.Array | pa.ChunkedArray) -> pa.ListArray:
-    """A column of lists in one chunk, with offsets from 0 and values that no other row is in."""
+    """A column of lists as one array, whose offsets begin at 0 and whose values are those of its rows only."""
     array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     if isinstance(array, pa.ChunkedArray):  # of no chunk, in some versions
         array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], column.type)
