@@ -1,10 +1,10 @@
 """Marks prompts that repeat another one: equal after normalisation, or near-duplicates by MinHash and banding.
 
-Dedupe must see the whole data set, so it is three steps instead of one: `Sketch` reads one shard, `assign` reads the
-sketches of all shards at once, `mark` writes one shard's verdict. Sketches hold no text.
+Duplicates can be in any two shards, so there are three steps: `Sketch` reads one shard, `assign` compares the sketches
+of all shards at once, `mark` writes one shard's verdict. Sketches hold no text.
 
-Clusters are connected components: two members of one cluster can be less similar than `threshold`, joined by a chain of
-prompts between them.
+Clusters are connected components: two members of one cluster can be less similar than `threshold` if a chain of prompts
+joins them.
 
 Shape legend: N rows or distinct texts, P permutations.
 """
@@ -26,37 +26,37 @@ from stillhouse.stages.text.minhash import components
 from stillhouse.stages.text.shingles import normalise, shingles
 
 EXACT = "exact_duplicate"
-"""Drop reason: the normalised text equals that of a row that is kept."""
+"""Drop reason: a row with the same normalised text is kept instead."""
 
 NEAR = "near_duplicate"
-"""Drop reason: another text of the same cluster is kept instead."""
+"""Drop reason: a row with another text of the same cluster is kept instead."""
 
 ASSIGNMENT = pa.schema([*list(tables.DEDUPED)[len(tables.PROMPTS) :], tables.DROP_REASON])
 """What `assign` decides for each row; `mark` appends it to the shard."""
 
 
-# The scheme is named because signatures of two schemes do not compare, and because its values are what is stored.
+# Not left to datasketch's default: stored signatures must stay comparable, and those of two schemes are not.
 _SCHEME = "affine32"
 _SHINGLES_AT_ONCE = 4096
 
 
 def sketch_schema(num_perm: int) -> pa.Schema:
-    """What `Sketch` returns: row-aligned with the prompts, without their text."""
+    """The columns of a sketch. It has a row for each prompt, without its text."""
     return pa.schema(
         [
             pa.field("prompt_id", pa.string()),
             # BLAKE2b of the normalised user turns, 128 bits.
             pa.field("text_hash", pa.binary(16)),
-            # MinHash of the shingles of all user turns, [P]; all ones where there is no shingle.
+            # MinHash of the shingles of all user turns, [P]; all bits are set where there is no shingle.
             pa.field("signature", pa.list_(pa.uint32(), num_perm)),
-            # Redacted or flagged by the source: not the one to keep when the cluster has another.
+            # Redacted or flagged by the source: other rows of its cluster are kept first.
             pa.field("demoted", pa.bool_()),
         ]
     )
 
 
 class Sketch:
-    """One shard of prompts to what dedupe compares: hash and MinHash signature of the user turns of each row."""
+    """Turns a shard of prompts into what is compared: a hash and a MinHash signature of each row's user turns."""
 
     def __init__(self, config: DedupeConfig) -> None:
         self.config = config
@@ -69,7 +69,7 @@ class Sketch:
         signature_NP = np.empty((num_rows, num_perm), np.uint32)
         text_hashes = []
         for i, turns in enumerate(table["user_turns"].to_pylist()):
-            # Normalised text has no line break: ["a b"] and ["a", "b"] stay different conversations.
+            # Normalised text holds no line break, so ["a b"] and ["a", "b"] stay different conversations.
             text = "\n".join(normalise(turn) for turn in turns)
             text_hashes.append(hashlib.blake2b(text.encode(), digest_size=16).digest())
             signature_NP[i] = self._signature(text)
@@ -97,11 +97,11 @@ def assign(sketches: Iterable[pa.Table], config: DedupeConfig) -> list[pa.Table]
     """Sketches of all shards in, one `ASSIGNMENT` table per shard out, row for row, in the same order.
 
     The verdict on a prompt depends on the set of prompts alone, not on their order or on how they are sharded. Within
-    a cluster, rows that are not demoted come first, then the smallest `prompt_id` (by code point); the first
-    `max_per_cluster` distinct texts in that order keep their first row. `cluster_id` is the first row's; `cluster_size`
-    counts all rows, dropped ones included.
+    a cluster, rows that are not demoted come before demoted ones, and then rows are ordered by `prompt_id` (by code
+    point). The first `max_per_cluster` distinct texts in that order keep their first row. `cluster_id` is the
+    `prompt_id` of the cluster's first row; `cluster_size` counts all of its rows, dropped ones included.
 
-    Memory: P x 4 bytes per row, plus about 200 bytes per row; `sketches` may be a generator.
+    Memory: P x 4 bytes per row, plus about 200 bytes per row. `sketches` may be a generator.
     """
     schema = sketch_schema(config.num_perm)
     ids, hashes, demoted, signatures = [], [], [], []
@@ -162,7 +162,7 @@ def assign(sketches: Iterable[pa.Table], config: DedupeConfig) -> list[pa.Table]
 
 
 def mark(table: pa.Table, assignment: pa.Table) -> pa.Table:
-    """`tables.PROMPTS` and its shard of what `assign` returned, to `tables.marked(tables.DEDUPED)`."""
+    """Append a shard's assignment to it: `tables.PROMPTS` in, `tables.marked(tables.DEDUPED)` out."""
     if table.num_rows != assignment.num_rows:
         raise ValueError(
             f"dedupe: the shard has {table.num_rows} rows and its assignment {assignment.num_rows}; "
@@ -173,8 +173,8 @@ def mark(table: pa.Table, assignment: pa.Table) -> pa.Table:
 
 
 def _distinct(hash_N2: NDArray[np.uint64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Number of each row's text (texts are numbered by hash, so independently of the rows' order), and a row of each
-    text."""
+    """Number the distinct texts by their hashes, which does not depend on the order of rows. Returns the number of each
+    row's text, and for each text one of its rows."""
     order = np.lexsort(hash_N2.T)
     sorted_N2 = hash_N2[order]
     new = np.r_[True, (sorted_N2[1:] != sorted_N2[:-1]).any(axis=1)]
@@ -184,15 +184,15 @@ def _distinct(hash_N2: NDArray[np.uint64]) -> tuple[NDArray[np.int64], NDArray[n
 
 
 def _gather(signatures: list[pa.ChunkedArray], rows: NDArray[np.int64], num_perm: int) -> NDArray[np.uint32]:
-    """The signatures of `rows` (counted over all shards), [N, P]. Empties the list as it goes: at no time are all
-    signatures in memory twice."""
+    """The signatures [N, P] of `rows`, which are counted over all shards. Empties the list on the way, so that the
+    signatures are never in memory twice."""
     out_NP = np.empty((len(rows), num_perm), np.uint32)
     position = np.argsort(rows, kind="stable")
     rows = rows[position]
     end = sum(len(column) for column in signatures)
     while signatures:
         column = signatures.pop()
-        # Arrow keeps freed memory for later otherwise.
+        # Otherwise Arrow keeps the freed memory for itself.
         pa.default_memory_pool().release_unused()
         start = end - len(column)
         low, high = np.searchsorted(rows, [start, end])
@@ -202,7 +202,7 @@ def _gather(signatures: list[pa.ChunkedArray], rows: NDArray[np.int64], num_perm
 
 
 def _flat(column: pa.ChunkedArray) -> NDArray[Any]:
-    """The values of a column of fixed-size lists or binaries as one flat array (binaries as bytes)."""
+    """The values of a column of fixed-size lists or binaries as one flat array; of binaries, their bytes."""
     array = column.combine_chunks()
     if pa.types.is_fixed_size_list(array.type):
         return array.flatten().to_numpy()  # type: ignore[no-any-return]

@@ -1,7 +1,7 @@
 """Reads conversations and keeps what the user said, in shards of consecutive source rows.
 
-Takes user turns (and a leading system prompt) only: an answer is never looked at beyond whose message it is, and never
-leaves this module. Not deduplication or screening (those are `stages.dedupe` and `stages.screen`).
+Keeps user turns and a leading system prompt only. Of an answer, only the role is looked at; its text never leaves this
+module. Not deduplication or screening (those are `stages.dedupe` and `stages.screen`).
 """
 
 import re
@@ -48,8 +48,8 @@ REASONS: dict[str, str] = {
     TOO_LONG: "the first prompt has more tokens than `Config.max_prompt_tokens`",
     DUPLICATE_ID: "an earlier kept row has this id",
 }
-"""Every `drop_reason` of this stage. A row gets the first that applies: reading, then id, conversation, roles, kept
-texts, language, length, and last whether its id is taken."""
+"""Every `drop_reason` of this stage. A row gets the first that applies, in this order: reading, id, conversation,
+roles, kept texts, language, length, and whether an earlier row has its id."""
 
 MAX_ID_CHARACTERS = 512
 
@@ -64,7 +64,8 @@ _BAD_ID = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 class _Format(NamedTuple):
-    """How rows spell a conversation: the column, its messages' two fields, the columns that may hold an id."""
+    """How a source's rows spell a conversation: its column, two fields of its messages, and columns that may hold the
+    row's id."""
 
     conversation: str
     role: str
@@ -81,7 +82,7 @@ _FORMATS = {
 
 
 class _Refused(Exception):  # noqa: N818 - a row's verdict, never leaves this module
-    """Carries a reason, never text of the row."""
+    """The row is dropped, for a reason. Holds no text of the row."""
 
     def __init__(self, reason: str, prompt_id: str | None = None) -> None:
         super().__init__(reason)
@@ -101,10 +102,11 @@ class _Prompt(NamedTuple):
 
 
 class Ingest:
-    """Maps a stream of source rows to tables of schema `tables.marked(tables.PROMPTS)`, one for each
-    `ingest.rows_per_shard` consecutive rows, refused ones (with their reason and no text) included.
+    """Maps a stream of source rows to tables of schema `tables.marked(tables.PROMPTS)`.
 
-    `num_prompt_tokens` maps first user turns to their lengths in the teacher's tokens, chat template included.
+    There is one table for every `ingest.rows_per_shard` consecutive rows. Refused rows are in it, with their reason and
+    without text. `num_prompt_tokens` maps first user turns to their lengths in the teacher's tokens, chat template
+    included.
     """
 
     def __init__(self, config: Config, num_prompt_tokens: Callable[[list[str]], list[int]]) -> None:
@@ -114,7 +116,7 @@ class Ingest:
         self._languages = None if config.ingest.languages is None else frozenset(config.ingest.languages)
 
     def __call__(self, rows: Iterable[Row]) -> Iterator[pa.Table]:
-        """The shards of a whole stream from its first row on; ids are unique within one call."""
+        """The shards of a stream that begins with the source's first row. Ids are unique within one call."""
         stream = islice(rows, self._config.source.limit)
         name = self._config.source.format
         spelling = None if name == "auto" else _FORMATS[name]
@@ -134,7 +136,7 @@ class Ingest:
         if not isinstance(row.value, dict):
             return _Refused(NOT_AN_OBJECT)
         try:
-            # Until a row shows a known column, no row can have a conversation.
+            # Before the first row with a known column the spelling is unknown, and no row has a conversation.
             prompt_id = _prompt_id(row.value, spelling.ids if spelling else ())
         except _Refused as refused:
             return refused
@@ -182,14 +184,14 @@ class Ingest:
 
 
 class _Ids:
-    """The ids of the kept rows of a stream, 16 bytes each."""
+    """The ids that the kept rows of a stream have taken, 16 bytes each."""
 
     def __init__(self) -> None:
         self._taken: set[bytes] = set()
         self._num_copies: dict[str, int] = {}
 
     def claim(self, prompt_id: str) -> bool:
-        """Takes an id; False where it is taken already."""
+        """Take an id. False where it is taken already."""
         digest = blake2b(prompt_id.encode(), digest_size=16).digest()
         if digest in self._taken:
             return False
@@ -197,7 +199,7 @@ class _Ids:
         return True
 
     def make(self, user_turns: list[str]) -> str:
-        """A free id made of a text: its digest, with -2, -3, ... for repeats in the order of the stream."""
+        """Take an id made from a text: its digest, followed by -2, -3, ... for repeats in the order of the stream."""
         digest = blake2b(digest_size=16)
         for turn in user_turns:
             data = turn.encode()
@@ -214,7 +216,7 @@ class _Ids:
 
 
 def _detect(row: Row) -> _Format | None:
-    """The format whose conversation column an object has; None for a row that shows none."""
+    """The format whose conversation column the row has; None where it has no such column."""
     if not isinstance(row.value, dict):
         return None
     if "conversation" in row.value:
@@ -223,7 +225,7 @@ def _detect(row: Row) -> _Format | None:
 
 
 def _prompt_id(value: dict[str, Any], names: tuple[str, ...]) -> str | None:
-    """The row's own id; null counts as none, because Parquet cannot tell it from a missing one."""
+    """The row's own id. A null id is no id, because in Parquet a missing one is null as well."""
     found = next((value[name] for name in names if value.get(name) is not None), None)
     if found is None:
         return None
@@ -235,10 +237,10 @@ def _prompt_id(value: dict[str, Any], names: tuple[str, ...]) -> str | None:
 
 
 def _prompt(value: dict[str, Any], spelling: _Format, prompt_id: str | None, first_only: bool) -> _Prompt:
-    """What is kept of a row, or `_Refused`.
+    """What is kept of a row. Raises `_Refused`.
 
-    Roles are judged in the whole conversation, contents only where they are kept. With all turns, those from the
-    first empty one on are left out: what follows it answers nothing.
+    Roles are checked in the whole conversation, contents only where they are kept. With all turns, the first empty one
+    and those after it are left out, because they follow an answer to nothing.
     """
     conversation = value.get(spelling.conversation)
     if conversation is None:
@@ -307,7 +309,7 @@ def _part(part: object) -> str:
 
 
 def _is_unicode(text: str) -> bool:
-    """Whether a string can be written as UTF-8: JSON escapes can spell half a surrogate pair."""
+    """Whether a string can be encoded as UTF-8. JSON escapes can spell half a surrogate pair, which cannot."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -320,10 +322,10 @@ def _language(language: object) -> str | None:
 
 
 def _moderation_flagged(moderation: object, conversation: list[dict[str, Any]], kept: list[int]) -> bool | None:
-    """Whether the source flagged a kept user turn; null where it does not say so for all of them.
+    """Whether the source flagged a kept user turn; None where none is flagged and some have no verdict.
 
-    Entry i is about message i. Where the two lists differ in length, nobody knows which entry is about whom, and any
-    flag counts.
+    Entry i is about message i. Where the two lists differ in length, it is unknown which entry is about which message,
+    and any flag counts.
     """
     entries = moderation if isinstance(moderation, list) else []
     flags = [entry.get("flagged") if isinstance(entry, dict) else None for entry in entries]

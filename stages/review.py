@@ -1,7 +1,7 @@
-"""Review: marks answers that are empty, repeat themselves, are unsafe, are cut off, or that other prompts got as well.
+"""Marks answers that are empty, repeat themselves, are unsafe, are cut off, or equal the answers to other prompts.
 
-Not a judge of quality or truth. Duplicates need a view of the whole data set, so there are three steps: `Sketch` per
-shard, `assign` once over all sketches, `Review` per shard.
+Does not judge quality or truth. Equal answers can be in any two shards, so there are three steps: `Sketch` reads one
+shard, `assign` compares the sketches of all shards at once, `Review` marks one shard.
 
 Shape legend: R rows of a table, M messages, A assistant turns, D rows of all sketches.
 """
@@ -21,34 +21,35 @@ from stillhouse.stages.text.loops import longest_loops
 from stillhouse.stages.text.shingles import normalise
 
 SKETCH = pa.schema([pa.field("sample_id", pa.string()), pa.field("answer_hash", pa.binary(16))])
-"""`answer_hash`: null where the answer is empty, since empty answers are dropped for that and duplicate nothing."""
+"""`answer_hash` is null where the answer is empty: such answers are dropped as empty, not as duplicates."""
 
 ASSIGNMENT = pa.schema([pa.field("sample_id", pa.string()), DROP_REASON])
-"""Row by row what `assign` decided for a shard; the ids let `Review` refuse another shard's."""
+"""What `assign` decides for each row of a shard. By the ids, `Review` refuses the assignment of another shard."""
 
 
 class Sketch:
-    """The identity of every answer: blake2b-128 of its assistant turns after NFKC, case folding and collapsing of
-    white space. Completions in, `SKETCH` out, row by row."""
+    """Reduces each answer to a hash: blake2b-128 of its normalised assistant turns. Completions in, `SKETCH` out, row
+    for row."""
 
     def __init__(self, config: ReviewConfig) -> None:
-        pass  # one way to compare answers; the argument keeps the three steps alike
+        pass  # there is nothing to configure; the argument is for symmetry with the other steps
 
     def __call__(self, table: pa.Table) -> pa.Table:
         texts, row_A = assistant_turns(table)
         turns_of: list[list[str]] = [[] for _ in range(table.num_rows)]
         for text, row in zip(texts, row_A.tolist(), strict=True):
             turns_of[row].append(normalise(text))
-        # No turn has a line break left, so joining by one keeps different turns different.
+        # Normalised text holds no line break, so ["a b"] and ["a", "b"] stay different answers.
         hashes = [_blake2b("\n".join(turns)) if turns and all(turns) else None for turns in turns_of]
         return pa.table([table["sample_id"], pa.array(hashes, pa.binary(16))], schema=SKETCH)
 
 
 def assign(sketches: Iterable[pa.Table], config: ReviewConfig) -> list[pa.Table]:
-    """For each sketch an `ASSIGNMENT`: null, or `duplicate_answer` beyond the first `max_duplicates` equal answers.
+    """Sketches of all shards in, one `ASSIGNMENT` per shard out, row for row, in the same order.
 
-    First is the smallest blake2b of the sample_id: neither the order of rows nor of shards matters, and no part of the
-    source is favoured.
+    Of equal answers, the first `max_duplicates` are kept and the others are `duplicate_answer`. They are ordered by the
+    blake2b of their sample_id, so that neither the order of rows nor of shards matters, and no part of the source is
+    favoured.
     """
     shards = list(sketches)
     sketch = pa.concat_tables([SKETCH.empty_table(), *shards]).combine_chunks()
@@ -62,9 +63,9 @@ def assign(sketches: Iterable[pa.Table], config: ReviewConfig) -> list[pa.Table]
 class Review:
     """Adds `loop_tokens`, `response_scores` (absent when no classifier is configured) and `drop_reason`.
 
-    Each assistant turn is judged on its own and the worst one counts. Reasons, first one wins: `empty_answer`,
-    `degenerate_answer`, `unsafe_answer`, `truncated_answer`, `duplicate_answer`. Raises `ConfigError` when a
-    classifier or a threshold cannot be used as configured, `ValueError` when the assignment is another shard's.
+    Each assistant turn is judged on its own, and the worst one counts. A row gets the first reason that applies:
+    `empty_answer`, `degenerate_answer`, `unsafe_answer`, `truncated_answer`, `duplicate_answer`. Raises `ConfigError`
+    when a classifier or a threshold cannot be used as configured, `ValueError` when the assignment is another shard's.
     """
 
     def __init__(self, config: ReviewConfig, classifiers: Sequence[ClassifierConfig]) -> None:
@@ -87,7 +88,8 @@ class Review:
         loop_tokens_R = longest_loops(table["labels"], self._config.loop_repeats)
         scores_RL = score_rows(self._classifier, texts, row_A, num_rows)
 
-        reasons = np.array(assignment["drop_reason"].to_pylist(), dtype=object)  # and over it, weakest reason first
+        # From the weakest reason to the strongest: each overwrites the one before.
+        reasons = np.array(assignment["drop_reason"].to_pylist(), dtype=object)
         if self._config.drop_truncated:
             reasons[_truncated(table)] = "truncated_answer"
         reasons[unsafe_rows(scores_RL, labels, self._thresholds)] = "unsafe_answer"
@@ -101,7 +103,7 @@ class Review:
 
 
 def assistant_turns(table: pa.Table) -> tuple[list[str], NDArray[np.int64]]:
-    """The contents of all assistant turns in order (null as empty), and the row of each [A]."""
+    """The contents of all assistant turns in order, empty where null, and the row [A] that each belongs to."""
     messages = table["messages"].combine_chunks()
     flat = pc.list_flatten(messages)
     is_assistant_M = pc.fill_null(pc.equal(pc.struct_field(flat, "role"), "assistant"), False)
@@ -110,14 +112,14 @@ def assistant_turns(table: pa.Table) -> tuple[list[str], NDArray[np.int64]]:
 
 
 def _empty(texts: Sequence[str], row_A: NDArray[np.int64], num_rows: int) -> NDArray[np.bool_]:
-    """[R]: whether an assistant turn is blank, or there is none."""
+    """[R]: whether some assistant turn is blank, or there is none at all."""
     is_empty_R: NDArray[np.bool_] = np.bincount(row_A, minlength=num_rows) == 0
     is_empty_R[row_A[np.array([not text.strip() for text in texts], bool)]] = True
     return is_empty_R
 
 
 def _truncated(table: pa.Table) -> NDArray[np.bool_]:
-    """[R]: whether an assistant turn ended by length."""
+    """[R]: whether some assistant turn ended because it reached its maximum length."""
     finish_reasons = table["finish_reasons"].combine_chunks()
     by_length = pc.fill_null(pc.equal(pc.list_flatten(finish_reasons), "length"), False)
     is_truncated_R = np.zeros(table.num_rows, bool)
@@ -126,7 +128,7 @@ def _truncated(table: pa.Table) -> NDArray[np.bool_]:
 
 
 def _surplus(sketch: pa.Table, max_duplicates: int) -> NDArray[np.int64]:
-    """Row numbers of the answers beyond the first `max_duplicates` of each hash, of a table in one chunk."""
+    """Rows of the answers beyond the first `max_duplicates` of each hash. The table must have one chunk."""
     row_D = np.flatnonzero(pc.is_valid(sketch["answer_hash"]).to_numpy())
     high_D, low_D = _halves(sketch["answer_hash"].take(pa.array(row_D)))
     order_D = np.lexsort((low_D, high_D))
@@ -134,7 +136,7 @@ def _surplus(sketch: pa.Table, max_duplicates: int) -> NDArray[np.int64]:
     is_first_D = np.ones(len(row_D), bool)
     is_first_D[1:] = (high_D[1:] != high_D[:-1]) | (low_D[1:] != low_D[:-1])
     group_D = np.cumsum(is_first_D) - 1
-    # Only the ids in groups that are too large are hashed: the rest is kept whatever its place.
+    # Only groups that are too large are put in order: the others are kept whole.
     crowded_D = np.bincount(group_D, minlength=1)[group_D] > max_duplicates
     row_D, group_D = row_D[crowded_D], group_D[crowded_D]
     sample_ids = sketch["sample_id"].take(pa.array(row_D)).to_pylist()
@@ -147,7 +149,7 @@ def _surplus(sketch: pa.Table, max_duplicates: int) -> NDArray[np.int64]:
 
 
 def _halves(hashes: pa.ChunkedArray) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
-    """16-byte hashes without nulls as two big-endian integers, which sort as the bytes do."""
+    """16-byte hashes, none of them null, as two big-endian integers each, which sort as the bytes do."""
     halves_D2 = np.frombuffer(b"".join(hashes.to_pylist()), ">u8").reshape(-1, 2).astype(np.uint64)
     return halves_D2[:, 0], halves_D2[:, 1]
 

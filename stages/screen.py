@@ -1,6 +1,6 @@
-"""Screen: marks prompts that the source's moderation flagged or that a classifier finds unsafe.
+"""Marks prompts that the source's moderation flagged, or that a classifier finds unsafe.
 
-Not a safety guarantee: the scores stay beside every prompt, so that a trainer can filter again.
+Not a safety guarantee. The scores stay beside every prompt, so that a trainer can filter again.
 """
 
 import numpy as np
@@ -15,8 +15,9 @@ from stillhouse.stages.filters import combined, score_rows, scores_column, unsaf
 class Screen:
     """Adds `prompt_scores` (absent when no classifier is configured) and `drop_reason` to a table of prompts.
 
-    Each user turn is scored on its own, and a row has the highest score of its turns, per label. Reasons, first one
-    wins: `moderation_flagged`, `unsafe_prompt`. Raises `ConfigError` when a classifier cannot be used as configured.
+    Each user turn is scored on its own, and a row has the highest score of its turns, for each label. A row gets the
+    first reason that applies: `moderation_flagged`, `unsafe_prompt`. Raises `ConfigError` when a classifier cannot be
+    used as configured.
     """
 
     def __init__(self, config: ScreenConfig) -> None:

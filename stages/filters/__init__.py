@@ -1,24 +1,26 @@
-"""Text classifiers behind one face: texts in, a score per label out. Screen uses them on prompts, review on answers.
+"""Text classifiers behind one interface: texts in, a score per label out. Screen scores prompts, review answers.
 
-A new one is a file here, a section of the configuration, and a line in `load`. Importing this is cheap: torch, detoxify
-and profanity_check are imported when a classifier is built.
+A new filter is a file here, a section of the configuration, and a line in `FILTERS`. Importing this package is cheap:
+torch, detoxify and profanity_check are imported when a classifier is built.
 
 Shape legend: N texts, L labels, R rows of a table.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from stillhouse.schemas.config import ClassifierConfig, ConfigError, ProfanityCheckConfig
+from stillhouse.schemas.config import ClassifierConfig, ConfigError
 from stillhouse.schemas.tables import scores_type
 from stillhouse.stages.filters.classifier import Classifier, check_thresholds
 from stillhouse.stages.filters.detoxify import DetoxifyClassifier
 from stillhouse.stages.filters.profanity import ProfanityCheck
 
 __all__ = [
+    "FILTERS",
     "Classifier",
     "Combined",
     "check_thresholds",
@@ -29,9 +31,12 @@ __all__ = [
     "unsafe_rows",
 ]
 
+FILTERS: dict[str, Callable[[Any], Classifier]] = {"profanity-check": ProfanityCheck, "detoxify": DetoxifyClassifier}
+"""The classifier that each `name` in `screen.classifiers` stands for, built from its section."""
+
 
 class Combined:
-    """Several classifiers as one; with none of them L is 0. Raises `ConfigError` on a label that two of them have."""
+    """Several classifiers as one; without any, L is 0. Raises `ConfigError` where two of them have the same label."""
 
     def __init__(self, classifiers: Sequence[Classifier]) -> None:
         self._classifiers = list(classifiers)
@@ -42,25 +47,26 @@ class Combined:
             raise ConfigError(f"screen.classifiers: more than one has the label {', '.join(twice)}; keep one of them")
 
     def score(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """[N, L]."""
+        """Scores [N, L], the columns in the order of the classifiers."""
         parts = [part.score(texts) for part in self._classifiers]
         return np.concatenate([np.zeros((len(texts), 0), np.float32), *parts], axis=1)
 
 
 def load(config: ClassifierConfig) -> Classifier:
     """The classifier that a configuration names. Raises `ConfigError` when it cannot be used as configured."""
-    return ProfanityCheck(config) if isinstance(config, ProfanityCheckConfig) else DetoxifyClassifier(config)
+    return FILTERS[config.name](config)
 
 
 def combined(configs: Sequence[ClassifierConfig]) -> Combined:
-    """All of them as one classifier, labels in the order of the configuration."""
+    """All configured classifiers as one, labels in the order of the configuration."""
     return Combined([load(config) for config in configs])
 
 
 def score_rows(
     classifier: Classifier, texts: Sequence[str], row_N: NDArray[np.int64], num_rows: int
 ) -> NDArray[np.float32]:
-    """[R, L]: per label the highest score of a row's texts, where text i belongs to row `row_N[i]`; 0 without texts."""
+    """Scores [R, L]: for each label the highest score of a row's texts; 0 for a row without any. Text i belongs to row
+    `row_N[i]`."""
     scores_RL = np.zeros((num_rows, len(classifier.labels)), np.float32)
     if classifier.labels:
         np.maximum.at(scores_RL, row_N, classifier.score(texts))
@@ -71,7 +77,7 @@ def unsafe_rows(
     scores_RL: NDArray[np.float32], labels: Sequence[str], thresholds: Mapping[str, float]
 ) -> NDArray[np.bool_]:
     """[R]: whether some label's score is at or above its threshold."""
-    # In float32 like the scores: 0.9 as a double is above the float32 nearest to it.
+    # In float32 like the scores: the double 0.9 and the float32 nearest to it are different numbers.
     limit_L = np.asarray([thresholds.get(label, np.inf) for label in labels], np.float32)
     return np.asarray((scores_RL >= limit_L).any(axis=1))
 

@@ -1,4 +1,4 @@
-"""What a classifier of texts is.
+"""The interface of a text classifier.
 
 Shape legend: N texts, L labels.
 """
@@ -15,7 +15,7 @@ from stillhouse.schemas.config import ConfigError
 class Classifier(Protocol):
     labels: tuple[str, ...]
     thresholds: dict[str, float]
-    """Unsafe at or above; a label that is not here is scored only."""
+    """A text is unsafe at or above its label's threshold. A label without one is only scored."""
 
     def score(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Probabilities [N, L] in the order of `texts` and `labels`."""
@@ -23,7 +23,7 @@ class Classifier(Protocol):
 
 
 def check_thresholds(thresholds: Mapping[str, float], labels: Sequence[str], where: str) -> dict[str, float]:
-    """A copy of `thresholds`. Raises `ConfigError`, naming the known labels, when one is for another label."""
+    """A copy of `thresholds`. Raises `ConfigError`, naming the known labels, where one is for an unknown label."""
     unknown = sorted(set(thresholds) - set(labels))
     if unknown:
         raise ConfigError(

@@ -17,15 +17,15 @@ from stillhouse.schemas.config import ConfigError, DetoxifyConfig
 from stillhouse.stages.filters.classifier import check_thresholds
 
 GROUP_CHARACTERS = 1_000_000
-"""Texts are tokenised in groups of about this size, so that memory grows with the longest text and not with all."""
+"""Texts are tokenised in groups of about this size, so that memory depends on the longest text, not on their number."""
 
 
 class DetoxifyClassifier:
-    """A Detoxify checkpoint, with `Detoxify.predict`'s scores for texts that fit the model and no truncation of others.
+    """A Detoxify checkpoint. A text that fits the model gets the scores of `Detoxify.predict`; none is truncated.
 
-    A longer text is read in windows of the model's length that overlap by a quarter; its score is, per label, the
-    highest of its windows. Raises `ConfigError` when the checkpoint is missing, does not have its digest (then nothing
-    is unpickled), or when a threshold names a label it does not have.
+    A longer text is read in windows of the model's length that overlap by a quarter. Its score is the highest of its
+    windows, for each label. Raises `ConfigError` when the checkpoint is missing or does not have its digest (then
+    nothing is unpickled), or when a threshold names a label that the checkpoint does not have.
     """
 
     def __init__(self, config: DetoxifyConfig) -> None:
@@ -63,7 +63,7 @@ class DetoxifyClassifier:
         self._batch_size = config.batch_size
 
     def score(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """[N, L]. Raises `ValueError` when the model returns something that is not a number."""
+        """Probabilities [N, L]. Raises `ValueError` when the model returns something that is not a number."""
         scores_NL = np.zeros((len(texts), len(self.labels)), np.float32)
         for group in _groups(texts):
             windows, text_W = self._windows(texts[group])
@@ -84,7 +84,7 @@ class DetoxifyClassifier:
         return encoded["input_ids"], np.asarray(encoded["overflow_to_sample_mapping"], np.int64)
 
     def _score_windows(self, windows: list[list[int]]) -> NDArray[np.float32]:
-        """[W, L]. Windows of similar length share a batch, because padding costs as much as text."""
+        """Scores [W, L]. Windows of similar length share a batch, because padding costs as much as text."""
         import torch
 
         device, L = self._model.device, len(self.labels)
@@ -103,7 +103,7 @@ class DetoxifyClassifier:
                 )[0]
                 scores_WL[batch] = torch.sigmoid(logits_BL)[:, :L].cpu().numpy()
         if num_bad := int((~np.isfinite(scores_WL)).any(axis=1).sum()):
-            # Not a number is below every threshold, so a broken checkpoint would let everything through.
+            # NaN is at or above no threshold, so a broken checkpoint would let everything through.
             raise ValueError(
                 f"screen.classifiers (detoxify): {num_bad} of {len(windows)} windows got a score that is not a number; "
                 "use another checkpoint"
@@ -112,7 +112,7 @@ class DetoxifyClassifier:
 
 
 def _released_checkpoint(model: str) -> Path:
-    """Where torch keeps a released checkpoint, downloaded if it is not there yet (as Detoxify itself does)."""
+    """Path of a released checkpoint in torch's cache; downloaded if it is not there yet, as Detoxify itself does."""
     import torch
     from detoxify.detoxify import MODEL_URLS
 
@@ -124,7 +124,7 @@ def _released_checkpoint(model: str) -> Path:
 
 
 def _released_digest(path: Path) -> str:
-    """How the digest of a released checkpoint begins: torch's convention puts 8 digits of it into the name."""
+    """The first digits of a released checkpoint's digest. By torch's convention its name ends with 8 of them."""
     match = re.search(r"-([0-9a-f]{8,64})$", path.stem)
     if match is None:
         raise ConfigError(f"screen.classifiers (detoxify): {path} tells no digest; set `checkpoint_sha256`")
@@ -132,8 +132,8 @@ def _released_digest(path: Path) -> str:
 
 
 def _check_digest(file: IO[bytes], sha256: str, what: str) -> None:
-    """Compares the digest of an open file, or how it begins, and rewinds it, so that the bytes checked are the bytes
-    loaded."""
+    """Compare an open file's digest with `sha256`, which may be its first digits only. Rewinds the file, so that the
+    bytes that are checked are the bytes that are loaded."""
     digest = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
     file.seek(0)
     if digest[: len(sha256)] != sha256.lower():
@@ -146,7 +146,7 @@ def _check_digest(file: IO[bytes], sha256: str, what: str) -> None:
 def _with_local_config(file: IO[bytes], folder: str | None) -> IO[bytes]:
     """The checkpoint with the model config of `folder` in place of the one it names on the hub.
 
-    Detoxify 0.5.4 looks the name in the checkpoint up on the hub even where it then uses `huggingface_config_path`.
+    Detoxify 0.5.4 looks up that name on the hub even where it then uses `huggingface_config_path`.
     """
     import torch
 
@@ -163,8 +163,8 @@ def _with_local_config(file: IO[bytes], folder: str | None) -> IO[bytes]:
 def _max_tokens(model: Any, tokenizer: Any) -> int:
     """The longest input, special tokens included, that both the model's positions and its tokenizer allow.
 
-    A tokenizer without a length of its own says 1e30. RoBERTa's positions begin after its padding token's, so two of
-    its 514 cannot be used: there the table of positions has a `padding_idx`.
+    A tokenizer without a limit says 1e30. RoBERTa numbers positions from `padding_idx + 1` on, so that two of its 514
+    positions are never used; only such models have a `padding_idx` in their table of positions.
     """
     positions = next(module for name, module in model.named_modules() if name.endswith("position_embeddings"))
     unused = 0 if positions.padding_idx is None else int(positions.padding_idx) + 1
@@ -172,7 +172,7 @@ def _max_tokens(model: Any, tokenizer: Any) -> int:
 
 
 def _groups(texts: Sequence[str]) -> Iterator[slice]:
-    """Consecutive texts of together at most `GROUP_CHARACTERS` characters, or a single longer one."""
+    """Slices of consecutive texts, each of at most `GROUP_CHARACTERS` characters or of a single longer text."""
     start = num_characters = 0
     for i, text in enumerate(texts):
         if i > start and num_characters + len(text) > GROUP_CHARACTERS:

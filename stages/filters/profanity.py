@@ -1,4 +1,4 @@
-"""The linear model in the alt-profanity-check wheel. profanity_check is imported when one is built.
+"""alt-profanity-check as a classifier. The package is imported when one is built.
 
 Shape legend: N texts.
 """
@@ -13,7 +13,7 @@ from stillhouse.stages.filters.classifier import check_thresholds
 
 
 class ProfanityCheck:
-    """The linear model in the alt-profanity-check wheel: English, one label, `profanity`."""
+    """The linear model inside the alt-profanity-check wheel: for English, with the one label `profanity`."""
 
     def __init__(self, config: ProfanityCheckConfig) -> None:
         import profanity_check
@@ -23,7 +23,7 @@ class ProfanityCheck:
         self._predict_prob = profanity_check.predict_prob
 
     def score(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """[N, 1]."""
+        """Probabilities [N, 1]."""
         if not texts:  # scikit-learn refuses an empty matrix
             return np.zeros((0, 1), np.float32)
         return np.asarray(self._predict_prob(texts), np.float32)[:, None]

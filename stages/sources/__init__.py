@@ -1,8 +1,8 @@
 """Reads a source row by row: local files, folders, globs, object stores, hub data sets; Parquet, JSONL, JSON.
 
-Not the meaning of a row (that is `stages.ingest`). Memory is bounded by one row (as JSON at most `MAX_ROW_BYTES`) or
-one batch of a Parquet row group, never by a file. A row that cannot be read becomes a `Row` with an error, so that one
-bad row costs one row; a source that cannot be read at all is a `SourceError`.
+Not the meaning of a row (that is `stages.ingest`). Memory holds one row (as JSON at most `MAX_ROW_BYTES`) or one batch
+of a Parquet row group at a time, never a whole file. A row that cannot be read becomes a `Row` with an error, so that
+one bad row costs one row; a source that cannot be read at all is a `SourceError`.
 """
 
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ __all__ = ["Row", "SourceError", "count_rows", "read_rows", "source_name"]
 
 
 def read_rows(config: SourceConfig) -> Iterator[Row]:
-    """The rows of a source in a fixed order: the enumeration is `source_row`.
+    """The rows of a source in a fixed order: a row's number in this order is its `source_row`.
 
     A missing file, an empty match or an unknown suffix is a `SourceError` of this call; a file that turns out not to be
     what its name says is one when it is reached. A failing disk or network raises its own error.
@@ -31,23 +31,25 @@ def _read_file(file: File) -> Iterator[Row]:
 
 
 def count_rows(config: SourceConfig) -> int | None:
-    """How many rows `read_rows` will give up to `source.limit`, where that can be known without reading them all: for
-    Parquet that need not be downloaded first. None otherwise."""
-    import pyarrow.parquet as pq
+    """How many rows `read_rows` will give, at most `source.limit`.
 
+    Known without reading the rows only for formats that count them (Parquet), and not for a hub data set, which would
+    have to be downloaded first. Elsewhere this is `source.limit`, so None where there is no limit.
+    """
     if config.dataset is not None:
         return config.limit
     total = 0
     for file in files_of(config):
-        if not file.name.lower().endswith(".parquet"):
+        file_format, _ = formats.format_of(file.name)
+        if file_format.count_rows is None:
             return config.limit
         with file.open() as stream:
-            total += pq.read_metadata(stream).num_rows
+            total += file_format.count_rows(stream)
     return total if config.limit is None else min(total, config.limit)
 
 
 def source_name(config: SourceConfig) -> str:
-    """What goes into the `source` column: the configured name, the data set's id or the (first) path's last part."""
+    """What the `source` column says: the configured name, the data set's id, or the last part of the (first) path."""
     if config.name is not None:
         return config.name
     if config.dataset is not None:

@@ -1,4 +1,7 @@
-"""Which files a source has: on a disk, in an object store, on the hub. Not what is in them."""
+"""Which files a source has: on a disk, in an object store, on the hub. Not what is in them.
+
+Each place is one function that yields `File`s; `files_of` chooses it. A new place is such a function, and a line there.
+"""
 
 import glob
 import io
@@ -12,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import unquote
 
 from stillhouse.schemas.config import SourceConfig
-from stillhouse.stages.sources.formats import kind, known_suffixes
+from stillhouse.stages.sources.formats import FORMATS, Format, format_of, is_known, known_suffixes
 from stillhouse.stages.sources.object_store import open_store, reason, with_retries
 from stillhouse.stages.sources.row import SourceError
 from stillhouse.stages.sources.streams import READ_BYTES, open_object
@@ -22,7 +25,7 @@ if TYPE_CHECKING:
 
     from stillhouse.stages.sources.streams import Reader
 
-_STORE_TIMEOUT_S = 60.0  # of such a read, or a listing
+_STORE_TIMEOUT_S = 60.0  # for one read of an object, or one listing
 _GLOB = re.compile(r"[*?\[]")
 
 
@@ -41,6 +44,7 @@ def paths_of(config: SourceConfig) -> list[str]:
 
 
 def files_of(config: SourceConfig) -> Iterator[File]:
+    """The data files of a source, in the order in which they are read. All of their names have a known suffix."""
     if config.dataset is not None:
         yield from _hub_files(config.dataset, config.revision)
         return
@@ -49,9 +53,10 @@ def files_of(config: SourceConfig) -> Iterator[File]:
 
 
 def _readable(name: str, root: str = "") -> bool:
-    """Whether a file found in a folder is data: a known suffix, and no part of its path below the root is hidden."""
+    """Whether a file found in a folder is data: it has a known suffix, and no part of its path below the root is
+    hidden."""
     parts = PurePosixPath(name).relative_to(root).parts if root else PurePosixPath(name).parts
-    return kind(name) is not None and not any(part.startswith((".", "_")) for part in parts)
+    return is_known(name) and not any(part.startswith((".", "_")) for part in parts)
 
 
 def _require(names: Sequence[str], where: str, num_seen: int) -> None:
@@ -59,15 +64,10 @@ def _require(names: Sequence[str], where: str, num_seen: int) -> None:
         raise SourceError(f"{where}: matches no data file ({num_seen} of other kinds); wanted {known_suffixes()}")
 
 
-def _require_kind(name: str) -> None:
-    if kind(name) is None:
-        raise SourceError(f"{name}: has no known suffix; rename it to one of {known_suffixes()}")
-
-
 def _local_files(path: str) -> Iterator[File]:
     expanded = os.path.expanduser(path)
     if os.path.isfile(expanded):
-        _require_kind(expanded)
+        format_of(expanded)  # raises where it is unknown
         found = [expanded]
     elif os.path.isdir(expanded):
         found = _walk(expanded, path)
@@ -96,7 +96,7 @@ def _open_local(name: str) -> "Reader":
 
 
 def _store_files(url: str) -> Iterator[File]:
-    """Files of `scheme://bucket/key`, where the key is a file, a prefix, or a glob whose * stays within one segment."""
+    """Files of `scheme://bucket/key`. The key is a file, a prefix, or a glob, whose * matches within one segment."""
     from obstore.exceptions import BaseError
     from obstore.store import LocalStore
 
@@ -116,13 +116,13 @@ def _store_files(url: str) -> Iterator[File]:
             listed = _list(store, "/".join(parts[:fixed]))
             found = [name for name in listed if _readable(PurePosixPath(name).name) and _matches(name, parts)]
             _require(found, url, len(listed))
-        elif kind(key) is not None and _is_object(store, key):
+        elif is_known(key) and _is_object(store, key):
             found = [key]
         else:
             listed = _list(store, key)
             found = [name for name in listed if _readable(name, key)]
             if not listed and _is_object(store, key):
-                _require_kind(url)
+                format_of(url)
             _require(found, url, len(listed))
     except BaseError as error:
         raise SourceError(
@@ -156,9 +156,9 @@ def _matches(name: str, pattern: Sequence[str]) -> bool:
 
 
 def _hub_files(dataset: str, revision: str | None) -> Iterator[File]:
-    """A data set's files at one commit: its Parquet files, or where it has none its JSONL, or else its JSON files.
+    """A data set's files at one commit: its Parquet files; if it has none, its JSONL files; if none either, its JSON.
 
-    One kind only, because data sets often hold the same rows in two.
+    Only one format is read, because data sets often hold the same rows in two.
     """
     from huggingface_hub import HfApi
 
@@ -172,12 +172,13 @@ def _hub_files(dataset: str, revision: str | None) -> Iterator[File]:
         raise SourceError(
             f"{where}: cannot be listed ({type(error).__name__}); check the id, the revision, HF_TOKEN and the network"
         ) from None
-    by_kind: dict[str, list[str]] = {}
-    for name in filter(_readable, listed):
-        by_kind.setdefault((kind(name) or ("",))[0], []).append(name)
-    found = by_kind.get("parquet") or by_kind.get("jsonl") or by_kind.get("json") or []
-    _require(found, where, len(listed))
-    yield from (File(f"{where}/{name}", partial(_open_hub, dataset, commit, name)) for name in found)
+    by_format: dict[Format, list[str]] = {}
+    for name in listed:
+        if _readable(name):
+            by_format.setdefault(format_of(name)[0], []).append(name)
+    names = next((by_format[best] for best in FORMATS.values() if best in by_format), [])
+    _require(names, where, len(listed))
+    yield from (File(f"{where}/{name}", partial(_open_hub, dataset, commit, name)) for name in names)
 
 
 def _open_hub(dataset: str, commit: str | None, name: str) -> "Reader":
@@ -193,7 +194,7 @@ def _open_hub(dataset: str, commit: str | None, name: str) -> "Reader":
 
 
 def _hub_failures() -> tuple[type[Exception], ...]:
-    # HTTPError from there, because which HTTP library the hub's client uses differs between its versions.
+    # Its own HTTPError, because the HTTP library below it differs between versions of the hub's client.
     from huggingface_hub.errors import HFValidationError, HTTPError
 
     return HFValidationError, HTTPError, OSError

@@ -1,39 +1,65 @@
 """Formats of files: which suffix stands for which reader. A new format is a file with its reader, and a line here."""
 
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from stillhouse.stages.sources.json_rows import is_array, read_array, read_lines
-from stillhouse.stages.sources.parquet_rows import read_parquet
+from stillhouse.stages.sources.json_rows import read_json, read_lines
+from stillhouse.stages.sources.parquet_rows import count_parquet, read_parquet
 from stillhouse.stages.sources.row import TRUNCATED_SOURCE, BrokenStreamError, Row, SourceError
 from stillhouse.stages.sources.streams import COMPRESSIONS, MAGIC, READ_BYTES, Decompressed
 
 if TYPE_CHECKING:
     from stillhouse.stages.sources.streams import Reader
 
-SUFFIXES = {".parquet": "parquet", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json"}
+
+class Format(NamedTuple):
+    """How files of one format are read. Errors quote the file's name."""
+
+    read_rows: "Callable[[str, Reader], Iterator[Row]]"
+    """Yields the rows of an open file, given its name and its (decompressed) bytes."""
+    count_rows: "Callable[[Reader], int] | None" = None
+    """Counts the rows of an open file without reading them, where the format allows that."""
+    compressible: bool = True
+    """Whether the suffix may be followed by one of `COMPRESSIONS`. Then the bytes can only be read in order."""
 
 
-def kind(name: str) -> tuple[str, str | None] | None:
-    """Format and compression that a file name stands for; None for a name that stands for neither."""
-    path = PurePosixPath(name.lower())
-    compression = COMPRESSIONS.get(path.suffix)
-    found = SUFFIXES.get(path.with_suffix("").suffix if compression else path.suffix)
-    return None if found is None or (compression and found == "parquet") else (found, compression)
+_PARQUET = Format(read_parquet, count_parquet, compressible=False)
+_JSON_LINES = Format(read_lines)
+_JSON = Format(read_json)
+FORMATS = {".parquet": _PARQUET, ".jsonl": _JSON_LINES, ".ndjson": _JSON_LINES, ".json": _JSON}
+"""The best first: of a hub data set, only files of the first format that it has are read."""
+
+
+def is_known(name: str) -> bool:
+    """Whether a file name has a known suffix."""
+    return _lookup(name) is not None
+
+
+def format_of(name: str) -> tuple[Format, str | None]:
+    """The format and the compression that a file name stands for. Raises `SourceError` for an unknown suffix."""
+    found = _lookup(name)
+    if found is None:
+        raise SourceError(f"{name}: has no known suffix; rename it to one of {known_suffixes()}")
+    return found
 
 
 def known_suffixes() -> str:
-    return f"{', '.join(SUFFIXES)} (all but .parquet also with {', '.join(COMPRESSIONS)})"
+    plain = ", ".join(suffix for suffix, found in FORMATS.items() if not found.compressible)
+    return f"{', '.join(FORMATS)} (all but {plain} also with {', '.join(COMPRESSIONS)})"
+
+
+def _lookup(name: str) -> tuple[Format, str | None] | None:
+    path = PurePosixPath(name.lower())
+    compression = COMPRESSIONS.get(path.suffix)
+    found = FORMATS.get(path.with_suffix("").suffix if compression else path.suffix)
+    return None if found is None or (compression and not found.compressible) else (found, compression)
 
 
 def read(name: str, stream: "Reader") -> Iterator[Row]:
     """The rows of an open file, by the format that its name stands for."""
-    file_format, compression = kind(name) or ("", None)
-    if file_format == "parquet":
-        yield from read_parquet(name, stream)
-        return
+    file_format, compression = format_of(name)
     plain: Reader = stream
     if compression:
         head = stream.peek(4)
@@ -41,6 +67,6 @@ def read(name: str, stream: "Reader") -> Iterator[Row]:
             raise SourceError(f"{name}: is not a {compression} stream; check the file or rename it")
         plain = io.BufferedReader(Decompressed(stream, compression), READ_BYTES)
     try:
-        yield from read_array(plain) if file_format == "json" and is_array(plain) else read_lines(plain)
+        yield from file_format.read_rows(name, plain)
     except BrokenStreamError:
         yield Row(None, TRUNCATED_SOURCE)

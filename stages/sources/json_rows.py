@@ -1,4 +1,4 @@
-"""JSON, one value per line or the elements of one array. A bad row costs one row, and a row is bounded."""
+"""Reads JSON: one value per line, or the elements of one array. A bad row costs one row; a row's size is bounded."""
 
 import json
 import re
@@ -12,9 +12,10 @@ if TYPE_CHECKING:
     from stillhouse.stages.sources.streams import Reader
 
 MAX_ROW_BYTES = 32 << 20
-"""A longer line or array element is no conversation; without a bound one missing newline costs the memory of a file."""
+"""A longer line or array element is not a conversation. Without a bound, one missing newline could fill the memory."""
 MAX_JSON_DEPTH = 100
-"""Deeper nesting is refused by count: how deep Python's parser gets depends on the depth of its caller's stack."""
+"""Deeper nesting is refused by counting brackets, because Python's parser gives up at a depth that depends on the depth
+of its caller's stack."""
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -47,13 +48,14 @@ def _depth(text: str) -> int:
     return deepest
 
 
-def is_array(stream: "Reader") -> bool:
-    """Whether the file begins like a JSON array."""
-    return stream.peek(1).removeprefix(_BOM).lstrip().startswith(b"[")
+def read_json(name: str, stream: "Reader") -> Iterator[Row]:
+    """The elements of an array where the file begins like one; otherwise one JSON value per line."""
+    is_array = stream.peek(1).removeprefix(_BOM).lstrip().startswith(b"[")
+    return _read_array(stream) if is_array else read_lines(name, stream)
 
 
-def read_lines(stream: "Reader") -> Iterator[Row]:
-    """One JSON value per line; blank lines are no rows."""
+def read_lines(name: str, stream: "Reader") -> Iterator[Row]:
+    """One JSON value per line; a blank line is not a row."""
     is_first = True
     while line := stream.readline(MAX_ROW_BYTES + 1):
         if is_first:
@@ -71,11 +73,11 @@ _INSIDE_STRING = re.compile(rb'(?:[^"\\]++|\\.)*+', re.DOTALL)
 _QUOTE, _BACKSLASH, _COMMA, _CLOSE_LIST = b'"\\,]'
 
 
-def read_array(stream: "Reader") -> Iterator[Row]:
+def _read_array(stream: "Reader") -> Iterator[Row]:
     """The elements of one JSON array, found by counting brackets and quotes, so that a bad element costs one row.
 
-    An array that does not end gives a last row `truncated_source` for what is missing; anything after its end one row
-    `invalid_json`.
+    An array without an end gives a last row `truncated_source`, which stands for all that is missing. Anything after
+    its end gives one row `invalid_json`.
     """
     element = bytearray()
     is_too_large = False

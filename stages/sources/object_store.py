@@ -1,4 +1,4 @@
-"""Object stores: opened in one way, asked until they answer, and failing with a reason that people can use.
+"""Object stores: how one is opened, how requests are retried, and what went wrong in a few words.
 
 Not what is kept there: `stages.sources` reads sources, `pipeline.folder` writes runs.
 """
@@ -16,12 +16,13 @@ if TYPE_CHECKING:
 Answer = TypeVar("Answer")
 
 RETRIES: Any = {"max_retries": 8, "retry_timeout": timedelta(minutes=15)}
-"""Of one request: after 0.1 s, 0.2 s … 12.8 s (25 s in all) where connections fail or the store answers 429 or 5xx."""
+"""Retries of one request, where connections fail or the store answers 429 or 5xx: after 0.1 s, 0.2 s … 12.8 s (25 s in
+all)."""
 SHARD_TIMEOUT_S = 600.0
 """A shard is put in one request (conditional puts have no parts), and the usual 30 s are not enough for that on a slow
 line."""
 ATTEMPTS = 3
-"""Of a request and all its retries."""
+"""How often `with_retries` makes a request; each attempt has `RETRIES` of its own."""
 
 _STATUS = re.compile(r"status code: ([45]\d\d)\b")
 _CODE = re.compile(r"<Code>([A-Za-z]{1,60})</Code>")
@@ -29,9 +30,10 @@ _METADATA_SERVICES = re.compile(r"169\.254\.169\.254|169\.254\.170\.2|metadata\.
 
 
 def open_store(url: str, timeout_s: float) -> "ObjectStore":
-    """The store of `s3://bucket/prefix`, `gs://bucket/prefix` or `az://container/prefix`, with endpoint, region and
-    credentials from the environment (`AWS_*`, `GOOGLE_*`, `AZURE_*`, or the machine's own role). `timeout_s` is for one
-    request and its whole answer.
+    """The store of `s3://bucket/prefix`, `gs://bucket/prefix` or `az://container/prefix`.
+
+    Endpoint, region and credentials come from the environment (`AWS_*`, `GOOGLE_*`, `AZURE_*`, or the machine's own
+    role). `timeout_s` limits one request, its whole answer included.
 
     Raises `ConfigError` for another scheme, a missing bucket, or an environment that names no account.
     """
@@ -42,7 +44,7 @@ def open_store(url: str, timeout_s: float) -> "ObjectStore":
         checked_location(url)
     except ValueError as error:
         raise ConfigError(str(error)) from None
-    # Plain HTTP is what S3-compatible stores on loopback speak.
+    # S3-compatible stores on loopback speak plain HTTP.
     client: Any = {"allow_http": True, "connect_timeout": "10s", "timeout": f"{timeout_s}s"}
     try:
         return from_url(url, client_options=client, retry_config=RETRIES)
@@ -55,8 +57,8 @@ def open_store(url: str, timeout_s: float) -> "ObjectStore":
 def with_retries(request: Callable[[], Answer]) -> Answer:
     """Call `request`, retrying up to `ATTEMPTS` times. It must be safe to repeat.
 
-    `object_store` (0.14, under `obstore`) tries again what fails before an answer. Not so a conditional put or a
-    deletion that times out, which it takes for unsafe to repeat, nor a listing whose answer is cut off.
+    `object_store` (0.14, under `obstore`) itself retries a request that fails before there is an answer. It does not
+    retry a listing whose answer is cut off, nor, as unsafe to repeat, a conditional put or a deletion that times out.
     """
     from obstore.exceptions import GenericError
 
@@ -70,8 +72,8 @@ def with_retries(request: Callable[[], Answer]) -> Answer:
 
 
 def reason(error: Exception) -> str:
-    """Why the store failed, in a few words. Its own message can quote its whole answer, signatures included: of that,
-    only the status and the code are taken."""
+    """Why the store failed, in a few words. Its own message can quote the store's whole answer, signatures included;
+    only the status and the code are taken from it."""
     line = str(error).partition("\n")[0]
     status, code = _STATUS.search(line), _CODE.search(str(error))
     if _METADATA_SERVICES.search(line):

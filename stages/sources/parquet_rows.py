@@ -1,4 +1,4 @@
-"""Rows of a Parquet file, a batch of a row group at a time. Rows of damaged pages cost themselves only."""
+"""Reads Parquet, one batch of a row group at a time. A damaged page costs no rows but its own row group's."""
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -18,13 +18,13 @@ COLUMNS = frozenset(
         *("language", "redacted", "openai_moderation"),
     }
 )
-"""The columns that any importer needs: no other is read from Parquet."""
+"""Every column that some format of `stages.ingest` needs. No other column is read."""
 _MESSAGE_FIELDS = frozenset({"role", "content", "from", "value", "toxic"})
-_BATCH_BYTES = 4 << 20  # of a Parquet row group, uncompressed
+_BATCH_BYTES = 4 << 20  # uncompressed; so much of a row group is decoded at once
 
 
 def read_parquet(name: str, stream: "Reader") -> Iterator[Row]:
-    """The rows of a Parquet file as dicts of the `COLUMNS` that it has; rows of damaged pages are `undecodable`."""
+    """The rows of a Parquet file, as dicts of the `COLUMNS` that it has. Rows in damaged pages are `undecodable`."""
     import pyarrow.parquet as pq
 
     try:
@@ -48,25 +48,37 @@ def read_parquet(name: str, stream: "Reader") -> Iterator[Row]:
                 yield from rows
         except (pa.ArrowException, OSError, ValueError) as error:
             _raise_if_io(error)
-        # What a damaged page holds, Arrow does not always say by an error: it may just give fewer rows.
+        # Arrow does not always raise on a damaged page: it may just give fewer rows.
         yield from (Row(None, UNDECODABLE) for _ in range(metadata.num_rows - num_read))
 
 
+def count_parquet(stream: "Reader") -> int:
+    """The number of rows, from the footer alone."""
+    import pyarrow.parquet as pq
+
+    return int(pq.read_metadata(stream).num_rows)
+
+
 def _counts_agree(metadata: Any) -> bool:
-    """Whether a footer agrees with itself on how many rows there are: where it does not, rows would be lost without a
-    word or made up by the million. (Not by its columns: PyArrow 26 ends the process on a damaged one.)"""
+    """Whether the footer's row groups add up to the number of rows that it gives for the file.
+
+    Where they do not, rows would be lost silently or made up by the million. The counts of single columns are not
+    compared: PyArrow 26 ends the process when it looks at a damaged one.
+    """
     counts = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
     return min(counts, default=0) >= 0 and sum(counts) == metadata.num_rows
 
 
 def _raise_if_io(error: Exception) -> None:
-    """Arrow reports damaged bytes as OSError too, but without an errno; an object store fails with a `SourceError`."""
+    """Raise the error again if reading failed, not decoding. Arrow reports damaged bytes as OSError too, but without an
+    errno; a failing object store is a `SourceError`."""
     if isinstance(error, SourceError) or (isinstance(error, OSError) and error.errno is not None):
         raise error
 
 
 def _leaves(parquet: Any) -> list[str]:
-    """Paths of the leaf columns to read: of moderation entries the flag only, of messages who speaks and what."""
+    """Paths of the leaf columns to read. Moderation entries are read for their flag only, messages for role, content
+    and WildChat's verdict."""
     leaves: dict[str, list[list[str]]] = {}
     for i in range(len(parquet.schema)):
         path = parquet.schema.column(i).path.split(".")
@@ -86,7 +98,7 @@ def _batch_rows(batch: pa.RecordBatch) -> list[Row]:
         return [Row({})] * batch.num_rows
     try:
         columns = [column.to_pylist() for column in batch.columns]
-    except (ValueError, OverflowError):  # a UnicodeDecodeError is one; some row is to blame, not the batch
+    except (ValueError, OverflowError):  # such as a UnicodeDecodeError: look for the row that caused it
         return [_batch_row(batch, i) for i in range(batch.num_rows)]
     return [Row(dict(zip(names, values, strict=True))) for values in zip(*columns, strict=True)]
 

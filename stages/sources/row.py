@@ -1,4 +1,4 @@
-"""A row of a source as it was read, or why it could not be."""
+"""A row of a source as it was read, or the reason why it could not be read."""
 
 from typing import NamedTuple
 

@@ -1,6 +1,6 @@
-"""Bytes: gzip and zstd streams, and objects of a store as files.
+"""Streams of bytes: decompressed gzip and zstd, and objects of a store as files.
 
-Memory is bounded by a buffer, never by a file.
+Memory holds a buffer at a time, never a whole file.
 """
 
 import io
@@ -16,20 +16,20 @@ if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
     from obstore.store import ObjectStore
 
-    Reader = io.BufferedReader[Any]  # subscripted, which it cannot be at run time
+    Reader = io.BufferedReader[Any]  # cannot be subscripted at run time
 
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 MAGIC = {"gzip": re.compile(rb"\x1f\x8b"), "zstd": re.compile(rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18")}
 READ_BYTES = 1 << 20
-_STORE_READ_BYTES = 8 << 20  # an object store answers a request in ~100 ms: 1 MiB each would read 10 MB/s
+_STORE_READ_BYTES = 8 << 20  # an object store takes ~100 ms to answer: requests of 1 MiB would read only 10 MB/s
 _COMPRESSED_BYTES = 1 << 10  # small, because zstd may expand a chunk 30,000-fold
 
 
 class Decompressed(io.RawIOBase):
-    """The plain bytes of a gzip or zstd stream, several members or frames in a row included.
+    """The plain bytes of a gzip or zstd stream, which may consist of several members or frames.
 
-    Raises `BrokenStreamError` where it ends early or is damaged, after giving out all that came before (zstandard's own
-    reader ends silently, gzip's buffered reader loses up to a buffer).
+    Raises `BrokenStreamError` where the stream ends early or is damaged, but only after giving out all bytes before
+    that place (zstandard's own reader ends silently there, gzip's buffered reader loses up to a buffer).
     """
 
     def __init__(self, compressed: "Reader", compression: str) -> None:
@@ -62,7 +62,7 @@ class Decompressed(io.RawIOBase):
                 return 0
             if self._frame is None:
                 if self._num_frames:
-                    chunk = chunk.lstrip(b"\0")  # tapes and some writers pad with zeros
+                    chunk = chunk.lstrip(b"\0")  # tapes and some writers pad the end with zeros
                     if not chunk:
                         continue
                 self._frame = self._start_frame()
@@ -106,7 +106,7 @@ class _StoreFile(io.RawIOBase):
         try:
             data = memoryview(self._reader.read(len(target)))
         except (BaseError, OSError) as error:
-            # Not as it is: for Arrow, and so for `_raise_if_io`, an OSError without errno is a damaged page.
+            # Not raised as it is: an OSError without errno would count as a damaged page in `parquet_rows`.
             raise SourceError(
                 f"{self._name}: cannot be read ({reason(error)}); check endpoint and network, then run again"
             ) from None
@@ -115,7 +115,7 @@ class _StoreFile(io.RawIOBase):
 
 
 def open_object(store: "ObjectStore", name: str) -> "Reader":
-    """An object as a seekable buffered file: what is read is fetched, in ranges. Raises FileNotFoundError."""
+    """An object as a seekable buffered file that fetches only the ranges that are read. Raises FileNotFoundError."""
     import obstore
 
     reader = obstore.open_reader(store, name, buffer_size=_STORE_READ_BYTES)

@@ -1,1 +1,1 @@
-"""What filters and stages ask of a text: when two are equal, how alike they are, whether one repeats itself."""
+"""Texts compared: whether two are equal or near-duplicates, and whether one repeats itself."""

@@ -1,4 +1,4 @@
-"""Answers that say the same piece again and again.
+"""Finds answers that repeat one piece again and again.
 
 Shape legend: R rows of a table, A assistant turns, N tokens.
 """
@@ -11,17 +11,18 @@ from numpy.typing import NDArray
 from stillhouse.schemas.tables import IGNORE_INDEX
 
 MAX_PERIOD = 256
-"""Longest repeated piece that is looked for, in tokens: a long paragraph."""
+"""The longest piece whose repetition is found, in tokens: a long paragraph."""
 MIN_LOOP_TOKENS = 8
-"""A shorter stretch counts as none: it is punctuation or indentation, and `review.loop_tokens` cannot be lower."""
+"""A shorter stretch is punctuation or indentation, not a loop. `review.loop_tokens` cannot be lower."""
 
 
 def longest_loops(labels: pa.ChunkedArray, min_repeats: int) -> NDArray[np.int32]:
-    """[R]: tokens of the longest stretch of one answer that is a piece said at least `min_repeats` times; 0 if none.
+    """[R]: the length in tokens of the row's longest loop; 0 where there is none.
 
-    `labels` is the column of that name: an answer is a run of tokens that are not -100. A stretch has period p when
-    each of its tokens but the first p equals the one p before it; it may end inside a piece. Pieces have up to
-    `MAX_PERIOD` tokens, stretches at least `MIN_LOOP_TOKENS`. On token ids, so scripts and languages are alike.
+    A loop is a stretch of one answer that consists of one piece, repeated at least `min_repeats` times; it may end
+    inside a piece. For a piece of p tokens, every token of the stretch after the first p equals the token p before it.
+    Pieces have up to `MAX_PERIOD` tokens, loops at least `MIN_LOOP_TOKENS`. Token ids are compared, so that all scripts
+    and languages are treated alike. `labels` is the column of that name; an answer is a run of tokens other than -100.
     """
     lists = labels.combine_chunks()
     row_N = pc.list_parent_indices(lists).to_numpy()
@@ -33,7 +34,7 @@ def longest_loops(labels: pa.ChunkedArray, min_repeats: int) -> NDArray[np.int32
     token_N, row_A = token_N[written_N], row_N[starts_N]
     num_tokens_A = np.bincount(answer_N, minlength=len(row_A))
 
-    # Longest answer first: those with room for min_repeats pieces of p tokens are then the first ones, at every p.
+    # Longest answer first, so that for every p the answers with room for min_repeats pieces of p tokens come first.
     order_A = np.argsort(-num_tokens_A, kind="stable")
     rank_A = np.empty_like(order_A)
     rank_A[order_A] = np.arange(len(order_A))
@@ -49,7 +50,7 @@ def longest_loops(labels: pa.ChunkedArray, min_repeats: int) -> NDArray[np.int32
         token, answer = token_N[: end_A[num_answers - 1]], answer_N[: end_A[num_answers - 1]]
         again = np.flatnonzero(token[p:] == token[:-p]) + p  # positions that equal the one p before them
         again = again[answer[again] == answer[again - p]]
-        # The first p tokens of an answer are not in `again`, so no run of positions goes on into the next answer.
+        # An answer's first p tokens are not in `again`, so no run of positions continues into the next answer.
         first = np.flatnonzero(np.diff(again, prepend=-2) != 1)
         stretch = np.diff(first, append=len(again)) + p
         is_loop = stretch >= max(min_repeats * p, MIN_LOOP_TOKENS)

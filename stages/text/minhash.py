@@ -1,7 +1,7 @@
-"""Near-duplicates among MinHash signatures: banding finds candidates, the estimated Jaccard similarity confirms them.
+"""Finds near-duplicates among MinHash signatures: banding proposes pairs, their estimated Jaccard similarity decides.
 
 MinHash: Broder, "On the resemblance and containment of documents" (1997). Banding: Leskovec, Rajaraman and Ullman,
-"Mining of Massive Datasets", section 3.4. Bands decide recall, the threshold decides precision.
+"Mining of Massive Datasets", section 3.4. The bands determine recall, the threshold determines precision.
 
 Shape legend: N texts, P permutations, R rows of a signature in one band, E pairs.
 """
@@ -15,7 +15,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 BAND_RECALL = 0.95
-"""Least probability that a pair exactly at the threshold shares a band; more similar pairs are likelier."""
+"""Least probability that a pair exactly at the threshold shares a band. For more similar pairs it is higher."""
 _PAIRS_AT_ONCE = 1 << 15
 _LARGE_GROUP = 32
 
@@ -23,7 +23,7 @@ _LARGE_GROUP = 32
 def bands(threshold: float, num_perm: int) -> tuple[int, int]:
     """Number of bands b and rows per band R: the largest R at which 1 - (1 - threshold^R)^b is at least `BAND_RECALL`.
 
-    A threshold too low for that gets one row per band.
+    One row per band where the threshold is too low for that.
     """
     for rows in range(num_perm, 1, -1):
         if 1 - (1 - threshold**rows) ** (num_perm // rows) >= BAND_RECALL:
@@ -34,7 +34,7 @@ def bands(threshold: float, num_perm: int) -> tuple[int, int]:
 def joined_pairs(signature_NP: NDArray[np.uint32], threshold: float) -> Iterator[NDArray[np.int64]]:
     """Pairs [E, 2] of signatures that share a band and agree in at least `threshold` of their slots, band by band.
 
-    Not all such pairs: those of texts that are already connected are left out. The connected components are the same.
+    Pairs that are already connected by others are left out, which does not change the connected components.
     """
     num_texts, num_perm = signature_NP.shape
     num_bands, num_rows = bands(threshold, num_perm)
@@ -70,10 +70,11 @@ def joined_pairs(signature_NP: NDArray[np.uint32], threshold: float) -> Iterator
 def _join_large(
     signature_NP: NDArray[np.uint32], members: NDArray[np.int64], component_N: NDArray[np.int64], num_equal: int
 ) -> list[NDArray[np.int64]]:
-    """The pairs that connect one large group, found without looking at pairs that are connected already.
+    """The pairs that connect the members of one large group. Pairs that are connected already are not compared.
 
-    Breadth-first: every member of the growing component is once the pivot, compared with all that is left outside.
-    Whoever agrees in enough slots also does in their low bytes, which are ten times as fast to compare.
+    A breadth-first search: each member of the growing component is the pivot once, and is compared with all members
+    that are still outside. Signatures that agree in enough slots also agree in the low bytes of as many slots; these
+    are compared first, ten times as fast.
     """
     found = []
     outside = members
@@ -83,7 +84,7 @@ def _join_large(
         pivots: list[np.int64] = []
         while entering.any():
             pivots += list(outside[entering])
-            # A text like no other, the most frequent kind by far where groups are largest: no copy.
+            # In the largest groups most texts are similar to no other. A slice then avoids a copy.
             staying = slice(1, None) if entering[0] and entering.sum() == 1 else ~entering
             outside, low_PN = outside[staying], low_PN[:, staying]
             entering = np.zeros(len(outside), bool)
@@ -99,7 +100,7 @@ def _join_large(
 
 
 def _band_keys(rows_NR: NDArray[np.uint32]) -> NDArray[np.uint64]:
-    """One number per band; two bands with the same number by accident only cost a comparison."""
+    """One number for each text's band. A collision of two different bands only costs a comparison."""
     key_N = np.zeros(len(rows_NR), np.uint64)
     for column_N in rows_NR.T:
         key_N = (key_N ^ column_N) * np.uint64(0x9E3779B97F4A7C15)
@@ -108,7 +109,7 @@ def _band_keys(rows_NR: NDArray[np.uint32]) -> NDArray[np.uint64]:
 
 
 def _merge(component_N: NDArray[np.int64], pairs_E2: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Components after the pairs are joined."""
+    """The components once the pairs are joined as well."""
     left, right = component_N[pairs_E2].T
     num = len(component_N)
     graph = coo_array((np.ones(len(left), bool), (left, right)), shape=(num, num))
@@ -117,5 +118,5 @@ def _merge(component_N: NDArray[np.int64], pairs_E2: NDArray[np.int64]) -> NDArr
 
 
 def components(signature_NP: NDArray[np.uint32], threshold: float) -> NDArray[np.int64]:
-    """The connected component of each text [N]: those joined by a chain of similar ones."""
+    """The component of each text [N]. Two texts have the same one if a chain of similar texts joins them."""
     return _merge(np.arange(len(signature_NP)), np.concatenate(list(joined_pairs(signature_NP, threshold))))

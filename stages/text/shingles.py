@@ -11,13 +11,13 @@ _UNSPACED = (
 )
 _WORD = re.compile(rf"[^\W{_UNSPACED}]+|[{_UNSPACED}]")
 _UNIT = re.compile(rf"[^\W{_UNSPACED}]+|\S")
-# Stands for the text's edges; normalisation never produces a NUL next to a letter that was typed, and if the source
-# holds one, a single shingle is confused with another.
+# Stands for what is before the first and after the last character. A text that holds a NUL itself may at worst share a
+# shingle with another text's edge.
 _EDGE = "\0"
 
 
 def normalise(text: str) -> str:
-    """NFKC, casefolded, every run of white space one space, stripped: what 'equal text' means everywhere."""
+    """The text in NFKC, case-folded, stripped, each run of white space one space. Two texts are equal if these are."""
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
@@ -25,10 +25,10 @@ def shingles(text: str, ngram: int, char_ngram: int) -> set[bytes]:
     """The set whose Jaccard similarity makes two texts near-duplicates.
 
     A unit is a word (a run of word characters), a character of a script written without spaces, or a symbol. A text of
-    at least `2 * ngram` words gives all runs of `ngram` units. A shorter one gives all runs of `char_ngram` characters
-    of the text between two edges of `char_ngram - 1` characters, so that a change of its last character weighs as much
-    as one in its middle. Symbols do not count towards the `2 * ngram`: a full stop more or less must not move a text
-    from one kind of shingle to the other.
+    at least `2 * ngram` words gives all runs of `ngram` units. A shorter text is padded with `char_ngram - 1` edge
+    characters on both sides and gives all runs of `char_ngram` characters, so that a change of its last character
+    weighs as much as one in its middle. Symbols are not words: one full stop more or less must not move a text from one
+    kind of shingle to the other.
     """
     text = normalise(text)
     if _num_words_at_least(text, 2 * ngram):
