@@ -15,6 +15,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, TextIO
 
+from stillhouse.pipeline import console
 from stillhouse.schemas.config import Config, ConfigError, load
 from stillhouse.stages.layouts import LAYOUTS
 
@@ -31,12 +32,14 @@ def command() -> int:
     sys.stdout.flush()
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as results:
         os.dup2(2, 1)
-        return main(results=results)
+        return main(results=results, is_process=True)
 
 
-def main(argv: Sequence[str] | None = None, results: TextIO | None = None) -> int:
-    """Runs the command line and returns its exit code. The result is written to `results`, by default `sys.stdout`."""
+def main(argv: Sequence[str] | None = None, results: TextIO | None = None, *, is_process: bool = False) -> int:
+    """Runs the command line and returns its exit code. The result is written to `results`, by default `sys.stdout`.
+    `is_process`: this process does nothing else, so that its file descriptors may be changed."""
     arguments = _parser().parse_args(argv)
+    arguments.is_process = is_process
     results = results or sys.stdout
     # Heavy imports wait until the configuration is valid: a typo answers at once.
     config = None
@@ -142,8 +145,10 @@ def _run(config: Config, arguments: argparse.Namespace) -> tuple[dict[str, Any],
     from stillhouse.pipeline.run import driver
     from stillhouse.pipeline.run.pool import LocalPool, Pool
     from stillhouse.pipeline.run.progress import Progress
-    from stillhouse.pipeline.run.ray_pool import RayPool
+    from stillhouse.pipeline.run.ray_pool import RAYS_LINES, RayPool
 
+    if not arguments.local and not arguments.verbose and arguments.is_process:
+        console.drop_lines(RAYS_LINES)
     pool: Pool = LocalPool() if arguments.local else RayPool()
     progress = Progress()
     try:

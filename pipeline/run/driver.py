@@ -123,7 +123,9 @@ class _Driver:
         """Makes all that is missing, again where something turns out damaged, and writes the manifest."""
         while True:
             try:
-                return manifest.write(self._config, self._folder, self._all_stages())
+                summaries = self._all_stages()
+                self._report.begin("manifest", None)
+                return manifest.write(self._config, self._folder, summaries)
             except RedoError as error:
                 if str(error):
                     self._report.trouble(str(error))

@@ -20,6 +20,10 @@ from stillhouse.pipeline.run.pool import ACTIVITY_EVERY_S, Job, Task, reporting
 from stillhouse.pipeline.run.result import Activity, ShardResult
 from stillhouse.schemas.config import Config
 
+RAYS_LINES = r"^\[[0-9-]+ [0-9:,]+ [A-Z] [0-9]+ [0-9]+\] |^\((raylet|pid=|autoscaler|gcs_server)"
+"""How lines begin that Ray's C++ code and its daemons write to the driver's standard error, for `console.drop_lines`.
+They are in Ray's own logs as well."""
+
 
 class RayPool:
     """The cluster that this process is in (a Ray job, RAY_ADDRESS), else one on this machine until the end."""
@@ -91,7 +95,7 @@ class RayPool:
             address = os.environ.get("RAY_ADDRESS", "local")
             extra = {"include_dashboard": False} if address == "local" else {}
             on_sigterm = signal.getsignal(signal.SIGTERM)
-            ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING, **extra)
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **extra)
             signal.signal(signal.SIGTERM, on_sigterm)  # ray.init puts an exit with code 15 there
             self._is_ours = True
         context = DataContext.get_current()

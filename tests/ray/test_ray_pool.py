@@ -1,6 +1,7 @@
 """What Ray could spoil: the same runs as in tests/pipeline/run/test_run.py, on real clusters."""
 
 import json
+import re
 import signal
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+from stillhouse.pipeline.run.ray_pool import RAYS_LINES
 from tests.ray.conftest import Head
 from tests.support.command import Command, contents, copy_of, read, without_answers
 
@@ -29,6 +31,7 @@ def test_a_cluster_makes_the_same_as_this_machine(finished: Command, tmp_path: P
     raw = yaml.safe_load(finished.file.read_text()) | {"run_dir": str(tmp_path / "run")}
     command = Command(tmp_path, raw)
     manifest, err = command("run", **cluster)
+    assert [line for line in err.splitlines() if re.match(RAYS_LINES, line) or "WARNING" in line] == []
     assert contents(command.run_dir) == contents(finished.run_dir)
     again, err = command("run", **cluster)
     assert again == manifest

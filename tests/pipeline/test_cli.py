@@ -1,0 +1,62 @@
+"""Standard output holds the result and nothing else, whoever speaks, and when."""
+
+import json
+import subprocess
+import sys
+
+from tests.support.data import ROOT
+
+NOISE = """
+import atexit, os, sys, threading
+from pathlib import Path
+from stillhouse.pipeline import cli, console
+from stillhouse.pipeline.look import status
+
+def speak():
+    print("a library prints")
+    os.write(1, b"so does its C++ code\\n")
+
+def noisy(config):
+    speak()
+    threading.Timer(0.3, speak).start()  # after the result
+    atexit.register(speak)
+    return found
+
+found = {"run_dir": "x", "state": "unfinished", "stages": {}, "set_aside": [], "damaged": [], "put_away": {},
+         "rows": None, "target_tokens": None}
+status.status = noisy
+sys.argv = ["stillhouse", "status", "configs/quickstart.yaml", "--json"]
+code = cli.command()
+speak()
+sys.exit(code)
+"""
+DROPS = """
+import os, sys
+from stillhouse.pipeline import console
+from stillhouse.pipeline.run.ray_pool import RAYS_LINES
+
+console.drop_lines(RAYS_LINES)
+os.write(2, b"[2026-11-25 20:01:03,806 E 319 319] core_worker.cc:2465: from C++\\n(raylet) Task failed\\nkept\\n")
+console.message("[ours] is not dropped, whatever it looks like: (raylet)")
+os.write(2, b"last words")
+os.abort()
+"""
+
+
+def python(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def test_standard_output_is_the_result() -> None:
+    result = python(NOISE)
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["state"] == "unfinished"
+    assert result.stdout.count("\n") == 1
+    assert result.stderr.count("a library prints") == result.stderr.count("so does its C++ code") == 4
+
+
+def test_lines_of_a_library_are_dropped_and_last_words_are_not() -> None:
+    result = python(DROPS)
+    assert result.returncode == -6
+    lines = set(result.stderr.splitlines())
+    assert lines == {"kept", "last words", "[ours] is not dropped, whatever it looks like: (raylet)"}
