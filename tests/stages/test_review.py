@@ -1,4 +1,4 @@
-"""Review: every reason and which one wins, loops on token ids, and duplicates over shards in any order."""
+"""Review: every reason and which one wins, and duplicates over shards in any order."""
 
 import hashlib
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ import pytest
 from stillhouse.schemas import tables
 from stillhouse.schemas.config import ConfigError, ProfanityCheckConfig, ReviewConfig
 from stillhouse.stages.review import ASSIGNMENT, SKETCH, Review, Sketch, assign
-from stillhouse.stages.text.loops import longest_loops
+from tests.support.answers import tokens
 
 PROFANITY = ProfanityCheckConfig(name="profanity-check", thresholds={"profanity": 0.9})
 RUDE = "fuck you, you stupid bitch"
@@ -22,11 +22,6 @@ LOOP = [7, 8, 9] * 40
 def conversation(*answers: str | None) -> list[dict[str, str | None]]:
     turns = [[{"role": "user", "content": RUDE}, {"role": "assistant", "content": answer}] for answer in answers]
     return [message for turn in turns for message in turn]
-
-
-def tokens(*answers: Sequence[int]) -> list[int]:
-    """A labels column's row: each answer after two tokens of prompt."""
-    return [token for answer in answers for token in (-100, -100, *answer)]
 
 
 def completions(rows: Sequence[dict[str, Any]], labels: Sequence[str] = ("profanity",)) -> pa.Table:
@@ -150,6 +145,16 @@ def test_another_shards_assignment_is_refused() -> None:
             Review(config, [])(table, wrong)
 
 
+def test_a_loop_counts_from_the_configured_length_on() -> None:
+    rows = [{"labels": tokens([1] * n), "messages": conversation(str(n))} for n in (63, 64)]
+    result = review(rows)
+    assert result["loop_tokens"].to_pylist() == [63, 64]
+    assert result["drop_reason"].to_pylist() == [None, "degenerate_answer"]
+    assert review(rows, loop_tokens=65)["drop_reason"].to_pylist() == [None, None]
+    # 100 tokens, but of only two and a half copies.
+    assert review([{"labels": tokens((list(range(40)) * 3)[:100])}])["drop_reason"].to_pylist() == [None]
+
+
 # Duplicates
 
 
@@ -206,89 +211,3 @@ def test_duplicates_reach_the_table() -> None:
     reasons = result["drop_reason"].to_pylist()
     assert sorted(reasons, key=str) == [None, None, "duplicate_answer"]
     assert reasons[2] is None
-
-
-# Loops
-
-
-def loops(*rows: Sequence[int], min_repeats: int = 4) -> list[int]:
-    return longest_loops(pa.chunked_array([pa.array(rows, pa.list_(pa.int32()))]), min_repeats).tolist()
-
-
-def plain_loop(answer: Sequence[int], min_repeats: int) -> int:
-    """The definition, read off token by token."""
-    longest = 0
-    for p in range(1, len(answer)):
-        run = 0
-        for i in range(p, len(answer)):
-            run = run + 1 if answer[i] == answer[i - p] else 0
-            if run + p >= max(min_repeats * p, 8):
-                longest = max(longest, run + p)
-    return longest
-
-
-@pytest.mark.parametrize("period", [1, 3, 40, 256])
-def test_loops_of_a_period(period: int) -> None:
-    before, after = list(range(1000, 1050)), list(range(2000, 2050))
-    piece = list(range(period))
-    for repeats, rest in ((4, 0), (9, 0), (9, period // 2)):
-        loop = piece * repeats + piece[:rest]
-        expected = len(loop) if len(loop) >= 8 else 0
-        assert loops(tokens([*before, *loop, *after]), tokens(loop), tokens([*before, *loop])) == [expected] * 3
-    # One token short of four copies, and four copies of which one differs.
-    assert loops(tokens([*before, *(piece * 4)[:-1], *after])) == [0]
-    assert loops(tokens([*piece * 2, 9999, *piece * 2])) == [0]
-    assert loops(tokens(piece * 4), min_repeats=5) == [0]
-
-
-def test_longer_periods_are_not_looked_for() -> None:
-    assert loops(tokens(list(range(257)) * 5)) == [0]
-
-
-def test_against_the_definition() -> None:
-    rng = np.random.default_rng(0)
-    answers = [rng.integers(0, rng.integers(1, 5), rng.integers(0, 60)).tolist() for _ in range(300)]
-    expected = [plain_loop(answer, 3) for answer in answers]
-    assert loops(*map(tokens, answers), min_repeats=3) == expected
-    assert 50 < np.count_nonzero(expected) < 250
-    # All of them in rows of three turns, the longest counts.
-    triples = [answers[i : i + 3] for i in range(0, 300, 3)]
-    maxima = [max(expected[i : i + 3]) for i in range(0, 300, 3)]
-    assert loops(*(tokens(*triple) for triple in triples), min_repeats=3) == maxima
-
-
-def test_a_loop_ends_with_its_answer() -> None:
-    half = [5] * 40
-    assert loops(tokens(half, half)) == [40], "two turns"
-    assert loops(half, half, [], half[:3]) == [40, 40, 0, 0], "rows of nothing but answer"
-    assert loops([-100] * 300) == [0], "a prompt is not an answer"
-
-
-def test_minimum_and_limit() -> None:
-    assert loops(tokens([1] * 7), tokens([1] * 8)) == [0, 8]
-    rows = [{"labels": tokens([1] * n), "messages": conversation(str(n))} for n in (63, 64)]
-    result = review(rows)
-    assert result["loop_tokens"].to_pylist() == [63, 64]
-    assert result["drop_reason"].to_pylist() == [None, "degenerate_answer"]
-    assert review(rows, loop_tokens=65)["drop_reason"].to_pylist() == [None, None]
-    # 100 tokens, but of only two and a half copies.
-    assert review([{"labels": tokens((list(range(40)) * 3)[:100])}])["drop_reason"].to_pylist() == [None]
-
-
-NEAR_LOOPS = {
-    "numbered list": "\n".join(f"{i}. Check that item number {i} is there and tick it." for i in range(1, 40)),
-    "table": "| name | count | share |\n| --- | --- | --- |\n"
-    + "\n".join(f"| row {chr(97 + i)} | {i * i} | {i / 7:.2f} |" for i in range(26)),
-    "code": "\n".join(f"    if x == {i}:\n        return values[{i * 3 % 26}]" for i in range(30)),
-    "rule": "Heading\n" + "=" * 40 + "\n\nText under it.",
-    "refrain": "\n\n".join(f"{'abcdefgh'[i] * 5} verse {i}\nla la la la\nsing it again" for i in range(8)),
-}
-
-
-@pytest.mark.parametrize("name", NEAR_LOOPS)
-def test_near_loops_are_no_loops(name: str) -> None:
-    # One token per character is the hardest case: the pieces that do repeat are longest.
-    answer = [ord(character) for character in NEAR_LOOPS[name]]
-    [loop_tokens] = loops(tokens(answer))
-    assert loop_tokens < ReviewConfig().loop_tokens
-    assert loops(tokens([ord(c) for c in "and again and again" * 20])) == [380]
