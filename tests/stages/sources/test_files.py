@@ -1,0 +1,181 @@
+"""Which files a source has, in which order, and what is said of a source that has none."""
+
+import gzip
+import json
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from stillhouse.schemas.config import SourceConfig
+from stillhouse.stages.sources import SourceError, formats, read_rows
+from stillhouse.stages.sources.files import files_of
+from tests.support.hub import Hub
+from tests.support.python import run_python
+from tests.support.source_files import ROWS, array, jsonl, parquet, read, values
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Rows 0..5 in sorted files of several kinds, among others that are not data."""
+    for i, name in enumerate(
+        ["b.jsonl", "c/d/e.jsonl.gz", "c/x y%20é.parquet", "d.json", "p.parquet/part-0.parquet", "z.jsonl"]
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        encode: dict[str, Callable[[list[Any]], bytes]]
+        encode = {"parquet": parquet, "gz": lambda rows: gzip.compress(jsonl(rows)), "json": array}
+        (tmp_path / name).write_bytes(encode.get(name.rpartition(".")[2], jsonl)([ROWS[i]]))
+    for name in [
+        "README.md",
+        ".hidden.jsonl",
+        "_SUCCESS",
+        "_tmp/x.jsonl",
+        "c/.cache/y.jsonl",
+        "x.parquet.gz",
+        "Makefile",
+    ]:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(jsonl([{"not": "data"}]))
+    return tmp_path
+
+
+@pytest.mark.parametrize("prefix", ["", "file://"])
+@pytest.mark.parametrize(
+    ("paths", "expected"),
+    [
+        ([""], [0, 1, 2, 3, 4, 5]),
+        (["/"], [0, 1, 2, 3, 4, 5]),
+        (["/c"], [1, 2]),
+        (["/p.parquet"], [4]),
+        (["/*.jsonl"], [0, 5]),
+        (["/[cz]*/*.parquet"], [2]),
+        (["/c/d/*"], [1]),
+        (["/z.jsonl", "/c", "/b.jsonl"], [5, 1, 2, 0]),
+    ],
+)
+def test_which_files_and_in_which_order(folder: Path, prefix: str, paths: list[str], expected: list[int]) -> None:
+    assert values(read(*(f"{prefix}{folder}{path}" for path in paths))) == [ROWS[i] for i in expected]
+
+
+def test_a_glob_may_cross_folders_and_a_literal_name_beats_a_glob(folder: Path) -> None:
+    assert values(read(f"{folder}/**/*.gz")) == [ROWS[1]]
+    (folder / "q[1].jsonl").write_bytes(jsonl([ROWS[9]]))
+    assert values(read(f"{folder}/q[1].jsonl")) == [ROWS[9]]
+
+
+def test_a_file_url_is_percent_encoded(folder: Path) -> None:
+    assert values(read((folder / "c/x y%20é.parquet").as_uri())) == [ROWS[2]]
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("{}/none.jsonl", "does not exist"),
+        ("{}/notes.txt", "no known suffix"),
+        ("{}/empty", "matches no data file"),
+        ("{}/*.nope", "matches no data file"),
+        ("{}/broken.parquet", "footer"),
+        ("{}/zero.parquet", "footer"),
+        ("{}/plain.jsonl.gz", "not a gzip stream"),
+        ("{}/plain.json.zst", "not a zstd stream"),
+        ("file://{}/none.jsonl", "matches no data file"),
+        ("file://{}/notes.txt", "no known suffix"),
+        ("file://{}/*.nope", "matches no data file"),
+        ("file://{}/broken.parquet", "footer"),
+        ("", "is empty"),
+    ],
+)
+def test_a_wrong_source_is_one_clear_sentence(path: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "notes.txt").write_bytes(b"canary")
+    (tmp_path / "broken.parquet").write_bytes(parquet(ROWS)[:-6])
+    (tmp_path / "zero.parquet").write_bytes(b"")
+    (tmp_path / "plain.jsonl.gz").write_bytes(jsonl(ROWS))
+    (tmp_path / "plain.json.zst").write_bytes(array(ROWS))
+    with pytest.raises(SourceError, match=message) as caught:
+        read(path.format(tmp_path))
+    text = str(caught.value)
+    assert "; " in text
+    assert "\n" not in text
+    assert caught.value.__cause__ is None
+    assert "turn 1" not in text
+
+
+def test_a_wrong_path_fails_before_the_first_row(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(jsonl(ROWS))
+    with pytest.raises(SourceError, match="does not exist"):
+        read_rows(SourceConfig(path=[str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl")]))
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    encoded = {"data/b.parquet": parquet(ROWS[5:9]), "data/a.parquet": parquet(ROWS[:5])}
+    with Hub({**encoded, "README.md": b"#", "also.jsonl": jsonl(ROWS[:9]), "dataset_infos.json": b"{}"}) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+READ_HUB = """
+import json, sys
+from stillhouse.schemas.config import SourceConfig
+from stillhouse.stages.sources import SourceError, read_rows
+for revision in sys.argv[1:]:
+    try:
+        print(json.dumps([row for row in read_rows(SourceConfig(dataset="org/chats", revision=revision))]))
+    except SourceError as error:
+        print(json.dumps(str(error)))
+"""
+
+
+def test_a_hub_data_set_is_read_at_one_commit(hub: Hub, tmp_path: Path) -> None:
+    env = {
+        "HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}",
+        "HF_HOME": str(tmp_path),
+        "HF_TOKEN": "hf_canary",
+        "HF_HUB_OFFLINE": "0",  # this hub is on the loopback
+        "NO_PROXY": "127.0.0.1",
+    }
+    rows, error = map(json.loads, run_python(READ_HUB, "v1", "no-such-tag", **env).splitlines())
+    assert rows == [[row, None] for row in ROWS[:9]]
+    assert hub.tokens == {"Bearer hf_canary"}
+    assert not any("jsonl" in path or "README" in path for path in hub.requests)
+    assert error.startswith("org/chats@no-such-tag: cannot be listed (RevisionNotFoundError); check")
+
+
+@pytest.mark.parametrize(
+    ("listed", "read"),
+    [
+        (["b.parquet", "a.json", "a.jsonl", "a/b.PARQUET"], ["a/b.PARQUET", "b.parquet"]),
+        (["c.ndjson.zst", "b.json", "a.jsonl", "README.md"], ["a.jsonl", "c.ndjson.zst"]),
+        (["b.json.gz", "a.json", ".hidden/c.jsonl", "_x.parquet"], ["a.json", "b.json.gz"]),
+    ],
+)
+def test_a_hub_data_set_is_read_in_its_best_format(
+    listed: list[str], read: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.HfApi.repo_info", lambda *_, **__: SimpleNamespace(sha="c0ffee"))
+    monkeypatch.setattr("huggingface_hub.HfApi.list_repo_files", lambda *_, **__: listed)
+    files = files_of(SourceConfig(dataset="org/chats", revision="v1"))
+    assert [file.name for file in files] == [f"org/chats@v1/{name}" for name in read]
+
+
+@pytest.mark.parametrize(
+    ("name", "known"),
+    [
+        *(("a.parquet", True), ("A.JSONL", True), ("a.ndjson.GZ", True), ("a.json.zst", True)),
+        *(("a.parquet.gz", False), ("a.gz", False), ("a.jsonl.bz2", False), ("jsonl", False), (".jsonl", False)),
+    ],
+)
+def test_suffixes(name: str, known: bool) -> None:
+    assert formats.is_known(name) == known
+    if not known:
+        wanted = f"{name}: has no known suffix; rename it to one of .parquet, .jsonl, .ndjson, .json (all but .parquet "
+        with pytest.raises(SourceError) as caught:
+            formats.format_of(name)
+        assert str(caught.value) == wanted + "also with .gz, .zst)"
