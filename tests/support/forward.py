@@ -53,16 +53,24 @@ def whole_distributions(generated: pa.Table, num_draws: int, limit: int) -> tupl
     return np.concatenate(p)[:limit], np.concatenate(counts)[:limit]
 
 
-def fit(p_SV: np.ndarray, counts_SV: np.ndarray, order_SV: np.ndarray | None = None) -> tuple[float, float]:
-    """p-values of chi-square over all tokens, with the tokens of the vocabulary pooled by rank and by id.
-    `order_SV` are the ids of each row, most probable first, if the caller has them."""
+def fit(p_SV: np.ndarray, counts_SV: np.ndarray) -> tuple[float, float]:
+    """p-values of chi-square over all tokens, with the tokens of the vocabulary pooled by rank and by id."""
     V = p_SV.shape[1]
-    if order_SV is None:
-        order_SV = np.argsort(-p_SV, axis=1)
-    by_rank, by_id = [], []
-    edges = [0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 1024, 4096, V]
-    for what in (p_SV * counts_SV.sum(axis=1, keepdims=True), counts_SV):
-        ranked = np.take_along_axis(what, order_SV, axis=1).sum(axis=0)
-        by_rank.append(np.add.reduceat(ranked, edges[:-1]))
-        by_id.append(np.bincount(np.arange(V) % 97, weights=what.sum(axis=0)))
-    return tuple(float(chisquare(seen, wanted * seen.sum() / wanted.sum()).pvalue) for wanted, seen in (by_rank, by_id))  # type: ignore[return-value]
+    num_draws_S = counts_SV.sum(axis=1).astype(np.float32)
+    edges = [1, 2, 4, 8, 16, 32, 64, 128, 256, 1024, 4096]
+    # Sorted at the edges, and between them only grouped: much cheaper than an order of all.
+    grouped_SV = -np.partition(-p_SV, edges, axis=1)
+    rows, ids = np.nonzero(counts_SV)
+    group = (p_SV[rows, ids][:, None] <= grouped_SV[:, edges][rows]).sum(axis=1)
+    by_rank = (
+        np.add.reduceat(num_draws_S @ grouped_SV, [0, *edges]),
+        np.bincount(group, weights=counts_SV[rows, ids], minlength=len(edges) + 1),
+    )
+    wanted_V, seen_V = num_draws_S @ p_SV, counts_SV.sum(axis=0)
+    by_id = tuple(np.bincount(np.arange(V) % 97, weights=pooled_V) for pooled_V in (wanted_V, seen_V))
+    return tuple(_chi_square(wanted, seen) for wanted, seen in (by_rank, by_id))  # type: ignore[return-value]
+
+
+def _chi_square(wanted: np.ndarray, seen: np.ndarray) -> float:
+    wanted = wanted.astype(np.float64)
+    return float(chisquare(seen, wanted * seen.sum() / wanted.sum()).pvalue)
