@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TextIO
 
 from stillhouse.pipeline import console
+from stillhouse.schemas.arrow import keep_pandas_out
 from stillhouse.schemas.config import Config, ConfigError, load
 from stillhouse.stages.layouts import LAYOUTS
 
@@ -59,6 +60,8 @@ def main(argv: Sequence[str] | None = None, results: TextIO | None = None, *, is
         "verify": _verify,
     }
     command = commands[arguments.command]
+    if is_process and arguments.command != "run":  # Ray Data may want pandas
+        keep_pandas_out()
     try:
         with contextlib.redirect_stdout(sys.stderr):
             result, code = command(arguments) if config is None else command(config, arguments)

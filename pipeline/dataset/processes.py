@@ -6,6 +6,8 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
+from stillhouse.schemas.arrow import keep_pandas_out
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -20,7 +22,7 @@ def in_processes(
         return
     # A fork would take the parent's threads' locks along.
     context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(num_workers, context) as pool:
+    with concurrent.futures.ProcessPoolExecutor(num_workers, context, keep_pandas_out) as pool:
         try:
             yield from pool.map(function, items)
         except BaseException:

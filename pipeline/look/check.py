@@ -1,5 +1,8 @@
 """What a run would meet and cost, before any of it is paid for: reads the first rows of the source for real."""
 
+import importlib.util
+from glob import glob
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -46,6 +49,7 @@ def check(config: Config, rows: int, tokens_per_second: float) -> dict[str, Any]
         "rows_accepted": kept.num_rows,
         "refused": dict(sorted(counts.items())),
         "source_rows": total,
+        "notes": [note for note in [slow_dtype(config.teacher.dtype)] if note is not None],
     }
     if kept.num_rows:
         turns = pc.sum(pc.list_value_length(kept.column("user_turns"))).as_py()
@@ -66,9 +70,27 @@ def check(config: Config, rows: int, tokens_per_second: float) -> dict[str, Any]
     return result
 
 
+def slow_dtype(dtype: str, cpuinfo: Path = Path("/proc/cpuinfo")) -> str | None:
+    """What to know where this machine would run the teacher on a CPU that is slow with `dtype`; None otherwise.
+
+    torch 2.13 on an AMD EPYC with AVX2, one thread, [32, 576] x [576, 1536]: float32 66 GFLOP/s, bfloat16 9.
+    """
+    if dtype == "float32" or glob("/dev/nvidia[0-9]*") or importlib.util.find_spec("vllm") is None:
+        return None
+    try:
+        has_avx512 = " avx512f" in cpuinfo.read_text()
+    except OSError:  # not Linux
+        return None
+    if has_avx512:
+        return None
+    return (
+        f"teacher.dtype: this machine has no GPU, and its CPU no AVX-512; {dtype} is then about 7 times slower "
+        "than float32; set float32 for a run here"
+    )
+
+
 def show(result: dict[str, Any]) -> None:
     """`check` for people, on standard error."""
-
     refused = ", ".join(f"{reason} {count:,}" for reason, count in result["refused"].items()) or "none"
     message("configuration: valid")
     message(
@@ -85,3 +107,5 @@ def show(result: dict[str, Any]) -> None:
         )
     else:
         message("estimate: the source does not say how many rows it has; set source.limit for one")
+    for note in result["notes"]:
+        message(f"note: {note}")
