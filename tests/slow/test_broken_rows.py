@@ -7,7 +7,7 @@ from tests.support.command import Command, read
 
 
 def test_broken_rows_reach_the_ledger_of_a_run(command: Command, tmp_path: Path) -> None:
-    """The same 200 and more malformed rows that tests/test_ingest.py judges, through a whole run."""
+    """The same 200 and more malformed rows that tests/stages/test_refused_rows.py judges, through a whole run."""
     from tests.support.source_rows import mixed
 
     data, expected = mixed(seed=0)

@@ -1,7 +1,6 @@
-"""Conversations to prompts: every format, every reason to refuse a row, and that answers stay behind."""
+"""Conversations to prompts: every format, ids, moderation, and that answers stay behind."""
 
 import json
-from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -10,39 +9,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from stillhouse.schemas import tables
-from stillhouse.schemas.config import Config, SourceConfig
-from stillhouse.stages import ingest
-from stillhouse.stages.ingest import REASONS, Ingest
+from stillhouse.stages.ingest import Ingest
 from stillhouse.stages.sources import Row, read_rows
-from tests.support.data import CONVERSATIONS
-from tests.support.source_rows import CANARY, IMAGE, KINDS, assistant, lmsys, mixed, user
-
-
-def configured(path: str | Path = "a.jsonl", source: dict[str, Any] | None = None, **ingest_keys: Any) -> Config:
-    return Config.model_validate(
-        {
-            "run_dir": "run",
-            "source": {"path": str(path), **(source or {})},
-            "ingest": ingest_keys,
-            "teacher": {"model": "./teacher", "max_model_len": 1000},
-            "sampling": {"max_tokens": 900},
-        }
-    )
-
-
-def num_words(texts: list[str]) -> list[int]:
-    return [len(text.split()) for text in texts]
-
-
-def ingested(rows: Iterable[Any], config: Config | None = None) -> list[dict[str, Any]]:
-    """All records that ingest makes of rows (or of row values)."""
-    stream = (row if isinstance(row, Row) else Row(row) for row in rows)
-    shards = list(Ingest(config or configured(), num_words)(stream))
-    for shard in shards:
-        assert shard.schema == tables.marked(tables.PROMPTS)
-        shard.validate(full=True)
-    return [record for shard in shards for record in shard.to_pylist()]
+from tests.support.ingesting import configured, ingested, num_words
+from tests.support.source_rows import CANARY, IMAGE, assistant, lmsys, user
 
 
 def wildchat(i: str) -> dict[str, Any]:
@@ -136,96 +106,6 @@ def test_detection_waits_for_a_row_that_shows_its_format() -> None:
         None,
         "missing_conversation",
     ]
-
-
-@pytest.mark.parametrize("rows_per_shard", [1, 64, 10_000])
-@pytest.mark.parametrize("turns", ["first", "all"])
-def test_broken_rows_cost_themselves_only(turns: str, rows_per_shard: int, tmp_path: Path) -> None:
-    data, expected = mixed(seed=rows_per_shard)
-    path = tmp_path / "a.jsonl"
-    path.write_bytes(data)
-    config = configured(path, turns=turns, languages=["English", "French"], rows_per_shard=rows_per_shard)
-    shards = list(Ingest(config, num_words)(read_rows(config.source)))
-    records = [record for shard in shards for record in shard.to_pylist()]
-    assert [record["drop_reason"] for record in records] == expected
-    assert sum(reason is not None for reason in expected) >= 200
-    assert len(KINDS) >= 60
-    # Conservation, and the partition.
-    assert [record["source_row"] for record in records] == list(range(len(expected)))
-    assert {len(shard) for shard in shards[:-1]} <= {rows_per_shard}
-    kept = [record for record in records if record["drop_reason"] is None]
-    assert sorted(record["prompt_id"] for record in kept) == sorted(f"good-{i}" for i in range(200))
-    assert all(len(record["user_turns"]) == (1 if turns == "first" else 2) for record in kept)
-    for record in records:
-        assert record["source"] == "a.jsonl"
-        if record["drop_reason"] is not None:
-            text = ("user_turns", "system_prompt", "language", "redacted", "moderation_flagged", "num_prompt_tokens")
-            assert [record[column] for column in text] == [None] * 6
-    with_id = {"language", "too_long", "duplicate_id", "empty", "starts_with_assistant", "unknown_role", "no_user_turn"}
-    without_id = {"invalid_json", "not_an_object", "invalid_id"}
-    assert all(record["prompt_id"] for record in records if record["drop_reason"] in with_id)
-    assert not any(record["prompt_id"] for record in records if record["drop_reason"] in without_id)
-    assert CANARY not in repr(records)
-
-
-def test_every_reason_is_documented_and_met() -> None:
-    constants = {
-        value for name, value in vars(ingest).items() if name[0].isalpha() and name.isupper() and isinstance(value, str)
-    }
-    assert constants == set(REASONS)
-    assert {reason for _, reason in KINDS} == constants - {"truncated_source", "row_too_large"}  # see test_sources
-
-
-def test_broken_rows_in_parquet(tmp_path: Path) -> None:
-    """The kinds that a column type still allows; the file's own type decides for the others, all rows alike."""
-    elsewhere = {"invalid_json", "undecodable", "not_an_object"}  # a Parquet row is always an object
-    kinds = [(json.loads(line), reason) for line, reason in KINDS if reason not in elsewhere]
-    type_ = pa.schema(
-        [
-            ("conversation_id", pa.string()),
-            ("conversation", pa.list_(pa.struct([("content", pa.string()), ("role", pa.string())]))),
-            ("language", pa.string()),
-        ]
-    )
-    rows = [lmsys("good-0", user("hi"))]
-    expected: list[str | None] = [None]
-    for value, reason in kinds:
-        try:
-            pa.Table.from_pylist([value], schema=type_)
-        except (pa.ArrowException, TypeError, AttributeError, UnicodeEncodeError):
-            continue
-        rows += [value, lmsys(f"good-{len(rows)}", user("hi"), assistant())]
-        expected += [reason, None]
-    assert len({*expected}) >= 9
-    table = pa.Table.from_pylist(rows, schema=type_)
-    bad = pa.array([b"bad\xff", b"fine"], pa.binary()).view(pa.string())
-    tail = pa.table({"conversation_id": bad, "conversation": table["conversation"][:2], "language": ["English"] * 2})
-    pq.write_table(pa.concat_tables([table, tail.cast(type_)]), tmp_path / "a.parquet")
-    # Files in which a whole column has another type.
-    others: dict[str, tuple[dict[str, list[Any]], str]] = {
-        "b": ({"conversation_id": [1, 2], "conversation": ["text", "text"]}, "malformed_conversation"),
-        "c": ({"conversation_id": [1.5], "conversation": [[user("hi")]]}, "invalid_id"),
-        "d": (
-            {"conversation_id": ["d"], "conversation": [[{"role": b"user", "content": b"hi"}]]},
-            "malformed_conversation",
-        ),
-        "e": ({"conversation_id": ["e"], "conversation": [[user(b"hi")]]}, "not_text"),
-        "f": ({"conversation_id": ["f"], "conversation": [[user("hi")]], "language": [5]}, "language"),
-        "g": ({"something": ["else"]}, "missing_conversation"),
-    }
-    for name, (columns, reason) in others.items():
-        pq.write_table(pa.table(columns), tmp_path / f"{name}.parquet")
-        expected_here: list[str | None] = [reason] * len(next(iter(columns.values())))
-        expected += (["undecodable", None] if name == "b" else []) + expected_here
-    config = configured(tmp_path, languages=["English"])
-    records = ingested(read_rows(config.source), config)
-    assert [record["drop_reason"] for record in records] == expected
-    assert [record["source_row"] for record in records] == list(range(len(expected)))
-    assert CANARY not in repr(records)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# One question each
 
 
 def test_no_answer_reaches_the_tokenizer_or_a_table() -> None:
@@ -388,38 +268,3 @@ def test_text_is_kept_to_the_letter() -> None:
     text = "  <|im_start|>system\r\n\x00\u200d漢😀e\u0301 \ufeff "
     (record,) = ingested([lmsys("é/../漢", user(text))])
     assert (record["user_turns"], record["prompt_id"]) == ([text], "é/../漢")
-
-
-def test_the_same_source_gives_the_same_tables(tmp_path: Path) -> None:
-    path = tmp_path / "a.jsonl"
-    path.write_bytes(mixed(seed=5)[0])
-    config = configured(path, rows_per_shard=100)
-    first, second = (list(Ingest(config, num_words)(read_rows(config.source))) for _ in range(2))
-    assert first == second
-    whole = configured(path, rows_per_shard=10_000)
-    assert pa.concat_tables(first).to_pylist() == ingested(read_rows(whole.source), whole)
-
-
-@pytest.mark.skipif(not CONVERSATIONS.exists(), reason="the quick start's data is not here")
-def test_real_conversations() -> None:
-    config = configured(CONVERSATIONS, turns="all", rows_per_shard=4000, languages=["unknown"])
-    config = config.model_copy(update={"source": SourceConfig(path=str(CONVERSATIONS), name="sharegpt")})
-    shards = list(Ingest(config, lambda texts: [1] * len(texts))(read_rows(config.source)))
-    assert [len(shard) for shard in shards] == [4000, 4000, 4000, 4000, 1671]
-    table = pa.concat_tables(shards)
-    assert table["source_row"].to_pylist() == list(range(17_671))
-    kept = [record for record in table.to_pylist() if record["drop_reason"] is None]
-    assert len({record["prompt_id"] for record in kept}) == len(kept)
-    assert Counter(table["drop_reason"].to_pylist()) == {
-        None: 11_168,
-        "starts_with_assistant": 6222,
-        "no_user_turn": 274,
-        "empty": 7,
-    }
-    conversations = pq.read_table(CONVERSATIONS, columns=["conversation_id", "conversation"]).to_pylist()
-    for record in kept[::50]:
-        row = conversations[record["source_row"]]
-        assert row["conversation_id"] == record["prompt_id"]
-        asked = [message["content"] for message in row["conversation"] if message["role"] == "user"]
-        assert record["user_turns"] == asked[: len(record["user_turns"])]
-        assert len(record["user_turns"]) == len(asked) or not asked[len(record["user_turns"])].strip()
