@@ -3,6 +3,8 @@
 # make test-trainers  exports in TRL, axolotl, DistillKit, verl, Tinker
 # make test-slow, make test-faults  the long ones; results in docs/
 # make lock   requirements/*.txt anew, after a change of pyproject.toml; UPGRADE=--upgrade takes newer versions
+# Python keeps what it has compiled: without that every process compiles vLLM and torch anew, a minute for an engine.
+unexport PYTHONDONTWRITEBYTECODE
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
