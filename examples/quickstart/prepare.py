@@ -9,6 +9,7 @@ LMSYS-Chat-1M, every conversation that can be read, so that ingest has real work
 the parts of Gemma 3 270M (262,144 tokens) as GGUF.
 """
 
+import functools
 import sys
 from pathlib import Path
 from typing import Any
@@ -82,17 +83,23 @@ def prepare_gemma(packages: Path, target: Path) -> None:
 
 def prepare_teacher(folder: Path, target: Path) -> None:
     """A GGUF file as a Hugging Face folder in bfloat16."""
+    import gguf
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
 
-    (gguf,) = folder.glob("*.gguf")
-    model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=gguf.name, dtype=torch.bfloat16)
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    # transformers 5.19 reads the whole file three times, with 5 to 8 seconds of Python each.
+    gguf.GGUFReader = functools.cache(gguf.GGUFReader)
+    (file,) = folder.glob("*.gguf")
+    model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file.name, dtype=torch.bfloat16)
     # transformers 5.19 keeps these marks after it has unpacked the weights, and then refuses to save them.
     model.is_quantized, model.hf_quantizer = False, None
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     model.save_pretrained(target)
-    AutoTokenizer.from_pretrained(folder, gguf_file=gguf.name).save_pretrained(target)
+    AutoTokenizer.from_pretrained(folder, gguf_file=file.name).save_pretrained(target)
     print(f"{target}: {sum(parameter.numel() for parameter in model.parameters()):,} parameters")
 
 
