@@ -10,6 +10,7 @@ the parts of Gemma 3 270M (262,144 tokens) as GGUF.
 """
 
 import functools
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,7 @@ def prepare_teacher(folder: Path, target: Path) -> None:
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    os.environ["TQDM_DISABLE"] = "1"  # gguf has bars of its own
     # transformers 5.19 reads the whole file three times, with 5 to 8 seconds of Python each.
     gguf.GGUFReader = functools.cache(gguf.GGUFReader)
     (file,) = folder.glob("*.gguf")
