@@ -31,9 +31,9 @@ run: env data
 test: env data data/tests/.fetched
 	$(BIN)/pytest
 
-# Neither an engine nor Ray.
+# Neither an engine nor Ray; on all cores, a file of tests on each.
 test-fast: env data data/tests/.fetched
-	$(BIN)/pytest tests/schemas tests/stages tests/pipeline tests/examples tests/test_docs.py
+	$(BIN)/pytest -n auto --dist loadfile tests/schemas tests/stages tests/pipeline tests/examples tests/test_docs.py
 
 test-slow: env data data/tests/.fetched
 	$(BIN)/pytest tests/slow --timeout 0 -s

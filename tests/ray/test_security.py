@@ -160,7 +160,7 @@ def test_no_pickle_is_read_from_source_or_run_folder(tmp_path: Path) -> None:
 def test_only_checkpoints_are_unpickled() -> None:
     """By the source: what could unpickle is used in one place, after its digest is checked."""
     found = set()
-    for path in [*ROOT.glob("pipeline/*.py"), *ROOT.glob("stages/*.py"), *ROOT.glob("schemas/*.py")]:
+    for path in [*ROOT.glob("pipeline/**/*.py"), *ROOT.glob("stages/**/*.py"), *ROOT.glob("schemas/**/*.py")]:
         for node in ast.walk(ast.parse(path.read_text())):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
@@ -170,7 +170,7 @@ def test_only_checkpoints_are_unpickled() -> None:
                 r"(cloud)?pickle.*|marshal|shelve|joblib.*|dill|(torch|np|numpy)\.load|eval|exec|__import__|os\.system"
             )
             found |= {(path.name, name) for name in names if re.fullmatch(risky, name)}
-    assert found == {("classifiers.py", "torch.load")}
+    assert found == {("detoxify.py", "torch.load")}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -450,7 +450,7 @@ def test_error_of_any_kind_is_told_without_its_message(
         except Exception as error:
             raise kind(TEXT) from error
 
-    monkeypatch.setattr("stillhouse.pipeline.status.status", fail)
+    monkeypatch.setattr("stillhouse.pipeline.look.status.status", fail)
     command = Command(tmp_path, raw_config)
     assert cli.main(["status", str(command.file), *(["--verbose"] if verbose else [])]) == 1
     err = capsys.readouterr().err
