@@ -100,12 +100,11 @@ def test_interrupt_ends_with_130(command: Command) -> None:
     assert "run the same command again" in err
 
 
-def test_teacher_that_cannot_start_fails_the_run_at_once(
-    finished: Command, tmp_path: Path, cluster: dict[str, str]
-) -> None:
+def test_teacher_that_cannot_start_fails_the_run_at_once(finished: Command, tmp_path: Path) -> None:
+    """On a cluster of its own: one that was there before does not see the driver's environment."""
     command = copy_of(finished, tmp_path, local=False)
     without_answers(command)
-    _, err = command("run", expect=1, FAKE_TEACHER_FAILS_TO_START="1", **cluster)
+    _, err = command("run", expect=1, FAKE_TEACHER_FAILS_TO_START="1")
     # Ray's own processes may say something after us.
     assert "\nstillhouse: teacher: no such weights (--verbose shows where)\n" in "\n" + err
     assert "Traceback" not in err

@@ -309,6 +309,7 @@ def leak(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Leak]:
     with tempfile.TemporaryDirectory(prefix="sh", dir="/tmp") as ray_folder:
         environment = SECRETS | {
             "PYTHONPATH": f"{hook}:{ROOT}",
+            "PYTHONDONTWRITEBYTECODE": "1",  # which would be a file beside the run folder
             "RAY_TMPDIR": ray_folder,
             "FAKE_TEACHER_RAISES_ON": f"{IDENT}-raise",
         }
