@@ -31,7 +31,7 @@ class SourceConfig(Section):
     @model_validator(mode="after")
     def _one_source(self) -> "SourceConfig":
         if (self.path is None) == (self.dataset is None):
-            raise ValueError("name either `path` or `dataset`, not both and not neither")
+            raise ValueError("set exactly one of `path` and `dataset`")
         if self.dataset is not None and self.revision is None:
             raise ValueError("a hub `dataset` needs a `revision`: the same run must read the same rows next month")
         return self
@@ -63,7 +63,7 @@ class DedupeConfig(Section):
     max_per_cluster: Count = 1
     """Distinct texts kept of a cluster of near-duplicates."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 1
-    """Of the permutations."""
+    """Seed of the MinHash permutations."""
     max_dropped_fraction: Annotated[Fraction, free] = 0.95
     """Fail when more than this share is dropped."""
 
