@@ -32,7 +32,7 @@ def test_shipped_configurations_load(path: Path, monkeypatch: pytest.MonkeyPatch
         ("dedupe.threshold=1.5", "dedupe.threshold: "),
         ("sampling.max_tokens=512", "leaves no room"),
         ("ingest.max_prompt_tokens=500", "exceeds teacher.max_model_len"),
-        ("source.dataset=lmsys/lmsys-chat-1m", "either `path` or `dataset`"),
+        ("source.dataset=lmsys/lmsys-chat-1m", "exactly one of `path` and `dataset`"),
         ("teacher.model=google/gemma-2-27b-it", "needs a `revision`"),
         ("teacher.engine={max_logprobs: 5}", "max_logprobs"),
         ("screen.classifiers=[{name: nonsense}]", "screen.classifiers.0"),
