@@ -62,8 +62,8 @@ class TeacherConfig(Section):
     env: Annotated[dict[str, str], free] = {}
     """Environment variables of the engine's process, such as VLLM_CPU_KVCACHE_SPACE (GiB)."""
     stall_timeout_s: Annotated[float, Field(gt=0.0), free] = 600.0
-    """Seconds without a new token, with requests in flight, after which the engine counts as hung: its process ends, and
-    the attempt counts as failed. Must exceed what reading the longest prompt takes."""
+    """Seconds without a new token, with requests in flight, after which the engine counts as hung: its process
+    ends, and the attempt counts as failed. Must exceed what reading the longest prompt takes."""
     backend: str = "stillhouse.stages.teacher.engine:VLLMTeacher"
     """module:class that implements `stages.teacher.Teacher`."""
 
