@@ -155,26 +155,16 @@ def _teacher(config: Config, folder: Folder) -> dict[str, Any]:
 
 
 def _read_teacher(config: Config) -> dict[str, Any]:
-    from transformers import AutoConfig
-
     from stillhouse.stages.teacher.chat import load_chat
+    from stillhouse.stages.teacher.pretrained import model_facts
 
-    chat = load_chat(config)
-    try:
-        model = AutoConfig.from_pretrained(
-            config.teacher.model,
-            revision=config.teacher.revision,
-            trust_remote_code=config.teacher.trust_remote_code,
-        )
-        model = model.get_text_config()
-    except (OSError, ValueError):  # a backend other than vLLM need not be a Hugging Face model
-        model = None
+    chat, model = load_chat(config), model_facts(config)
     return {
         "model": config.teacher.model,
         "revision": config.teacher.revision,
         "dtype": config.teacher.dtype,
-        "vocab_size": getattr(model, "vocab_size", len(chat.tokenizer)),
-        "final_logit_softcapping": getattr(model, "final_logit_softcapping", None),
+        "vocab_size": len(chat.tokenizer) if model.vocab_size is None else model.vocab_size,
+        "final_logit_softcapping": model.final_logit_softcapping,
         "tokenizer_sha256": hashlib.sha256(chat.tokenizer.backend_tokenizer.to_str().encode()).hexdigest(),
         "chat_template_sha256": hashlib.sha256(str(chat.template).encode()).hexdigest(),
         "end_of_turn_ids": chat.end_of_turn_ids(),

@@ -42,6 +42,7 @@ class Worker:
         self._gate = Gate()
         self._parts = Parts(config, self._folder, stage, self._attempts, self._gate)
         self._num_under_way = 0
+        self._num_committed = 0  # rows
         self._columns = self._stage.sketch_columns if step == "sketch" else None
         build = self._stage.sketch if step == "sketch" else self._stage.build
         assert build is not None
@@ -68,6 +69,8 @@ class Worker:
         """What is going on in this moment, for another thread."""
         progress = getattr(self._transform, "progress", None)
         done, under_way, tokens = progress() if progress is not None else (0, 0, 0)
+        # The transform counts since it was built; what is committed is in the results of its shards.
+        done = max(0, done - self._num_committed)
         return Activity(worker, self._stage.name, self._step, False, self._num_under_way, done, under_way, tokens)
 
     def close(self) -> None:
@@ -189,7 +192,7 @@ class Worker:
     def _commit(self, shard: str, source: Shard, result: pa.Table, started: float) -> ShardResult:
         samples = self._config.sampling.n if self._stage.name == "generate" else 1
         check_contract(self._stage.name, source.table, result, samples)
-        return commit(
+        committed = commit(
             self._folder,
             self._id(shard),
             self._key(shard),
@@ -198,6 +201,8 @@ class Worker:
             time.monotonic() - started,
             source_sha256=source.sha256,
         )
+        self._num_committed += committed.rows_in
+        return committed
 
     def _assignment(self, shard: str, source: Shard) -> pa.Table:
         """The shard's part of the view of the whole data set. Raises `RedoError` when it belongs to other rows."""

@@ -44,6 +44,16 @@ def test_refused_row_costs_one_row(config: Config, monkeypatch: pytest.MonkeyPat
     ]
 
 
+def test_answers_of_shards_that_are_done_are_not_told_twice(config: Config) -> None:
+    """They are in the shard's result; `Activity.num_done` is about the shards under way."""
+    generate = Worker(config, "generate", "transform", "run", 3)
+    for name in ("00000.parquet", "00001.parquet"):
+        assert asyncio.run(generate.process(name)).rows_in == 1
+    activity = generate.activity("w")
+    assert (activity.num_shards, activity.num_done, activity.num_under_way) == (0, 0, 0)
+    assert activity.num_tokens > 0
+
+
 def test_failing_shard_is_set_aside_after_its_attempts(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     generate = Worker(config, "generate", "transform", "run", 3)
     monkeypatch.setattr(Worker, "_splits", False)  # as any other stage
