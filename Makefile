@@ -28,12 +28,13 @@ data: $(DATA)/.prepared
 run: env data
 	$(BIN)/stillhouse run configs/quickstart.yaml
 
-test: env data data/tests/.fetched
-	$(BIN)/pytest
+# The rest has the machine for itself: an engine and Ray use all cores.
+test: test-fast
+	$(BIN)/pytest tests/ray tests/engine
 
-# Neither an engine nor Ray; on all cores, a file of tests on each.
+# Neither an engine nor Ray; on all cores, what takes longest first.
 test-fast: env data data/tests/.fetched
-	$(BIN)/pytest -n auto --dist loadfile tests/schemas tests/stages tests/pipeline tests/examples tests/test_docs.py
+	$(BIN)/pytest -n auto --dist worksteal tests/pipeline tests/stages tests/schemas tests/examples tests/test_docs.py
 
 test-slow: env data data/tests/.fetched
 	$(BIN)/pytest tests/slow --timeout 0 -s

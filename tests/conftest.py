@@ -7,11 +7,14 @@ trainers                              an environment of their own: `make test-tr
 """
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
+from stillhouse.schemas.config import Config
 from tests.support.command import Command
 from tests.support.data import CONVERSATIONS, TEACHER, make_raw_config
 
@@ -28,6 +31,28 @@ def weights() -> Path:
     for path in (CONVERSATIONS, TEACHER):
         assert path.exists(), "run `make data` first: tests use the quick start's data"
     return TEACHER
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _chat_read_once() -> Iterator[None]:
+    """The teacher's tokenizer and its guarded copy take 1.3 s of CPU, and tests that run in this process or in forks of
+    it ask for them some hundred times."""
+    from stillhouse.stages.teacher import chat
+
+    load, kept = chat.load_chat, dict[str, chat.Chat]()
+
+    def load_once(config: Config) -> chat.Chat:
+        teacher = config.teacher
+        if teacher.model != str(TEACHER):
+            return load(config)
+        key = repr((teacher.chat_template, teacher.chat_template_kwargs, config.generate.thinking))
+        if key not in kept:
+            kept[key] = load(config)
+        return kept[key]
+
+    chat.load_chat = load_once
+    yield
+    chat.load_chat = load
 
 
 @pytest.fixture
@@ -50,11 +75,17 @@ def command(tmp_path: Path, raw_config: dict[str, Any]) -> Command:
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory, weights: Path) -> Command:
-    """One undisturbed run on this machine, shared: tests copy what they change."""
-    folder = tmp_path_factory.mktemp("finished")
+    """One undisturbed run on this machine, shared by all processes of the tests: tests copy what they change."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    folder /= "finished"
+    folder.mkdir(exist_ok=True)
     raw = make_raw_config(folder)
     raw["sampling"]["n"] = 2
     raw["ingest"]["turns"] = "all"
     finished = Command(folder, raw, local=True)
-    finished("run")
+    with FileLock(f"{folder}.lock"):
+        if not (finished.run_dir / "dataset/manifest.json").exists():
+            finished("run")
     return finished

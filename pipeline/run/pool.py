@@ -5,6 +5,7 @@ import contextlib
 import logging
 import multiprocessing
 import multiprocessing.connection
+import multiprocessing.forkserver
 import os
 import secrets
 import signal
@@ -19,12 +20,17 @@ from typing import Any, Protocol
 from stillhouse.pipeline.errors import RunError, safe_message
 from stillhouse.pipeline.run.result import Activity, ShardResult
 from stillhouse.pipeline.run.worker import Worker
+from stillhouse.schemas.arrow import keep_pandas_out
 from stillhouse.schemas.config import Config, WorkersConfig
 
 CLOSE_TIMEOUT_S = 60.0
 """What a worker gets to end its engine before it is killed; after an error or an interrupt, a sixth of it."""
 ACTIVITY_EVERY_S = 1.0
 """How often a worker says what it is doing."""
+
+PRELOADED = ["stillhouse.pipeline.run.pool", "datasketch", "transformers.tokenization_utils_tokenizers"]
+"""Imported before workers are forked: 4 s of CPU that each would spend, and each that replaces a dead one. Not torch,
+whose threads do not survive a fork."""
 
 Task = Callable[..., Iterator[ShardResult]]
 
@@ -74,7 +80,7 @@ class Pool(Protocol):
 
 
 class LocalPool:
-    """Processes of this machine. They are forked from a clean server process, which has imported the worker once.
+    """Processes of this machine. They are forked from a clean server process, which has imported once what they need.
 
     Each talks to this process over a pipe. One that dies (an engine that takes all memory, a poison row) is replaced,
     as often as the attempts that are counted in the run folder allow. Ends with this process, however that ends.
@@ -82,7 +88,7 @@ class LocalPool:
 
     def __init__(self) -> None:
         self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(["stillhouse.pipeline.run.pool"])
+        self._context.set_forkserver_preload(PRELOADED)
         self._workers: list[_Process] = []
 
     def map_shards(
@@ -113,6 +119,7 @@ class LocalPool:
         self._end_workers(CLOSE_TIMEOUT_S)
 
     def run_task(self, config: Config, stage: str, task: Task, *arguments: Any) -> Iterator[ShardResult]:
+        multiprocessing.forkserver.ensure_running()  # imports while ingest reads
         try:
             yield from task(config, *arguments)
         except Exception as error:  # of any kind: only what is safe to show goes on
@@ -221,6 +228,7 @@ def _serve(pipe: Any, job: Job, name: str, environment: dict[str, str]) -> None:
     os.environ.clear()
     os.environ.update(environment)  # the server's is that of when it was started
     logging.basicConfig(level=logging.WARNING)
+    keep_pandas_out()
     lock = threading.Lock()
 
     def send(kind: str, values: dict[str, Any]) -> None:

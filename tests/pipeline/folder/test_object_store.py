@@ -5,6 +5,7 @@ import asyncio
 import itertools
 import json
 import os
+from datetime import timedelta
 from pathlib import Path
 
 import pyarrow as pa
@@ -28,6 +29,13 @@ from tests.support.prompts import numbered, put_screened
 from tests.support.s3 import LATE_S, Fault, Proxy
 
 BUCKET = "stillhouse-test"
+
+
+@pytest.fixture(autouse=True)
+def _fast_retries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The waits between retries are the library's; as many retries as ever."""
+    backoff = {"init_backoff": timedelta(milliseconds=5), "max_backoff": timedelta(milliseconds=20), "base": 2}
+    monkeypatch.setattr(object_store, "RETRIES", object_store.RETRIES | {"backoff": backoff})
 
 
 def test_store_keeps_its_promises(bucket: str) -> None:
@@ -117,7 +125,7 @@ def test_google_cloud_storage(bucket: str, proxy: Proxy, monkeypatch: pytest.Mon
 def test_lasting_failure_is_one_clear_sentence(
     bucket: str, proxy: Proxy, fault: int | str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(object_store, "RETRIES", {"max_retries": 1})
+    monkeypatch.setattr(object_store, "RETRIES", object_store.RETRIES | {"max_retries": 1})
     store = open_folder(f"{bucket}/lasting")
     proxy.fault = lambda method, path: fault
     for use in (
@@ -183,7 +191,7 @@ def test_vanished_bucket_is_not_an_empty_one(bucket: str) -> None:
 def test_failing_store_blames_no_shard(
     bucket: str, proxy: Proxy, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(object_store, "RETRIES", {"max_retries": 1})
+    monkeypatch.setattr(object_store, "RETRIES", object_store.RETRIES | {"max_retries": 1})
     config = Config.model_validate({**make_raw_config(tmp_path), "run_dir": f"{bucket}/blame"})
     put_screened(config, "00000.parquet", numbered([1, 2]))
     generate = Worker(config, "generate", "transform", "run", 1)

@@ -12,7 +12,7 @@ from stillhouse.pipeline.run import pool as pools
 from stillhouse.pipeline.run.pool import Job, LocalPool
 from stillhouse.pipeline.run.result import Activity, ShardResult
 from stillhouse.schemas.config import Config
-from tests.support.command import Command
+from tests.support.command import Command, copy_of, without_answers
 from tests.support.processes import descendants
 from tests.support.prompts import numbered, put_screened
 
@@ -43,7 +43,7 @@ def made(job: Job, names: list[str]) -> tuple[list[ShardResult], list[Activity]]
 
 
 def test_every_shard_is_made_once_and_workers_say_what_they_do(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FAKE_TEACHER_DELAY_S", "2.5")
+    monkeypatch.setenv("FAKE_TEACHER_DELAY_S", "1.2")
     results, activities = made(generate(config, max_workers=2), NAMES)
     assert sorted(result.shard for result in results) == NAMES
     assert {result.outcome for result in results} == {"written"}
@@ -79,14 +79,14 @@ def test_worker_that_dies_whenever_it_starts_is_not_started_for_ever(
     assert "its workers died 4 times in a row while starting" in results[0].message
 
 
-def test_workers_end_with_their_driver(command: Command) -> None:
+def test_workers_end_with_their_driver(finished: Command, tmp_path: Path) -> None:
     """However it ends: here by a kill."""
+    command = copy_of(finished, tmp_path)
+    without_answers(command)
     driver = command.start("run", FAKE_TEACHER_DELAY_S="60")
-    assert driver.stderr is not None
-    for line in driver.stderr:
-        if line.startswith("screen 0000"):
-            break
-    time.sleep(1)
+    until = time.monotonic() + 60
+    while not list(command.run_dir.glob("state/attempts/*/*")) and time.monotonic() < until:
+        time.sleep(0.1)  # until a worker has begun a shard
     processes = descendants(driver.pid)
     assert processes
     driver.kill()

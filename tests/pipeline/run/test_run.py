@@ -174,7 +174,7 @@ def test_row_that_kills_its_worker_costs_one_row(finished: Command, tmp_path: Pa
     without_answers(command)
     victim = pq.read_table(command.run_dir / "screen/00003.parquet").column("prompt_id")[0].as_py()
     # Others are under way when it dies, and are not to be blamed.
-    manifest, err = command("run", "--verbose", FAKE_TEACHER_DIES_ON=victim, FAKE_TEACHER_DELAY_S="0.5")
+    manifest, err = command("run", "--verbose", FAKE_TEACHER_DIES_ON=victim, FAKE_TEACHER_DELAY_S="0.1")
     assert manifest["set_aside"] == []
     assert manifest["stages"]["generate"]["dropped"] == {"teacher_failed": 2}  # two samples of one prompt
     lost = read(command.run_dir / "ledger/generate")

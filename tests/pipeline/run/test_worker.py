@@ -18,6 +18,7 @@ from stillhouse.pipeline.run.commit import check_contract
 from stillhouse.pipeline.run.worker import Worker
 from stillhouse.schemas import tables
 from stillhouse.schemas.config import Config, config_hash
+from stillhouse.stages.teacher import chat
 from tests.support.children import in_child
 from tests.support.prompts import numbered, prompts, put_screened
 
@@ -80,6 +81,7 @@ def generate_in_children(config: Config, names: list[str], max_deaths: int) -> l
         generate = Worker(config, "generate", "transform", "run", 3)
         await asyncio.gather(*(generate.process(name) for name in names))
 
+    chat.load_chat(config)  # for all children: they are forks
     codes = []
     while len(codes) <= max_deaths:
         codes.append(in_child(lambda: asyncio.run(work())))
@@ -211,6 +213,7 @@ def test_worker_that_dies_whenever_it_starts_is_not_started_for_ever(
     def start() -> None:
         Worker(config, "generate", "transform", "run", 3)
 
+    chat.load_chat(config)
     monkeypatch.setenv("FAKE_TEACHER_FAILS_TO_START", "dies")
     deaths = 0
     while in_child(start) == 1:
