@@ -60,9 +60,9 @@ MESSAGES = pa.list_(pa.struct([pa.field("role", pa.string()), pa.field("content"
 TOP_K = pa.schema(
     [
         pa.field("target_ids", pa.list_(pa.int32())),  # flat [N], each token's targets in turn, most probable first
-        pa.field("target_logprobs", pa.list_(pa.float16())),  # flat [N], nats, temperature 1
+        pa.field("target_logprobs", pa.list_(pa.float32())),  # flat [N], nats, temperature 1; values of float16
         pa.field("target_lengths", pa.list_(pa.int32())),  # [S] targets of each token: K unless targets.top_p is set
-        pa.field("target_tail", pa.list_(pa.float16())),  # [S] log of the mass outside of them
+        pa.field("target_tail", pa.list_(pa.float32())),  # [S] log of the mass outside of them; values of float16
     ]
 )
 """The most probable tokens (`targets.method` top_k, both)."""

@@ -15,11 +15,15 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from stillhouse.schemas.config import Config
-from stillhouse.stages.teacher import Answer, Teacher, TeacherError, TemplateError
+from stillhouse.stages.teacher import Answer, Teacher, TeacherError, TemplateError, fault
 from stillhouse.stages.teacher.chat import Chat
 from stillhouse.stages.teacher.completions import Sample, completions
 from stillhouse.stages.teacher.draws import draw_from_top_k
 from stillhouse.stages.teacher.thinking import Thinking
+
+INTERRUPTED = ("abort", "error", None)
+"""Finish reasons of answers that the engine gave up: vLLM 0.32 aborts all that is under way when it is asked to stop,
+which spot machines do, and has `error` for what may be tried again. The shard is: nothing was wrong with the row."""
 
 
 class GenerateProgress(NamedTuple):
@@ -34,8 +38,9 @@ class Generate:
     """Prompts in, completions out: `sampling.n` rows per prompt, in the prompts' order.
 
     Drop reasons: `template_refused` (the chat template or the guard against control tokens refuses the prompt),
-    `too_long` (no room for an answer), `teacher_failed` (the engine refuses this prompt), `no_answer` (thinking never
-    came to an end and is not to be learned).
+    `too_long` (no room for an answer), `teacher_failed` (the engine refuses this prompt), `unfinished_answer` (it ended
+    neither by itself nor by length), `invalid_logprobs` (numbers that are no log-probabilities), `no_answer` (thinking
+    never came to an end and is not to be learned).
 
     Raises `TemplateError` when the teacher's template or tokenizer cannot do what the configuration asks.
     """
@@ -110,6 +115,14 @@ class Generate:
                 sample.drop_reason = "teacher_failed" if turn == 0 else None
                 return
             self._num_ended_tokens += len(answer.token_ids)
+            if answer.finish_reason in INTERRUPTED:
+                raise RuntimeError(f"generate: the teacher ended an answer with {answer.finish_reason!r}")
+            if answer.finish_reason not in ("stop", "length"):
+                sample.drop_reason = "unfinished_answer" if turn == 0 else None
+                return
+            if fault(answer, self._teacher.vocab_size) is not None:
+                sample.drop_reason = "invalid_logprobs" if turn == 0 else None
+                return
             if not self._add_turn(sample, text, ids, answer, seed):
                 sample.drop_reason = "no_answer" if turn == 0 else None
                 return

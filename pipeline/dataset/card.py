@@ -1,6 +1,7 @@
 """The cards of a dataset and of an export: what their users have to know, as Markdown. The text is in `*.md.j2`."""
 
 import functools
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +41,8 @@ def _template(name: str) -> "jinja2.Template":
         keep_trailing_newline=True,
     )
     templates.filters["thousands"] = "{:,}".format
+    # A JSON string is YAML as well, whatever is in it: a colon, a quote, a lone `no`.
+    templates.filters["yaml"] = json.dumps
     return templates.get_template(name)
 
 

@@ -17,6 +17,7 @@ from stillhouse.schemas.tables import IGNORE_INDEX
 from stillhouse.schemas.targets import TAIL_FLOOR, Kind, decode
 from stillhouse.stages.layouts import Settings, load_layout
 from stillhouse.stages.layouts.records import Conversation, records
+from stillhouse.stages.teacher import MASS_TOLERANCE
 
 MAX_PROBLEMS = 20
 """Named at most; all are counted."""
@@ -82,8 +83,9 @@ def check_export(table: pa.Table, name: str, layout_name: str, settings: Setting
             findings.problem(f"{where}: its last row has targets, which no token follows")
             continue
         mass = row.probs.sum(axis=1)
-        if ((mass <= 0) | (mass > 1 + 5e-3)).any():
+        if not ((mass > 0) & (mass <= 1 + 5e-3)).all():  # NaN is neither
             findings.problem(f"{where}: rows whose probabilities sum to {mass.min():.4g} or {mass.max():.4g}")
+            continue
         _try_shifted(row, findings)
 
 
@@ -104,6 +106,11 @@ def check_dataset(table: pa.Table, name: str, manifest: dict[str, Any], findings
             where, ours = f"{name} row {i}", row["labels"] != IGNORE_INDEX
             if len(targets.tail) != ours.sum():
                 findings.problem(f"{where}: {len(targets.tail)} rows of {kind}s for {ours.sum()} supervised tokens")
+                continue
+            if kind == "target" and not all(
+                (values <= MASS_TOLERANCE).all() for values in (targets.logprobs, targets.tail)
+            ):
+                findings.problem(f"{where}: {kind}s hold numbers that are no log-probabilities")
                 continue
             probs_SK = np.exp(targets.logprobs.astype(np.float64))
             ids_SK = targets.ids.astype(np.int64)
@@ -133,6 +140,8 @@ def _check_labels(row: dict[str, Any], vocab_size: int, where: str, findings: Fi
         findings.problem(f"{where}: labels differ from input_ids at {int((labels_T != ids_T)[ours].sum())} tokens")
     if not ours.any() or ours[0]:
         findings.problem(f"{where}: supervises " + ("its first token" if ours.any() else "nothing"))
+    if not (np.isfinite(token_logprobs) & (token_logprobs <= MASS_TOLERANCE)).all():
+        findings.problem(f"{where}: token_logprobs hold numbers that are no log-probabilities")
     if len(token_logprobs) != ours.sum():
         findings.problem(f"{where}: {len(token_logprobs)} token_logprobs of {ours.sum()} supervised tokens")
     _check_ids(ids_T, vocab_size, where, "input_ids", findings)

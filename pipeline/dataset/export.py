@@ -26,7 +26,7 @@ from stillhouse.pipeline.folder.shard import ShardId, ShardInfo
 from stillhouse.schemas.config import ConfigError
 from stillhouse.schemas.targets import Kind
 from stillhouse.stages.layouts import Layout, Settings, load_layout
-from stillhouse.stages.layouts.rows import batches
+from stillhouse.stages.layouts.rows import batches, rarest_ids
 
 CARD = "README.md"
 STAGED = ".staged"
@@ -70,9 +70,7 @@ def export(
     target = open_folder(output, staged=STAGED)
     settings = _settings(dataset, layout_name, layout, kind, max_length)
     identity = hashlib.sha256(
-        json.dumps(
-            [layout_name, dataclasses.asdict(settings), [file["sha256"] for file in dataset.manifest["files"]]]
-        ).encode()
+        json.dumps([layout_name, settings.to_json(), [file["sha256"] for file in dataset.manifest["files"]]]).encode()
     ).hexdigest()
     if (finished := _finished(target)) is not None:
         if finished["identity"] != identity:
@@ -103,7 +101,7 @@ def export(
         "layout": layout_name,
         "trainer": layout.trainer,
         "alignment": layout.alignment,
-        "settings": dataclasses.asdict(settings),
+        "settings": settings.to_json(),
         "identity": identity,
         "notes": layout.notes(settings, dataset.manifest["teacher"]["final_logit_softcapping"]),
         "teacher": dataset.manifest["teacher"],
@@ -203,9 +201,12 @@ def _encode(task: _Task, layout: Layout) -> bytes:
     table = source
     if settings.max_length:
         table = source.filter(pc.less_equal(source.column("num_input_tokens"), settings.max_length))
+    if layout.is_rectangular:
+        others = rarest_ids(source, settings.kind, settings.width)
+        settings = dataclasses.replace(settings, other_ids=others)
     parts = (layout.convert(part, settings) for part in batches(table, settings))
     schema = layout.convert(source.slice(0, 0), settings).schema
-    return shard.encode_parts(schema, parts, _info(task, source, table), layout.split)
+    return shard.encode_parts(schema, parts, _info(task, source, table))
 
 
 def _source(task: _Task) -> pa.Table:

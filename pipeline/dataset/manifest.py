@@ -18,7 +18,8 @@ from stillhouse.pipeline.folder.index import ShardSummary
 from stillhouse.schemas.config import Config, ConfigError, config_hash, deciding_values
 from stillhouse.stages.teacher import fidelity
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""2: log-probabilities are float32 in Parquet (with float16's values); 1: float16, byte-split integers."""
 MANIFEST = "manifest.json"
 """In a dataset and in an export."""
 SOFTWARE = (
@@ -112,6 +113,7 @@ def write(config: Config, folder: Folder, summaries: dict[str, dict[str, ShardSu
         "format_version": FORMAT_VERSION,
         "config_hash": config_hash(config),
         "config": deciding_values(config),
+        "license": config.publish.license,
         "teacher": _teacher(config, folder),
         "targets": _targets(config),
         "fidelity": fidelity.report(fidelity.merged(summary.fidelity for summary in published.values())),
@@ -123,9 +125,22 @@ def write(config: Config, folder: Folder, summaries: dict[str, dict[str, ShardSu
         "files": files,
         "set_aside": set_aside(config, folder),
     }
+    _put(config, folder, manifest)
+    return manifest
+
+
+def with_labels(config: Config, folder: Folder, finished: dict[str, Any]) -> dict[str, Any]:
+    """The manifest of a finished run; it and the card are written again where a label, which decides nothing that is in
+    the data, is another one now."""
+    if finished.get("license") != config.publish.license:
+        finished |= {"license": config.publish.license}
+        _put(config, folder, finished)
+    return finished
+
+
+def _put(config: Config, folder: Folder, manifest: dict[str, Any]) -> None:
     folder.put(keys.CARD, card.dataset_card(config, manifest).encode())
     folder.put(keys.MANIFEST, encode_certified(manifest, indent=1))  # last: with it the run is finished
-    return manifest
 
 
 def _targets(config: Config) -> dict[str, Any]:

@@ -7,7 +7,8 @@ from typing import Any
 
 def certified(facts: dict[str, Any]) -> dict[str, Any]:
     """`facts`, which JSON can hold, and as `sha256` the digest of the rest (as JSON with sorted keys)."""
-    return {**facts, "sha256": hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()}
+    # NaN and Infinity are Python's, not JSON's.
+    return {**facts, "sha256": hashlib.sha256(json.dumps(facts, sort_keys=True, allow_nan=False).encode()).hexdigest()}
 
 
 def encode_certified(facts: dict[str, Any], indent: int | None = None) -> bytes:

@@ -36,10 +36,10 @@ def compare_with_folder(config: Config) -> None:
         ) from None
     if digest == config_hash(config):
         return
-    if "export.license" in deciding:
+    if deciding.keys() & {"export.license", "publish.license"}:
         raise ConfigError(
-            f"run_dir {config.run_dir}: was made by an earlier version of Stillhouse, whose stage publish was called "
-            "export; finish it with that version, or choose another run_dir"
+            f"run_dir {config.run_dir}: was made by an earlier version of Stillhouse; finish it with that version, or "
+            "choose another run_dir"
         )
     differing = differing_keys(deciding, json.loads(json.dumps(deciding_values(config)))) or ["config_hash"]
     raise ConfigError(

@@ -28,12 +28,6 @@ DIGEST_KEY = b"stillhouse.sha256"
 ROW_GROUP_BYTES = 32 << 20
 """Uncompressed size that a row group aims at: large enough to compress, small enough to stream and shuffle."""
 
-SPLIT_COLUMNS = (
-    *("target_ids", "target_logprobs", "target_gaps", "target_lengths", "target_tail"),
-    *("draw_ids", "draw_counts", "draw_lengths", "token_logprobs"),
-)
-"""Stored as BYTE_STREAM_SPLIT: high bytes of neighbouring ids and floats resemble each other, low ones do not."""
-
 _FOOTER_BYTES = 64 << 10
 _DIGEST_MARK = b"\x18\x11stillhouse.sha256\x18\x40"
 """Key and length of the digest as Thrift's compact protocol writes them in a footer; the digest comes right after."""
@@ -97,30 +91,34 @@ class Shard:
     sha256: str
 
 
-def encode(table: pa.Table, info: ShardInfo | None = None, split: Sequence[str] = SPLIT_COLUMNS) -> bytes:
-    """A table as the bytes of a Parquet file: zstd, page checksums, the columns of `split` byte-split, certified."""
-    return encode_parts(table.schema, [table], info, split)
+def encode(table: pa.Table, info: ShardInfo | None = None) -> bytes:
+    """A table as the bytes of a Parquet file, certified: zstd, page checksums, and encodings that every reader knows
+    (docs/compatibility.md has them).
+
+    Floats are BYTE_STREAM_SPLIT: their high bytes resemble each other, their low ones do not. Integers in lists (ids,
+    counts) and names have a dictionary. A table without rows has no row group: some readers fail on an empty one.
+    """
+    return encode_parts(table.schema, [table], info)
 
 
-def encode_parts(
-    schema: pa.Schema,
-    tables: Iterable[pa.Table],
-    info: ShardInfo | None = None,
-    split: Sequence[str] = SPLIT_COLUMNS,
-) -> bytes:
+def encode_parts(schema: pa.Schema, tables: Iterable[pa.Table], info: ShardInfo | None = None) -> bytes:
     """`encode` of several tables of one schema, of which only one is in memory at a time."""
     schema = schema.remove_metadata()
-    encodings = {_leaf(schema.field(name)): "BYTE_STREAM_SPLIT" for name in split if name in schema.names}
+    leaves = [leaf for field in schema for leaf in _leaves(field)]
+    split = [path for path, kind in leaves if pa.types.is_float32(kind) or pa.types.is_float64(kind)]
+    repeated = [path for path, kind in leaves if pa.types.is_integer(kind) and "." in path]
     sink = io.BytesIO()  # gives out its bytes without copying them
     with pq.ParquetWriter(
         sink,
         schema,
         compression="zstd",
-        use_dictionary=[name for name in ("language", "source") if name in schema.names],
-        column_encoding=encodings or None,
+        use_dictionary=[*repeated, *(name for name in ("language", "source") if name in schema.names)],
+        column_encoding=dict.fromkeys(split, "BYTE_STREAM_SPLIT") or None,
         write_page_checksum=True,
     ) as writer:
         for table in tables:
+            if not table.num_rows:
+                continue
             rows_per_group = max(1, ROW_GROUP_BYTES * table.num_rows // max(table.nbytes, 1))
             writer.write_table(table.replace_schema_metadata(None), row_group_size=rows_per_group)
         # In the footer and not in the Arrow schema, which would hold a second copy, in base64.
@@ -134,12 +132,14 @@ def encode_parts(
     return sink.getvalue()
 
 
-def _leaf(column: pa.Field) -> str:
-    """Parquet's path of the values of a column of lists, of any depth."""
-    path, kind = str(column.name), column.type
+def _leaves(column: pa.Field, path: str = "") -> list[tuple[str, pa.DataType]]:
+    """Parquet's paths of what a column holds, of any depth, each with its type."""
+    path, kind = f"{path}{column.name}", column.type
     while pa.types.is_list(kind):
         path, kind = f"{path}.list.element", kind.value_type
-    return path
+    if pa.types.is_struct(kind):
+        return [leaf for field in kind for leaf in _leaves(field, f"{path}.")]
+    return [(path, kind)]
 
 
 def _digest_place(data: bytes | memoryview) -> int | None:

@@ -44,7 +44,7 @@ def run(config: Config, report: Report, pool: Pool, *, retry_set_aside: bool = F
     if not retry_set_aside:
         finished = manifest.finished(folder)
         if finished is not None and not driver.report_lost(finished):
-            return finished
+            return manifest.with_labels(config, folder, finished)
         if (summaries := driver.only_manifest_is_missing()) is not None:
             return manifest.write(config, folder, summaries)
     folder.sweep()

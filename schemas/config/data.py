@@ -134,5 +134,6 @@ class ReviewConfig(Section):
 
 
 class PublishConfig(Section):
-    license: str = "other"
-    """For the dataset card. Mind the source's and the teacher's terms."""
+    license: Annotated[str, free] = "other"
+    """For the dataset card, as the Hub spells it ("other" where it has no name for it). Mind the source's and the
+    teacher's terms."""

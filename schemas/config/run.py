@@ -48,6 +48,11 @@ class ResourcesConfig(Section):
     """Attempts at a shard before it is set aside (a generate shard is then first made in parts)."""
 
 
+MAX_SHARD_TARGETS = 2**30
+"""Targets in one shard: Arrow's offsets count 2^31 values, and an object store takes 5 GiB in a single put, which is
+what this many are at 5 bytes each (3 is usual)."""
+
+
 class Config(Section):
     """A whole run."""
 
@@ -91,7 +96,23 @@ class Config(Section):
                 "(vLLM's V2 runner applies it first); set it to 1.0, targets.method to top_k, or targets.draws_from to "
                 "top_k"
             )
+        self._check_shard_size()
         return self
+
+    def _check_shard_size(self) -> None:
+        """Raises ValueError where a shard could hold more targets than one file may: said before answers are paid
+        for."""
+        tokens = self.teacher.max_model_len if self.ingest.turns == "all" else self.sampling.max_tokens
+        targets = 0 if self.targets.method == "sampled" else self.targets.top_k
+        draws = 0 if self.targets.method == "top_k" else self.targets.num_draws
+        each = self.sampling.n * tokens * max(targets, draws)
+        fitting = MAX_SHARD_TARGETS // max(each, 1)
+        if self.ingest.rows_per_shard > fitting:
+            raise ValueError(
+                f"ingest.rows_per_shard: {self.ingest.rows_per_shard:,} rows of up to {each:,} targets (sampling.n x "
+                f"tokens x targets of each) can exceed the {MAX_SHARD_TARGETS:,} that a shard may hold; "
+                + (f"lower it to {fitting:,}" if fitting else "lower targets.top_k, sampling.n or sampling.max_tokens")
+            )
 
     @property
     def max_prompt_tokens(self) -> int:

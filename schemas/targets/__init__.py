@@ -31,8 +31,8 @@ class Targets(NamedTuple):
     ids: npt.NDArray[np.int32]
     """[S, K] token ids. Top-K: most probable first. Draws: ascending."""
     logprobs: npt.NDArray[np.floating[Any]]
-    """[S, K] nats. Top-K: softmax over the whole vocabulary at temperature 1 (float16; float32 from gaps). Draws: the
-    log of count / D (float32)."""
+    """[S, K] nats. Top-K: softmax over the whole vocabulary at temperature 1. Draws: the log of count / D. float32;
+    float16 from shards that store it (of before format 2)."""
     tail: npt.NDArray[np.floating[Any]]
     """[S] log of the mass outside the row, at least TAIL_FLOOR."""
 
@@ -40,8 +40,9 @@ class Targets(NamedTuple):
 class TopK(NamedTuple):
     """What is stored of the top K of S tokens: one value per target and token, all tokens in a row.
 
-    Of `logprobs` and `gaps` there is one: log-probabilities, or by how many steps of `target_precision` nats a target
-    is below the one before it in its token (the first one: below 0).
+    Log-probabilities and tails have float16's precision. Parquet has the same values as float32, which more readers
+    know and which compresses better. Of `logprobs` and `gaps` there is one: log-probabilities, or by how many steps of
+    `target_precision` nats a target is below the one before it in its token (the first one: below 0).
     """
 
     ids: npt.NDArray[np.int32]  # [N]

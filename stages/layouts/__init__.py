@@ -50,6 +50,13 @@ class Settings:
     """Targets of each row where a trainer wants rectangles: the most that any token has."""
     max_length: int = 0
     """Tokens of each row where a trainer wants equal lengths; longer conversations are left out, and counted."""
+    other_ids: tuple[int, ...] = ()
+    """What empty places of rectangles name: ids that are targets elsewhere in the file, so that a student whose
+    vocabulary is smaller than the teacher's has them too. Follows from the file, so no manifest tells it."""
+
+    def to_json(self) -> dict[str, Any]:
+        """What `Settings(**...)` takes, for manifests."""
+        return {"kind": self.kind, "vocab_size": self.vocab_size, "width": self.width, "max_length": self.max_length}
 
 
 @dataclass(frozen=True)
@@ -69,8 +76,6 @@ class Layout:
     """A row (see `records`) as the trainer reads it. Raises ValueError, KeyError or IndexError where it could not."""
     read_line: Callable[[bytes], None] | None = None
     """Raises ValueError with what is wrong where the trainer could not read a line."""
-    split: tuple[str, ...] = ()
-    """Columns that are stored as BYTE_STREAM_SPLIT (see `pipeline.folder.shard`)."""
     files: Callable[[Settings], dict[str, bytes]] | None = None
     """Files that the trainer wants beside the data, by name."""
     kinds: tuple[Kind, ...] = ("target", "draw")

@@ -79,5 +79,4 @@ LAYOUT = Layout(
     convert,
     notes,
     read_row=read,
-    split=("target_token_ids", "target_logprobs"),
 )

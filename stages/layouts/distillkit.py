@@ -131,7 +131,6 @@ RAW = Layout(
     convert_raw,
     notes,
     read_row=read_raw,
-    split=("token_ids", "top_values"),
     is_rectangular=True,
     has_equal_lengths=True,
 )

@@ -89,14 +89,46 @@ def rectangle(table: pa.Table, settings: Settings) -> Rectangle:
         offsets = np.arange(len(flat.offsets), dtype=np.int64) * settings.max_length
         places = places + np.repeat(offsets[:-1] - flat.offsets[:-1], lengths)
     P = int(offsets[-1])
-    # Empty places name the vocabulary's last tokens: losses that look at a student there find next to nothing.
-    ids = np.tile(np.arange(settings.vocab_size - settings.width, settings.vocab_size, dtype=np.int32), (P, 1))
     logprobs = np.full((P, settings.width), EMPTY_LOGPROB, dtype=np.float32)
     is_target = np.zeros(P, dtype=np.bool_)
     rows = places[flat.before]
     is_target[rows] = True
     of_row = np.repeat(rows, flat.lengths)
     in_row = np.arange(len(flat.ids)) - np.repeat(np.cumsum(flat.lengths) - flat.lengths, flat.lengths)
+    others = settings.other_ids or rarest_ids(table, settings.kind, settings.width)
+    ids = _filled(others, flat.ids, of_row, P, settings.width)
     ids[of_row, in_row] = flat.ids
     logprobs[of_row, in_row] = flat.logprobs
     return Rectangle(ids, logprobs, is_target, places, offsets)
+
+
+def rarest_ids(table: pa.Table, kind: Kind, width: int) -> tuple[int, ...]:
+    """The target ids of a table that are rarest in it, enough of them for `Settings.other_ids`."""
+    ids, counts = np.unique(flat_lists(table.column(f"{kind}_ids")).values.to_numpy(), return_counts=True)
+    return tuple(ids[np.argsort(counts, kind="stable")][: 2 * width].tolist())
+
+
+def _filled(
+    others: tuple[int, ...], ids: npt.NDArray[np.int32], of_row: npt.NDArray[np.int64], P: int, width: int
+) -> npt.NDArray[np.int32]:
+    """Ids for the empty places of P rows, [P, width], out of `others`; `ids` [N] are the targets and `of_row` [N] the
+    row of each.
+
+    A place that stays empty beside targets names none of these: losses that look at a student there find little. (With
+    fewer than 2 x width others there may be no such id.)
+    """
+    candidates = np.array(others or (0,), dtype=np.int32)
+    filled = np.tile(np.resize(candidates, width), (P, 1))
+    lengths = np.bincount(of_row, minlength=P)
+    partial = np.flatnonzero((lengths > 0) & (lengths < width))
+    number = np.full(P, -1)
+    number[partial] = np.arange(len(partial))
+    order = np.argsort(candidates)
+    place = np.minimum(np.searchsorted(candidates[order], ids), len(candidates) - 1)
+    own = (candidates[order][place] == ids) & (number[of_row] >= 0)
+    is_own = np.zeros((len(partial), len(candidates)), dtype=np.bool_)
+    is_own[number[of_row[own]], order[place[own]]] = True
+    not_own_first = candidates[np.argsort(is_own, axis=1, kind="stable")]
+    # Targets stand at a row's front: its empty places, at the back, take the first of these.
+    filled[partial] = np.take(not_own_first, np.arange(width) % len(candidates), axis=1)[:, ::-1]
+    return filled

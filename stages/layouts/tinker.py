@@ -56,7 +56,6 @@ LAYOUT = Layout(
     convert,
     notes,
     read_row=read,
-    split=("target_tokens", "weights"),
     kinds=("draw", "target"),
     is_rectangular=True,
 )

@@ -63,6 +63,5 @@ LAYOUT = Layout(
     convert,
     notes,
     read_row=read,
-    split=("teacher_ids", "teacher_logprobs"),
     is_rectangular=True,
 )

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from stillhouse.schemas.config import Config
 
 
+MASS_TOLERANCE = 1e-2
+"""By how much probabilities may sum to more than 1: an engine may compute its softmax in bfloat16."""
+
+
 @dataclass(frozen=True)
 class Answer:
     """What the teacher wrote and the distribution behind every token of it.
@@ -29,7 +33,7 @@ class Answer:
     target_ids: npt.NDArray[np.int32]  # [S, K], most probable first
     target_logprobs: npt.NDArray[np.float32]  # [S, K], nats
     token_logprobs: npt.NDArray[np.float32]  # [S], nats
-    finish_reason: str  # stop | length
+    finish_reason: str | None  # stop | length; anything else is no answer
     draws: npt.NDArray[np.int32] | None = None  # [S, D] independent draws from the whole distribution
     probe: tuple[int, npt.NDArray[np.float32]] | None = None  # a token's number and its whole distribution [V], nats
 
@@ -47,6 +51,29 @@ class Answer:
             draws=None if self.draws is None else self.draws[kept],
             probe=probe,
         )
+
+
+def fault(answer: Answer, vocab_size: int) -> str | None:
+    """What is wrong with the numbers of an answer, in a few words; None where they can be log-probabilities of ids
+    below `vocab_size`. A model whose activations overflow returns NaN, and an engine passes it on."""
+    S, K = answer.target_ids.shape
+    if not len(answer.token_ids) == S == len(answer.token_logprobs) or answer.target_logprobs.shape != (S, K):
+        return f"{len(answer.token_ids)} tokens, {S} rows of targets, {len(answer.token_logprobs)} log-probabilities"
+    # A token that the model cannot write has -inf; one that it did write has not.
+    if not np.isfinite(answer.token_logprobs).all():
+        return "a written token's log-probability is not finite"
+    whole = [] if answer.probe is None else [answer.probe[1][None]]
+    for logprobs_SK in [answer.target_logprobs, *whole]:
+        if np.isnan(logprobs_SK).any():
+            return "a log-probability is not a number"
+        if not (np.exp(logprobs_SK.astype(np.float64)).sum(axis=1) <= 1 + MASS_TOLERANCE).all():
+            return "the probabilities of a token's targets sum to more than 1"
+    if (answer.token_logprobs > MASS_TOLERANCE).any():
+        return "a written token's log-probability is above 0"
+    for ids in [answer.token_ids, answer.target_ids, *([] if answer.draws is None else [answer.draws])]:
+        if ids.size and (ids.max() >= vocab_size or (ids is not answer.draws and ids.min() < 0)):
+            return f"an id is outside of the vocabulary of {vocab_size:,}"
+    return None
 
 
 class TeacherError(RuntimeError):

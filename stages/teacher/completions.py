@@ -64,6 +64,7 @@ class Sample:
             found = fidelity.probe(answer.probe[1], top_k, draws, number, settings.precision)
             self.probe = found | {"token": number + sum(map(len, self.token_logprobs))}
         self.token_logprobs.append(answer.token_logprobs[kept])
+        assert answer.finish_reason is not None  # an answer that was given up is none
         self.finish_reasons.append(answer.finish_reason)
 
 

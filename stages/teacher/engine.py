@@ -103,7 +103,7 @@ class VLLMTeacher:
         except VLLMClientError as error:  # vLLM's word for a request it will not take; not a ValueError in 0.32
             raise TeacherError(f"vLLM refuses a prompt of {len(prompt_ids)} tokens ({type(error).__name__})") from None
         if final is None:
-            raise TeacherError("vLLM ended a request without an output")
+            raise RuntimeError("vLLM ended a request without an output")  # as it does when it is told to stop
         completion = final.outputs[0]
         answer = to_answer(completion.token_ids, completion.logprobs, self._top_k, completion.finish_reason)
         if name is None:

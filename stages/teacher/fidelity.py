@@ -25,6 +25,7 @@ def probe(
     logprobs_V: npt.NDArray[np.float32], top_k: TopK | None, draws: Draws | None, token: int, precision: float
 ) -> dict[str, Any]:
     """A value of `schemas.tables.PROBE`: supervised token `token` of what is stored, against its whole distribution."""
+    logprobs_V = np.maximum(logprobs_V, targets.LOWEST_LOGPROB)  # 0 log 0 is 0
     p_V = np.exp(logprobs_V.astype(np.float64))
     found: dict[str, Any] = {
         "token": token,

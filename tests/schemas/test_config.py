@@ -32,6 +32,8 @@ def test_shipped_configurations_load(path: Path, monkeypatch: pytest.MonkeyPatch
         ("dedupe.threshold=1.5", "dedupe.threshold: "),
         ("sampling.max_tokens=512", "leaves no room"),
         ("ingest.max_prompt_tokens=500", "exceeds teacher.max_model_len"),
+        ("ingest.rows_per_shard=100000000", "ingest.rows_per_shard: 100,000,000 rows of up to "),
+        ("sampling.n=10000000", "lower targets.top_k, sampling.n or sampling.max_tokens"),
         ("source.dataset=lmsys/lmsys-chat-1m", "exactly one of `path` and `dataset`"),
         ("teacher.model=google/gemma-2-27b-it", "needs a `revision`"),
         ("teacher.engine={max_logprobs: 5}", "max_logprobs"),

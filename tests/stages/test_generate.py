@@ -19,7 +19,7 @@ from tests.support.prompts import prompts
 class Scripted:
     """Answers token 1000 + n at its n-th token, with recognisable distributions; ends turns as told."""
 
-    vocab_size = 49152
+    vocab_size = 100_000
     broken = False
     last_token_at = 0.0
 

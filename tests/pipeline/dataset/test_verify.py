@@ -99,6 +99,47 @@ def test_faults_of_a_dataset(tmp_path: Path, message: str) -> None:
     )
 
 
+NAN, INF = float("nan"), float("inf")
+NOT_LOGPROBS: dict[str, Callable[[Row], None]] = {
+    "one NaN": set_at("target_logprobs", 2, NAN),
+    "a row of NaN": lambda row: row.update(target_logprobs=[NAN] * len(row["target_logprobs"])),
+    "infinite": set_at("target_logprobs", 0, INF),
+    "positive": set_at("target_logprobs", 0, 1.0),
+    "a tail of NaN": set_at("target_tail", 0, NAN),
+    "a positive tail": set_at("target_tail", 0, 1.0),
+    "a written token of NaN": set_at("token_logprobs", 0, NAN),
+    "a written token that is impossible": set_at("token_logprobs", 0, -INF),
+    "a positive written token": set_at("token_logprobs", 0, 1.0),
+}
+
+
+@pytest.mark.parametrize("kind", NOT_LOGPROBS)
+def test_numbers_that_are_no_log_probabilities(tmp_path: Path, kind: str) -> None:
+    """One row of them also must not blind the test for shifts."""
+    run = write_dataset(tmp_path)
+    rows = pq.read_table(run / FIRST).to_pylist()
+    NOT_LOGPROBS[kind](rows[1])
+    replace_published(run, 0, rows)
+    result = verify(str(run), 1)
+    assert not result["ok"]
+    assert any("row 1: " in text and "no log-probabilities" in text for text in result["problems"]), result["problems"]
+    assert np.isfinite(result["probability_before_own_after"]).all()
+
+
+@pytest.mark.parametrize("layout", [name for name in LAYOUTS if name not in ("openai", "distillkit-compressed")])
+def test_exported_numbers_that_are_no_log_probabilities(tmp_path: Path, layout: str) -> None:
+    export, manifest = make_export(write_dataset(tmp_path), layout)
+    name, lowest = SHIFTED[layout][1], 0.0 if layout == "tinker" else -100.0
+    file = manifest["files"][0]
+    rows = pq.read_table(export / file["file"]).to_pylist()
+    position = next(j for j, values in enumerate(rows[1][name]) if max(values, default=-INF) > lowest)
+    rows[1][name][position][0] = NAN
+    replace_exported(export, manifest, file, rows)
+    result = verify(str(export), 1)
+    assert any("row 1: rows whose probabilities sum to nan" in text for text in result["problems"]), result["problems"]
+    assert np.isfinite(result["probability_before_own_after"]).all()
+
+
 @pytest.mark.parametrize(("draws_from", "num_problems"), [("engine", 1), ("top_k", 0)])
 def test_draws_may_be_missing_where_they_are_not_from_the_whole_distribution(
     tmp_path: Path, draws_from: str, num_problems: int

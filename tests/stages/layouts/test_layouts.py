@@ -23,7 +23,6 @@ def test_every_layout_is_written_and_read_back(name: str) -> None:
     length = max(published.column("num_input_tokens").to_pylist()) if layout.has_equal_lengths else 0
     settings = Settings("target", V, K, length)
     table = layout.convert(published, settings)
-    assert set(layout.split) <= set(table.column_names)
     if layout.read_row is None:
         return
     sources = with_next_token_targets(published, "target")
