@@ -22,6 +22,8 @@ from stillhouse.schemas.config import Config, ConfigError, load
 from stillhouse.stages.layouts import LAYOUTS
 
 Command = Callable[..., tuple[dict[str, Any], int]]
+RAYS_COPY = "/runtime_resources/working_dir_files/"
+"""Where Ray 2.60 unpacks a job's working directory (ray/_private/runtime_env/working_dir.py)."""
 EXIT_FAILED, EXIT_USAGE, EXIT_SET_ASIDE, EXIT_INTERRUPTED = 1, 2, 3, 130
 
 
@@ -146,7 +148,18 @@ def _fail(message: str, code: int) -> int:
     return code
 
 
+def _refuse_rays_copy(key: str, location: str) -> None:
+    """Raises `ConfigError` where something would be written into the copy of a working directory that Ray makes for a
+    job: on each node another one, and deleted after the job."""
+    if "://" not in location and not os.path.isabs(location) and RAYS_COPY in os.getcwd():
+        raise ConfigError(
+            f"{key}: {location!r} is relative, and here that is in Ray's copy of the job's working directory, which "
+            "Ray deletes; write an absolute path that all nodes see, or an object-store URL"
+        )
+
+
 def _run(config: Config, arguments: argparse.Namespace) -> tuple[dict[str, Any], int]:
+    _refuse_rays_copy("run_dir", config.run_dir)
     from stillhouse.pipeline.look.summary import summary
     from stillhouse.pipeline.run import driver
     from stillhouse.pipeline.run.pool import LocalPool, Pool
@@ -196,6 +209,7 @@ def _export(arguments: argparse.Namespace) -> tuple[dict[str, Any], int]:
 
     kinds: dict[str | None, Any] = {None: None, "top_k": "target", "sampled": "draw"}
     output = arguments.output or default_output(arguments.run, arguments.to)
+    _refuse_rays_copy("--output", output)
     manifest = export(
         arguments.run,
         arguments.to,

@@ -64,6 +64,7 @@ class _Driver:
         self._config, self._folder, self._report, self._pool = config, folder, report, pool
         self._stages = flow.of(config)
         self._num_damaged = Counter[str]()
+        self._is_required = False
 
     # -----------------------------------------------------------------------------------------------------------------
     # What may be there already
@@ -148,6 +149,15 @@ class _Driver:
             summaries[stage.name] = self._finish_stage(stage.name, names)
         return summaries
 
+    def _require(self, first: str) -> None:
+        """Has the pool look, once, whether it can do what is left: before anything is paid for, not at its turn."""
+        if self._is_required:
+            return
+        self._is_required = True
+        names = [stage.name for stage in self._stages]
+        for sentence in self._pool.require(self._config, names[names.index(first) :]):
+            self._report.trouble(sentence)
+
     def _before(self, stage: Stage) -> str:
         return flow.previous(self._config, stage.name)
 
@@ -159,6 +169,7 @@ class _Driver:
                 self._report.begin("ingest", 0)
                 return names
         self._report.begin("ingest", None)
+        self._require("ingest")
         for result in self._pool.run_task(self._config, "ingest", ingest_task):
             self._accept("ingest", result)
         return partition.read(self._folder)
@@ -194,6 +205,7 @@ class _Driver:
         self._report.begin(label, len(todo), num_answers)
         if not todo:
             return []
+        self._require(stage.name)
         job = Job(self._config, stage.name, step, num_shards, is_async=stage.is_async and step == "transform")
         results = []
         with contextlib.closing(self._pool.map_shards(job, todo, self._report.activity)) as made:  # type: ignore[type-var]

@@ -64,6 +64,11 @@ class Job:
 class Pool(Protocol):
     """Workers somewhere. Nothing is started before the first call, because a finished run needs none."""
 
+    def require(self, config: Config, stages: Sequence[str]) -> list[str]:
+        """Asked before the first of `stages` begins. Raises `RunError` where a worker of one of them needs what no
+        machine has or can get; returns a sentence for each that has to wait for a machine."""
+        ...
+
     def map_shards(
         self, job: Job, shards: Sequence[str], on_activity: Callable[[Activity], None]
     ) -> Iterator[ShardResult]:
@@ -90,6 +95,11 @@ class LocalPool:
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(PRELOADED)
         self._workers: list[_Process] = []
+
+    def require(self, config: Config, stages: Sequence[str]) -> list[str]:
+        for stage in stages:
+            _check_gpus(stage, getattr(config.resources, stage).num_gpus)
+        return []
 
     def map_shards(
         self, job: Job, shards: Sequence[str], on_activity: Callable[[Activity], None]
@@ -190,13 +200,17 @@ def _num_workers(job: Job, num_shards: int, gpus: list[str]) -> int:
     resources = job.resources
     fit = int((os.cpu_count() or 1) / resources.num_cpus) if resources.num_cpus else num_shards
     if resources.num_gpus:
-        if len(gpus) < resources.num_gpus:
-            raise RunError(
-                f"resources.{job.stage}.num_gpus: {resources.num_gpus:g} for each worker, and this machine has "
-                f"{len(gpus)}; lower it, or run on a cluster that has them (without --local)"
-            )
+        _check_gpus(job.stage, resources.num_gpus)
         fit = min(fit, int(len(gpus) / resources.num_gpus)) or 1
     return max(1, min(resources.max_workers, num_shards, fit))
+
+
+def _check_gpus(stage: str, num_gpus: float) -> None:
+    if len(gpus := _gpus(num_gpus)) < num_gpus:
+        raise RunError(
+            f"resources.{stage}.num_gpus: {num_gpus:g} for each worker, and this machine has {len(gpus)}; lower it, or "
+            "run on a cluster that has them (without --local)"
+        )
 
 
 def _gpus(num_gpus: float) -> list[str]:

@@ -57,6 +57,8 @@ class Step:
         before = self.workers.get(activity.worker)
         num_before = before.num_tokens if before is not None and before.num_tokens <= activity.num_tokens else 0
         self.workers[activity.worker] = activity
+        if activity.worker:
+            self.workers.pop("", None)  # the wait is over
         if delta := activity.num_tokens - num_before:
             self.deltas.append((now, delta))
             self.tokens_written += delta
@@ -72,6 +74,8 @@ class Step:
     def text(self, now: float) -> str:
         """What is going on, in one line."""
         seconds = f"{now - self.began:.0f} s"
+        if "" in self.workers:
+            return f"waits for {self.workers[''].waits_for}, {seconds}"
         is_starting = bool(self.workers) and all(activity.is_starting for activity in self.workers.values())
         if self.num_answers is None:
             starting = ", its workers are starting" if is_starting else ""

@@ -11,6 +11,7 @@ import logging
 import os
 import secrets
 import signal
+import socket
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import Any
@@ -18,7 +19,13 @@ from typing import Any
 from stillhouse.pipeline.errors import RunError, safe_message
 from stillhouse.pipeline.run.pool import ACTIVITY_EVERY_S, Job, Task, reporting
 from stillhouse.pipeline.run.result import Activity, ShardResult
-from stillhouse.schemas.config import Config
+from stillhouse.schemas.config import Config, ConfigError, WorkersConfig
+
+NODE_GROUP_LABEL = "ray.io/node-group"
+"""On the nodes of clusters that an autoscaler made (`ray up`, KubeRay; ray/_private/resource_and_label_spec.py 2.60):
+these may get nodes that they have not yet."""
+MAX_NODES_NAMED = 4
+CONNECT_TIMEOUT_S = 5.0
 
 RAYS_LINES = r"^\[[0-9-]+ [0-9:,]+ [A-Z] [0-9]+ [0-9]+\] |^\((raylet|pid=|autoscaler|gcs_server)"
 """How lines begin that Ray's C++ code and its daemons write to the driver's standard error, for `console.drop_lines`.
@@ -31,6 +38,25 @@ class RayPool:
     def __init__(self) -> None:
         self._is_started = self._is_ours = False
         self._board: Any = None
+
+    def require(self, config: Config, stages: Sequence[str]) -> list[str]:
+        self._start()
+        import ray
+
+        nodes = [node for node in ray.nodes() if node["Alive"]]
+        found = "; ".join(_spelled(node["Resources"]) for node in nodes[:MAX_NODES_NAMED])
+        found += f"; {len(nodes) - MAX_NODES_NAMED} more" if len(nodes) > MAX_NODES_NAMED else ""
+        may_grow = any(NODE_GROUP_LABEL in node.get("Labels", {}) for node in nodes)
+        waits = []
+        for stage in stages:
+            needed = _needed(getattr(config.resources, stage))
+            if any(_has(node["Resources"], needed) for node in nodes):
+                continue
+            sentence = f"resources.{stage}: each worker needs {_spelled(needed)}, and no node has that ({found})"
+            if not may_grow:
+                raise RunError(f"{sentence}; lower it, or add such a node")
+            waits.append(f"{sentence}; the run waits for the autoscaler to add one")
+        return waits
 
     def map_shards(
         self, job: Job, shards: Sequence[str], on_activity: Callable[[Activity], None]
@@ -56,7 +82,7 @@ class RayPool:
             num_gpus=resources.num_gpus or None,
             resources=resources.resources or None,
         )
-        with _explained(job.stage), self._watched(on_activity):
+        with _explained(job.stage), self._watched(job, on_activity):
             for row in dataset.iter_rows():
                 yield ShardResult.from_json(json.loads(row["result"]))
 
@@ -94,8 +120,16 @@ class RayPool:
         if not ray.is_initialized():
             address = os.environ.get("RAY_ADDRESS", "local")
             extra = {"include_dashboard": False} if address == "local" else {}
+            _check_address(address)
             on_sigterm = signal.getsignal(signal.SIGTERM)
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **extra)
+            try:
+                ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **extra)
+            except ConnectionError:
+                raise ConfigError(
+                    f"RAY_ADDRESS: no cluster takes this process in at {address!r}; check that it runs, and that its "
+                    "token is at hand (RAY_AUTH_MODE=token with RAY_AUTH_TOKEN or ~/.ray/auth_token: Ray 2.60 starts "
+                    "heads with one)"
+                ) from None
             signal.signal(signal.SIGTERM, on_sigterm)  # ray.init puts an exit with code 15 there
             self._is_ours = True
         context = DataContext.get_current()
@@ -106,17 +140,24 @@ class RayPool:
         self._is_started = True
 
     @contextlib.contextmanager
-    def _watched(self, on_activity: Callable[[Activity], None]) -> Iterator[None]:
-        """Has a thread ask the board what the workers are doing."""
+    def _watched(self, job: Job, on_activity: Callable[[Activity], None]) -> Iterator[None]:
+        """Has a thread ask the board what the workers are doing, and while there are none what they wait for."""
         import ray
 
-        ended = threading.Event()
+        ended, needed = threading.Event(), _needed(job.resources)
 
         def watch() -> None:
+            is_begun = False
             while not ended.wait(ACTIVITY_EVERY_S):
                 with contextlib.suppress(ray.exceptions.RayError):  # it tells what goes on, and nothing depends on it
                     for activity in ray.get(self._board.read.remote(), timeout=5):
+                        is_begun = True
                         on_activity(activity)
+                    free = {} if is_begun else ray.available_resources()
+                    if not is_begun and not _has(free, needed):
+                        of_them = _spelled({name: free.get(name, 0) for name in needed})
+                        waits_for = f"{_spelled(needed)} for a worker ({of_them} free in the whole cluster)"
+                        on_activity(Activity("", job.stage, job.step, is_starting=True, waits_for=waits_for))
 
         thread = threading.Thread(target=watch, daemon=True)
         thread.start()
@@ -125,6 +166,41 @@ class RayPool:
         finally:
             ended.set()
             thread.join()
+
+
+def _check_address(address: str) -> None:
+    """Raises `ConfigError` for an address that `ray.init` would try for minutes, or fail on with a traceback."""
+    if address.startswith(("http://", "https://")):
+        raise ConfigError(
+            f"RAY_ADDRESS: {address!r} is where jobs are submitted (ray job submit --address {address} …), and this "
+            "process would be a driver; unset it, or set it to the head's HOST:6379 or to auto"
+        )
+    host, _, port = address.rpartition(":")
+    if "/" in address or not host or not port.isdecimal():
+        return  # auto, local, a client's: these answer at once
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT_S).close()
+    except OSError:
+        raise ConfigError(
+            f"RAY_ADDRESS: nothing listens at {address!r}; start the cluster, correct the address, or unset it to run "
+            "on this machine"
+        ) from None
+
+
+def _needed(resources: WorkersConfig) -> dict[str, float]:
+    """What Ray sets aside for one worker."""
+    needed = {"CPU": resources.num_cpus, "GPU": resources.num_gpus, **resources.resources}
+    return {name: amount for name, amount in needed.items() if amount}
+
+
+def _has(there: dict[str, float], needed: dict[str, float]) -> bool:
+    return all(there.get(name, 0) >= amount for name, amount in needed.items())
+
+
+def _spelled(resources: dict[str, float]) -> str:
+    """Such as 8 CPU, 1 GPU. A node's memory, its name and the kinds of its accelerators are left out."""
+    named = {name: amount for name, amount in resources.items() if "memory" not in name and ":" not in name}
+    return ", ".join(f"{amount:g} {name}" for name, amount in sorted(named.items())) or "nothing"
 
 
 class _Board:

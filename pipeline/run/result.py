@@ -67,3 +67,5 @@ class Activity:
     """Answers being written."""
     num_tokens: int = 0
     """Tokens written since the worker started."""
+    waits_for: str = ""
+    """Resources that a worker needs and that are not free. `worker` is then empty: there is none yet."""

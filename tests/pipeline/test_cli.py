@@ -60,3 +60,19 @@ def test_lines_of_a_library_are_dropped_and_last_words_are_not() -> None:
     assert result.returncode == -6
     lines = set(result.stderr.splitlines())
     assert lines == {"kept", "last words", "[ours] is not dropped, whatever it looks like: (raylet)"}
+
+
+@pytest.mark.parametrize("arguments", [["run"], ["export", "runs/x", "--to", "openai"]])
+def test_nothing_is_written_into_rays_copy_of_a_working_directory(
+    raw_config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+) -> None:  # fmt: skip
+    folder = tmp_path / "session_1/runtime_resources/working_dir_files/_ray_pkg_1"
+    folder.mkdir(parents=True)
+    monkeypatch.chdir(folder)
+    if arguments == ["run"]:
+        (tmp_path / "c.yaml").write_text(yaml.safe_dump(raw_config | {"run_dir": "runs/x"}))
+        arguments = ["run", str(tmp_path / "c.yaml"), "--local"]
+    assert cli.main(arguments) == 2
+    assert "is relative, and here that is in Ray's copy of the job's working directory" in capsys.readouterr().err
+    assert not (folder / "runs").exists()

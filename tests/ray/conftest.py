@@ -1,5 +1,6 @@
 """One Ray head on loopback for all tests that do not kill it."""
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -14,6 +15,7 @@ from typing import NamedTuple
 import pytest
 
 from tests.support.ports import free_port
+from tests.support.processes import descendants, end_all
 
 BIN = Path(sys.executable).parent
 
@@ -36,7 +38,7 @@ class Head(NamedTuple):
 
 @pytest.fixture(scope="session")
 def head(tmp_path_factory: pytest.TempPathFactory, weights: Path) -> Iterator[Head]:
-    """Ended by its own process id."""
+    """Ended by the process ids of what was started."""
     # Ray keeps sockets below this folder, and a socket's path may have 107 characters: pytest's folders are too deep.
     folder = tempfile.mkdtemp(prefix="ray-")
     environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "PATH": f"{BIN}:{os.environ['PATH']}"}
@@ -61,7 +63,11 @@ def head(tmp_path_factory: pytest.TempPathFactory, weights: Path) -> Iterator[He
                 time.sleep(1)
         yield Head(address, f"127.0.0.1:{port}", environment)
     finally:
+        # On SIGTERM it would wait half a minute for its own processes, which have nothing to keep.
+        family = descendants(process.pid)
         process.terminate()
-        process.wait(60)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(3)
+        end_all(process, family)
         log.close()
         shutil.rmtree(folder, ignore_errors=True)

@@ -23,7 +23,7 @@ from tests.ray.conftest import BIN, Head
 from tests.support.data import CONVERSATIONS, ROOT, TEACHER
 from tests.support.forward import forward
 
-ROWS = 60
+ROWS = 40
 
 
 class Job(NamedTuple):

@@ -1,8 +1,12 @@
 """What Ray could spoil: the same runs as in tests/pipeline/run/test_run.py, on real clusters."""
 
 import json
+import os
 import re
 import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -72,10 +76,9 @@ def test_two_drivers_on_one_folder_write_every_shard_once(command: Command, clus
 
 
 def test_killed_driver_is_resumed(finished: Command, tmp_path: Path) -> None:
-    raw = yaml.safe_load(finished.file.read_text())
-    raw["run_dir"] = str(tmp_path / "run")
-    command = Command(tmp_path, raw)
-    driver = command.start("run", FAKE_TEACHER_DELAY_S="0.5")
+    command = copy_of(finished, tmp_path, local=False)
+    without_answers(command)
+    driver = command.start("run", FAKE_TEACHER_DELAY_S="0.2")
     assert driver.stderr is not None
     for line in driver.stderr:
         if line.startswith("generate 0000"):
@@ -88,12 +91,13 @@ def test_killed_driver_is_resumed(finished: Command, tmp_path: Path) -> None:
     assert [key for key in mine if mine[key] != theirs[key]] == []
 
 
-def test_interrupt_ends_with_130(command: Command) -> None:
+def test_interrupt_ends_with_130(finished: Command, tmp_path: Path) -> None:
+    command = copy_of(finished, tmp_path, local=False)
+    without_answers(command)
     driver = command.start("run", FAKE_TEACHER_DELAY_S="30")
-    assert driver.stderr is not None
-    for line in driver.stderr:
-        if line.startswith("screen 0000"):
-            break
+    until = time.monotonic() + 60
+    while not list(command.run_dir.glob("state/attempts/*/*")) and time.monotonic() < until:
+        time.sleep(0.2)  # until a worker has begun a shard
     driver.send_signal(signal.SIGTERM)
     _, err = driver.communicate(timeout=60)
     assert driver.returncode == 130
@@ -109,3 +113,56 @@ def test_teacher_that_cannot_start_fails_the_run_at_once(finished: Command, tmp_
     assert "\nstillhouse: teacher: no such weights (--verbose shows where)\n" in "\n" + err
     assert "Traceback" not in err
     assert not (command.run_dir / "state/set_aside").exists()
+
+
+@pytest.mark.parametrize(
+    ("address", "sentence"),
+    [
+        ("http://127.0.0.1:8265", "RAY_ADDRESS: 'http://127.0.0.1:8265' is where jobs are submitted"),
+        ("https://cluster.example", "RAY_ADDRESS: 'https://cluster.example' is where jobs are submitted"),
+        ("127.0.0.1:9", "RAY_ADDRESS: nothing listens at '127.0.0.1:9'; start the cluster"),
+    ],
+)
+def test_an_address_that_cannot_be_used_is_one_sentence(command: Command, address: str, sentence: str) -> None:
+    started = time.monotonic()
+    _, err = command("run", expect=2, RAY_ADDRESS=address, RAY_TMPDIR="/tmp/no-ray-here")
+    assert time.monotonic() - started < 15
+    (line,) = [line for line in err.splitlines() if line.startswith("stillhouse: ")]
+    assert line.startswith(f"stillhouse: {sentence}")
+    assert "Traceback" not in err
+
+
+def test_resources_that_no_node_has_end_the_run_at_once(command: Command, cluster: dict[str, str]) -> None:
+    """Before ingest, though only a later stage wants them."""
+    for setting, needed in (("generate.num_gpus=1", "1 CPU, 1 GPU"), ("review.resources={tpu: 4}", "1 CPU, 4 tpu")):
+        _, err = command("run", "--set", f"resources.{setting}", expect=1, **cluster)
+        stage = setting.partition(".")[0]
+        assert f"stillhouse: resources.{stage}: each worker needs {needed}, and no node has that (2 CPU)" in err
+        assert not list(command.run_dir.glob("ingest/*"))
+
+
+def test_a_run_says_what_it_waits_for(finished: Command, tmp_path: Path, head: Head) -> None:
+    """Another job has all the cores."""
+    hold = (
+        "import ray, sys, time; ray.init(log_to_driver=False)\n"
+        "@ray.remote(num_cpus=2)\ndef hold(): print('held'); time.sleep(3600)\n"
+        "task = hold.remote(); time.sleep(3); print('held', flush=True); time.sleep(3600)"
+    )
+    environment = {**os.environ, **head.driver_environment}
+    holder = subprocess.Popen([sys.executable, "-c", hold], env=environment, stdout=subprocess.PIPE, text=True)
+    try:
+        assert holder.stdout is not None
+        assert "held" in holder.stdout.readline()
+        command = copy_of(finished, tmp_path, local=False)
+        without_answers(command)
+        run = command.start("run", **head.driver_environment)
+        assert run.stderr is not None
+        started = time.monotonic()
+        for line in run.stderr:
+            if "waits for" in line or time.monotonic() - started > 60:
+                break
+        assert "generate: waits for 1 CPU for a worker (0 CPU free in the whole cluster)" in line
+    finally:
+        holder.kill()
+        holder.wait()
+    assert run.wait(120) == 0

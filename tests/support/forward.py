@@ -28,9 +28,10 @@ def forward(row: dict[str, Any], model: Any) -> tuple[np.ndarray, np.ndarray]:
 
     tokens = np.array(row["input_ids"])
     supervised = np.flatnonzero(np.array(row["labels"]) != IGNORE_INDEX)
-    with torch.no_grad():
-        logits_TV = model(torch.tensor(tokens[None])).logits[0].float()
-    return torch.log_softmax(logits_TV[supervised - 1], dim=-1).numpy(), tokens[supervised]
+    with torch.no_grad():  # the output layer is most of the work, and only these positions need it
+        kept = torch.tensor(supervised - 1)
+        logits_SV = model(torch.tensor(tokens[None]), logits_to_keep=kept).logits[0].float()
+    return torch.log_softmax(logits_SV, dim=-1).numpy(), tokens[supervised]
 
 
 def whole_distributions(generated: pa.Table, num_draws: int, limit: int) -> tuple[np.ndarray, np.ndarray]:

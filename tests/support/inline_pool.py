@@ -13,6 +13,9 @@ from stillhouse.schemas.config import Config
 class InlinePool:
     """Shards and tasks one after the other; errors come as they are."""
 
+    def require(self, config: Config, stages: Sequence[str]) -> list[str]:
+        return []
+
     def map_shards(
         self, job: Job, shards: Sequence[str], on_activity: Callable[[Activity], None]
     ) -> Iterator[ShardResult]:

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 from pathlib import Path
+from typing import Any
 
 
 def descendants(pid: int) -> dict[int, str]:
@@ -25,7 +26,7 @@ def descendants(pid: int) -> dict[int, str]:
     return found
 
 
-def end_all(driver: "subprocess.Popen[bytes]", family: dict[int, str]) -> None:
+def end_all(driver: "subprocess.Popen[Any]", family: dict[int, str]) -> None:
     """What is left of a killed driver's cluster ends by itself within seconds; here it is not waited for."""
     driver.kill()
     driver.wait(30)
