@@ -3,7 +3,13 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
+import pytest
+import yaml
+
+from stillhouse.pipeline import cli
 from tests.support.data import ROOT
 
 NOISE = """
