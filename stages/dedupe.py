@@ -1,12 +1,13 @@
-"""Marks prompts that repeat another one: equal after normalisation, or near-duplicates by MinHash and banding.
+"""Marks prompts that repeat another one: the same text, the same text typed another way, or near-duplicates by MinHash.
 
 Duplicates can be in any two shards, so there are three steps: `Sketch` reads one shard, `assign` compares the sketches
 of all shards at once, `mark` writes one shard's verdict. Sketches hold no text.
 
-Clusters are connected components: two members of one cluster can be less similar than `threshold` if a chain of prompts
-joins them.
+A cluster is a prompt that is kept and those that are like it: `threshold` like it, or one `reading` with it. Prompts
+that are like each other through others only are not in one cluster. Prompts under different system prompts are never
+alike.
 
-Shape legend: N rows or distinct texts, P permutations.
+Shape legend: N rows, T distinct readings, P permutations.
 """
 
 import hashlib
@@ -22,14 +23,15 @@ from numpy.typing import NDArray
 
 from stillhouse.schemas import tables
 from stillhouse.schemas.config import DedupeConfig
-from stillhouse.stages.text.minhash import components
-from stillhouse.stages.text.shingles import normalise, shingles
+from stillhouse.stages.text.minhash import leaders
+from stillhouse.stages.text.reading import reading
+from stillhouse.stages.text.shingles import shingles, units
 
 EXACT = "exact_duplicate"
-"""Drop reason: a row with the same normalised text is kept instead."""
+"""Drop reason: a row with the same text is kept instead. White space at its ends does not count."""
 
 NEAR = "near_duplicate"
-"""Drop reason: a row with another text of the same cluster is kept instead."""
+"""Drop reason: a row with another text that is like this one is kept instead."""
 
 ASSIGNMENT = pa.schema([*list(tables.DEDUPED)[len(tables.PROMPTS) :], tables.DROP_REASON])
 """What `assign` decides for each row; `mark` appends it to the shard."""
@@ -45,9 +47,12 @@ def sketch_schema(num_perm: int) -> pa.Schema:
     return pa.schema(
         [
             pa.field("prompt_id", pa.string()),
-            # BLAKE2b of the normalised user turns, 128 bits.
+            # BLAKE2b of the user turns and the system prompt: of the texts, of what they say (`text.reading`), and of
+            # the units that shingles are made of.
             pa.field("text_hash", pa.binary(16)),
-            # MinHash of the shingles of all user turns, [P]; all bits are set where there is no shingle.
+            pa.field("reading_hash", pa.binary(16)),
+            pa.field("units_hash", pa.binary(8)),
+            # MinHash of the shingles of all user turns, each with the system prompt, [P].
             pa.field("signature", pa.list_(pa.uint32(), num_perm)),
             # Redacted or flagged by the source: other rows of its cluster are kept first.
             pa.field("demoted", pa.bool_()),
@@ -56,7 +61,8 @@ def sketch_schema(num_perm: int) -> pa.Schema:
 
 
 class Sketch:
-    """Turns a shard of prompts into what is compared: a hash and a MinHash signature of each row's user turns."""
+    """Turns a shard of prompts into what is compared: hashes and a MinHash signature of each row's user turns and
+    system prompt."""
 
     def __init__(self, config: DedupeConfig) -> None:
         self.config = config
@@ -67,26 +73,34 @@ class Sketch:
         """`tables.PROMPTS` in, `sketch_schema(num_perm)` out, row for row."""
         num_rows, num_perm = table.num_rows, self.config.num_perm
         signature_NP = np.empty((num_rows, num_perm), np.uint32)
-        text_hashes = []
-        for i, turns in enumerate(table["user_turns"].to_pylist()):
-            # Normalised text holds no line break, so ["a b"] and ["a", "b"] stay different conversations.
-            text = "\n".join(normalise(turn) for turn in turns)
-            text_hashes.append(hashlib.blake2b(text.encode(), digest_size=16).digest())
-            signature_NP[i] = self._signature(text)
+        text_hashes, reading_hashes, units_hashes = [], [], []
+        systems = table["system_prompt"].to_pylist()
+        for i, (turns, system) in enumerate(zip(table["user_turns"].to_pylist(), systems, strict=True)):
+            texts = [system or "", *turns]
+            readings = [reading(text) for text in texts]
+            text_hashes.append(_blake2b([text.strip() for text in texts], 16))
+            reading_hashes.append(_blake2b(readings, 16))
+            units_hashes.append(_blake2b([readings[0], *units(" ".join(readings[1:]))], 8))
+            signature_NP[i] = self._signature("\n\n".join(readings[1:]), readings[0])
         demoted = pc.or_(table["redacted"].fill_null(False), table["moderation_flagged"].fill_null(False))
         return pa.table(
             [
                 table["prompt_id"],
                 pa.array(text_hashes, pa.binary(16)),
+                pa.array(reading_hashes, pa.binary(16)),
+                pa.array(units_hashes, pa.binary(8)),
                 pa.FixedSizeListArray.from_arrays(pa.array(signature_NP.ravel()), num_perm),
                 demoted,
             ],
             schema=sketch_schema(num_perm),
         )
 
-    def _signature(self, text: str) -> NDArray[np.uint32]:
+    def _signature(self, text: str, system: str) -> NDArray[np.uint32]:
         self.minhash.clear()
-        items = list(shingles(text, self.config.ngram, self.config.char_ngram))
+        items = list(shingles(text, self.config.ngram))
+        if system:  # then prompts under different ones have no shingle in common
+            prefix = _blake2b([system], 16)
+            items = [prefix + item for item in items]
         for start in range(0, len(items), _SHINGLES_AT_ONCE):
             self.minhash.update_batch(items[start : start + _SHINGLES_AT_ONCE])
         signature_P: NDArray[np.uint32] = self.minhash.hashvalues
@@ -96,67 +110,62 @@ class Sketch:
 def assign(sketches: Iterable[pa.Table], config: DedupeConfig) -> list[pa.Table]:
     """Sketches of all shards in, one `ASSIGNMENT` table per shard out, row for row, in the same order.
 
-    The verdict on a prompt depends on the set of prompts alone, not on their order or on how they are sharded. Within
-    a cluster, rows that are not demoted come before demoted ones, and then rows are ordered by `prompt_id` (by code
-    point). The first `max_per_cluster` distinct texts in that order keep their first row. `cluster_id` is the
-    `prompt_id` of the cluster's first row; `cluster_size` counts all of its rows, dropped ones included.
+    The verdict on a prompt depends on the set of prompts alone, not on their order or on how they are sharded: rows
+    that are not demoted come before demoted ones, and then rows are ordered by `prompt_id` (by code point). Rows of one
+    reading are judged together, by the first of them. In that order, a reading that is like no earlier leader leads a
+    cluster, any other belongs to the first leader that it is like. The first `max_per_cluster` readings of a cluster,
+    its leader among them, keep their first row. `cluster_id` is the `prompt_id` of the leader's first row;
+    `cluster_size` counts all rows of the cluster, dropped ones included.
 
-    Memory: P x 4 bytes per row, plus about 200 bytes per row. `sketches` may be a generator.
+    Memory: P x 5 bytes per row, plus about 500 bytes per row. `sketches` may be a generator.
     """
     schema = sketch_schema(config.num_perm)
-    ids, hashes, demoted, signatures = [], [], [], []
+    columns: dict[str, list[Any]] = {name: [] for name in schema.names}
     for shard, sketch in enumerate(sketches):
         if not sketch.schema.equals(schema):
             raise ValueError(
                 f"dedupe: the sketch of shard {shard} does not have the columns of {config.num_perm} permutations; "
                 "sketch all shards with the same configuration"
             )
-        ids.append(sketch["prompt_id"].cast(pa.large_string()))
-        hashes.append(_flat(sketch["text_hash"]).view(np.uint64).reshape(-1, 2))
-        demoted.append(sketch["demoted"].to_numpy())
-        signatures.append(sketch["signature"])
+        columns["prompt_id"].append(sketch["prompt_id"].cast(pa.large_string()))
+        for name in ("text_hash", "reading_hash", "units_hash"):
+            columns[name].append(_flat(sketch[name]).view(np.uint64))
+        columns["demoted"].append(sketch["demoted"].to_numpy())
+        columns["signature"].append(sketch["signature"])
         del sketch
+    ids = columns.pop("prompt_id")
     sizes = [len(column) for column in ids]
     if sum(sizes) == 0:
         return [ASSIGNMENT.empty_table() for _ in sizes]
-
     id_N = pa.chunked_array([chunk for column in ids for chunk in column.chunks], pa.large_string()).combine_chunks()
     del ids
-    text_N, first_N = _distinct(np.concatenate(hashes))
-    del hashes
-    cluster_N = components(_gather(signatures, first_N, config.num_perm), config.threshold)[text_N]
 
     by_id = pc.sort_indices(id_N).to_numpy()
     rank_N = np.empty(len(by_id), np.int64)
     rank_N[by_id] = np.arange(len(by_id))
-    order = np.lexsort((rank_N, np.concatenate(demoted), cluster_N))
+    order_N = np.lexsort((rank_N, np.concatenate(columns.pop("demoted"))))
+    reading_N, first_T = _distinct(np.concatenate(columns.pop("reading_hash")).reshape(-1, 2), order_N)
+    units_T = np.concatenate(columns.pop("units_hash"))[first_T]
+    signature_TP = _gather(columns.pop("signature"), first_T, config.num_perm)
+    leader_T = leaders(signature_TP, units_T, config.threshold)
+    del signature_TP
 
-    cluster, text = cluster_N[order], text_N[order]
-    starts = np.flatnonzero(np.r_[True, cluster[1:] != cluster[:-1]])
-    counts = np.diff(np.r_[starts, len(order)])
-    # `order` puts a text's best row first, so the first row of each text, counted within its cluster, ranks the text.
-    leads = np.zeros(len(order), bool)
-    leads[np.unique(text, return_index=True)[1]] = True
-    text_rank = np.cumsum(leads) - 1
-    text_rank -= np.repeat(text_rank[starts], counts)
-    text_kept = np.zeros(len(first_N), bool)
-    text_kept[text[leads & (text_rank < config.max_per_cluster)]] = True
-
-    reason = np.full(len(order), 2, np.int8)
-    reason[text_kept[text]] = 1
-    reason[leads & text_kept[text]] = 0
-    reason_N, size_N, best_N = np.empty_like(reason), np.empty(len(order), np.int32), np.empty(len(order), np.int64)
-    reason_N[order] = reason
-    size_N[order] = np.repeat(counts, counts)
-    best_N[order] = np.repeat(order[starts], counts)
+    kept_T = _places(leader_T) < config.max_per_cluster
+    text_N2 = np.concatenate(columns.pop("text_hash")).reshape(-1, 2)
+    is_equal_N = (text_N2 == text_N2[first_T[reading_N]]).all(axis=1)
+    reason_N = np.where(is_equal_N & kept_T[reading_N], 1, 2).astype(np.int8)
+    reason_N[first_T[kept_T]] = 0
+    cluster_N = leader_T[reading_N]
+    size_N = np.bincount(cluster_N)[cluster_N]
+    best_N = first_T[cluster_N]
 
     reasons = pa.array([None, EXACT, NEAR], pa.string())
     assignments = []
     for end, size in zip(np.cumsum(sizes), sizes, strict=True):
         rows = slice(end - size, end)
-        columns = [id_N.take(pa.array(best_N[rows])), pa.array(size_N[rows]), reasons.take(pa.array(reason_N[rows]))]
+        verdict = [id_N.take(pa.array(best_N[rows])), pa.array(size_N[rows]), reasons.take(pa.array(reason_N[rows]))]
         assignments.append(
-            pa.table([column.cast(field.type) for column, field in zip(columns, ASSIGNMENT, strict=True)], ASSIGNMENT)
+            pa.table([column.cast(field.type) for column, field in zip(verdict, ASSIGNMENT, strict=True)], ASSIGNMENT)
         )
     return assignments
 
@@ -172,15 +181,38 @@ def mark(table: pa.Table, assignment: pa.Table) -> pa.Table:
     return pa.table(columns, schema=tables.marked(tables.DEDUPED))
 
 
-def _distinct(hash_N2: NDArray[np.uint64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Number the distinct texts by their hashes, which does not depend on the order of rows. Returns the number of each
-    row's text, and for each text one of its rows."""
-    order = np.lexsort(hash_N2.T)
-    sorted_N2 = hash_N2[order]
+def _distinct(hash_N2: NDArray[np.uint64], order_N: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Number the distinct hashes by their first row in `order_N`. Returns the number of each row's hash, and each
+    hash's first row."""
+    place_N = np.empty_like(order_N)
+    place_N[order_N] = np.arange(len(order_N))
+    by_hash = np.lexsort((place_N, *hash_N2.T))
+    sorted_N2 = hash_N2[by_hash]
     new = np.r_[True, (sorted_N2[1:] != sorted_N2[:-1]).any(axis=1)]
-    text_N = np.empty(len(order), np.int64)
-    text_N[order] = np.cumsum(new) - 1
-    return text_N, order[new]
+    first_T = by_hash[new]
+    by_place = np.argsort(place_N[first_T])
+    number_T = np.empty_like(by_place)
+    number_T[by_place] = np.arange(len(by_place))
+    number_N = np.empty_like(order_N)
+    number_N[by_hash] = number_T[np.cumsum(new) - 1]
+    return number_N, first_T[by_place]
+
+
+def _places(leader_T: NDArray[np.int64]) -> NDArray[np.int64]:
+    """[T]: the place of each text among those of its leader, from 0."""
+    order = np.argsort(leader_T, kind="stable")
+    place_T = np.empty_like(order)
+    place_T[order] = np.arange(len(order)) - np.searchsorted(leader_T[order], leader_T[order])
+    return place_T
+
+
+def _blake2b(texts: list[str], num_bytes: int) -> bytes:
+    digest = hashlib.blake2b(digest_size=num_bytes)
+    for text in texts:
+        data = text.encode()
+        digest.update(len(data).to_bytes(8, "little"))  # so that ["ab"] and ["a", "b"] differ
+        digest.update(data)
+    return digest.digest()
 
 
 def _gather(signatures: list[pa.ChunkedArray], rows: NDArray[np.int64], num_perm: int) -> NDArray[np.uint32]:

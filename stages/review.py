@@ -1,4 +1,4 @@
-"""Marks answers that are empty, repeat themselves, are unsafe, are cut off, or equal the answers to other prompts.
+"""Marks answers that are empty, repeat themselves, are unsafe, are cut off, or repeat a long answer to another prompt.
 
 Does not judge quality or truth. Equal answers can be in any two shards, so there are three steps: `Sketch` reads one
 shard, `assign` compares the sketches of all shards at once, `Review` marks one shard.
@@ -18,30 +18,36 @@ from stillhouse.schemas.config import ClassifierConfig, ReviewConfig
 from stillhouse.schemas.tables import DROP_REASON
 from stillhouse.stages.filters import check_thresholds, combined, score_rows, scores_column, unsafe_rows
 from stillhouse.stages.text.loops import longest_loops
-from stillhouse.stages.text.shingles import normalise
+from stillhouse.stages.text.reading import reading
+from stillhouse.stages.text.shingles import has_words
 
 SKETCH = pa.schema([pa.field("sample_id", pa.string()), pa.field("answer_hash", pa.binary(16))])
-"""`answer_hash` is null where the answer is empty: such answers are dropped as empty, not as duplicates."""
+"""`answer_hash` is null where the answer is no duplicate whatever others say: it is short, or some turn is empty."""
 
 ASSIGNMENT = pa.schema([pa.field("sample_id", pa.string()), DROP_REASON])
 """What `assign` decides for each row of a shard. By the ids, `Review` refuses the assignment of another shard."""
 
 
 class Sketch:
-    """Reduces each answer to a hash: blake2b-128 of its normalised assistant turns. Completions in, `SKETCH` out, row
-    for row."""
+    """Reduces each long answer to a hash: blake2b-128 of what its assistant turns say. Completions in, `SKETCH` out,
+    row for row. All turns of a conversation together are long or short."""
 
     def __init__(self, config: ReviewConfig) -> None:
-        pass  # there is nothing to configure; the argument is for symmetry with the other steps
+        self._num_words = config.duplicate_words
 
     def __call__(self, table: pa.Table) -> pa.Table:
         texts, row_A = assistant_turns(table)
         turns_of: list[list[str]] = [[] for _ in range(table.num_rows)]
         for text, row in zip(texts, row_A.tolist(), strict=True):
-            turns_of[row].append(normalise(text))
-        # Normalised text holds no line break, so ["a b"] and ["a", "b"] stay different answers.
-        hashes = [_blake2b("\n".join(turns)) if turns and all(turns) else None for turns in turns_of]
+            turns_of[row].append(reading(text))
+        hashes = [self._hash(turns) for turns in turns_of]
         return pa.table([table["sample_id"], pa.array(hashes, pa.binary(16))], schema=SKETCH)
+
+    def _hash(self, turns: list[str]) -> bytes | None:
+        if not turns or not all(turns) or not has_words(" ".join(turns), self._num_words):
+            return None
+        # A reading holds no empty line, so ["a b"] and ["a", "b"] stay different answers.
+        return _blake2b("\n\n".join(turns))
 
 
 def assign(sketches: Iterable[pa.Table], config: ReviewConfig) -> list[pa.Table]:

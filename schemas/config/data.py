@@ -53,15 +53,13 @@ class IngestConfig(Section):
 
 class DedupeConfig(Section):
     threshold: Annotated[float, Field(gt=0.0, le=1.0)] = 0.8
-    """Join two prompts when their estimated Jaccard similarity is at least this."""
+    """Drop a prompt when its estimated Jaccard similarity to one that is kept is at least this."""
     num_perm: Annotated[int, Field(ge=16, le=1024)] = 128
     """MinHash permutations."""
     ngram: Count = 5
-    """Words per shingle."""
-    char_ngram: Count = 5
-    """Characters per shingle of a text too short for words."""
+    """Words per shingle. A prompt with fewer words than two shingles is only dropped when it asks what another asks."""
     max_per_cluster: Count = 1
-    """Distinct texts kept of a cluster of near-duplicates."""
+    """Different prompts kept of a cluster: of one prompt and those that are like it."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 1
     """Seed of the MinHash permutations."""
     max_dropped_fraction: Annotated[Fraction, free] = 0.95
@@ -128,7 +126,9 @@ class ReviewConfig(Section):
     loop_repeats: Annotated[int, Field(ge=2)] = 4
     """... with at least this many copies of the repeated piece."""
     max_duplicates: Count = 1
-    """Answers kept of those that are equal after normalisation."""
+    """Long answers kept of those that say the same."""
+    duplicate_words: Annotated[int, Field(ge=0)] = 30
+    """An answer of fewer words is never a duplicate: short ones are the right answer to many questions."""
     max_dropped_fraction: Annotated[Fraction, free] = 0.5
     """Fail when more than this share is dropped."""
 

@@ -3,21 +3,17 @@
 MinHash: Broder, "On the resemblance and containment of documents" (1997). Banding: Leskovec, Rajaraman and Ullman,
 "Mining of Massive Datasets", section 3.4. The bands determine recall, the threshold determines precision.
 
-Shape legend: N texts, P permutations, R rows of a signature in one band, E pairs.
+Shape legend: N texts, P permutations, B bands, C candidates.
 """
 
-from collections.abc import Iterator
 from math import ceil
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 BAND_RECALL = 0.95
 """Least probability that a pair exactly at the threshold shares a band. For more similar pairs it is higher."""
-_PAIRS_AT_ONCE = 1 << 15
-_LARGE_GROUP = 32
+_AT_ONCE = 1 << 15
 
 
 def bands(threshold: float, num_perm: int) -> tuple[int, int]:
@@ -31,72 +27,78 @@ def bands(threshold: float, num_perm: int) -> tuple[int, int]:
     return num_perm, 1
 
 
-def joined_pairs(signature_NP: NDArray[np.uint32], threshold: float) -> Iterator[NDArray[np.int64]]:
-    """Pairs [E, 2] of signatures that share a band and agree in at least `threshold` of their slots, band by band.
+def leaders(signature_NP: NDArray[np.uint32], units_N: NDArray[np.uint64], threshold: float) -> NDArray[np.int64]:
+    """[N]: the text that stands for each text, which is itself where none before it does. Earlier texts come first.
 
-    Pairs that are already connected by others are left out, which does not change the connected components.
+    A text stands for itself unless it is like an earlier one that stands for itself; of several, the first stands for
+    it. So no text is represented by one that is less than `threshold` like it, however long a chain of texts joins
+    them. Alike are two texts that share a band and agree in at least `threshold` of their slots. Texts whose units are
+    the same are not alike: all that tells them apart is what shingles leave out, and it means something, or they would
+    have one `reading`. `units_N` are the hashes of their units.
+
+    Texts are taken in order. One that nobody stands for is compared with the texts after it that share a band with it
+    and have no leader yet.
     """
     num_texts, num_perm = signature_NP.shape
-    num_bands, num_rows = bands(threshold, num_perm)
     # 0.55 * 100 is 55.00000000000001 in floating point.
     num_equal = ceil(threshold * num_perm - 1e-9)
-    component_N = np.arange(num_texts)
+    member_M, begin_NB, end_NB = _band_groups(signature_NP, threshold)
+    # Signatures that agree in enough slots also agree in the low bytes of as many, which are compared first.
+    low_NP = np.zeros((num_texts, ceil(num_perm / 8) * 8), np.uint8)
+    low_NP[:, :num_perm] = signature_NP
+    num_padding = low_NP.shape[1] - num_perm
+    leader_N = np.arange(num_texts)
+    alone_N = np.ones(num_texts, bool)  # without a leader
+    for text in np.flatnonzero((begin_NB < end_NB).any(axis=1)).tolist():
+        if not alone_N[text]:
+            continue
+        begin_B, end_B = begin_NB[text], end_NB[text]
+        groups = [member_M[b:e] for b, e in zip(begin_B.tolist(), end_B.tolist(), strict=True) if b < e]
+        candidate_C = np.concatenate([group[alone_N[group]] for group in groups])
+        if len(groups) > 1:
+            candidate_C = np.unique(candidate_C)
+        for start in range(0, len(candidate_C), _AT_ONCE):
+            near_C = candidate_C[start : start + _AT_ONCE]
+            near_C = near_C[_count_equal(low_NP[near_C], low_NP[text]) >= num_equal + num_padding]
+            if len(near_C):
+                near_C = near_C[np.count_nonzero(signature_NP[near_C] == signature_NP[text], axis=1) >= num_equal]
+                near_C = near_C[units_N[near_C] != units_N[text]]
+                leader_N[near_C] = text
+                alone_N[near_C] = False
+    return leader_N
+
+
+def _band_groups(
+    signature_NP: NDArray[np.uint32], threshold: float
+) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]]:
+    """The texts that share a band, group by group in one array, and for each text and band [N, B] where in it the texts
+    after this one begin and end."""
+    num_texts, num_perm = signature_NP.shape
+    num_bands, num_rows = bands(threshold, num_perm)
+    begin_NB, end_NB = np.zeros((num_texts, num_bands), np.int32), np.zeros((num_texts, num_bands), np.int32)
+    members, num_members = [np.empty(0, np.int32)], 0
     for band in range(num_bands):
         key_N = _band_keys(signature_NP[:, band * num_rows : (band + 1) * num_rows])
-        order = np.argsort(key_N, kind="stable")
+        order = np.argsort(key_N, kind="stable").astype(np.int32)
         key_N = key_N[order]
-        starts = np.flatnonzero(np.r_[True, key_N[1:] != key_N[:-1]])
-        sizes = np.diff(np.r_[starts, num_texts])
-        found = [np.empty((0, 2), np.int64)]
-        for size in np.unique(sizes[sizes > 1]):
-            groups = starts[sizes == size]
-            if size > _LARGE_GROUP:
-                for start in groups:
-                    found += _join_large(signature_NP, order[start : start + size], component_N, num_equal)
-                continue
-            left, right = np.triu_indices(size, k=1)
-            step = max(1, _PAIRS_AT_ONCE // len(left))
-            for i in range(0, len(groups), step):
-                members = order[groups[i : i + step, None] + np.arange(size)]
-                pairs_E2 = np.stack([members[:, left].ravel(), members[:, right].ravel()], axis=1)
-                pairs_E2 = pairs_E2[component_N[pairs_E2[:, 0]] != component_N[pairs_E2[:, 1]]]
-                equal_E = signature_NP[pairs_E2[:, 0]] == signature_NP[pairs_E2[:, 1]]
-                found.append(pairs_E2[np.count_nonzero(equal_E, axis=1) >= num_equal])
-        pairs_E2 = np.concatenate(found)
-        component_N = _merge(component_N, pairs_E2)
-        yield pairs_E2
+        start_G = np.flatnonzero(np.r_[True, key_N[1:] != key_N[:-1]])
+        size_G = np.diff(np.r_[start_G, num_texts])
+        shared = np.repeat(size_G > 1, size_G)
+        member_M, size_G = order[shared], size_G[size_G > 1]
+        begin_NB[member_M, band] = num_members + np.arange(1, len(member_M) + 1)
+        end_NB[member_M, band] = num_members + np.repeat(np.cumsum(size_G), size_G)
+        members.append(member_M)
+        num_members += len(member_M)
+    return np.concatenate(members), begin_NB, end_NB
 
 
-def _join_large(
-    signature_NP: NDArray[np.uint32], members: NDArray[np.int64], component_N: NDArray[np.int64], num_equal: int
-) -> list[NDArray[np.int64]]:
-    """The pairs that connect the members of one large group. Pairs that are connected already are not compared.
-
-    A breadth-first search: each member of the growing component is the pivot once, and is compared with all members
-    that are still outside. Signatures that agree in enough slots also agree in the low bytes of as many slots; these
-    are compared first, ten times as fast.
-    """
-    found = []
-    outside = members
-    low_PN = np.ascontiguousarray(signature_NP[members].astype(np.uint8).T)
-    while len(outside) > 1:
-        entering = component_N[outside] == component_N[outside[0]]
-        pivots: list[np.int64] = []
-        while entering.any():
-            pivots += list(outside[entering])
-            # In the largest groups most texts are similar to no other. A slice then avoids a copy.
-            staying = slice(1, None) if entering[0] and entering.sum() == 1 else ~entering
-            outside, low_PN = outside[staying], low_PN[:, staying]
-            entering = np.zeros(len(outside), bool)
-            while pivots and len(outside) and not entering.any():
-                pivot_P = signature_NP[pivot := pivots.pop()]
-                equal_PN = low_PN == pivot_P.astype(np.uint8)[:, None]
-                near = outside[np.add.reduce(equal_PN.view(np.uint8), axis=0, dtype=np.uint16) >= num_equal]
-                near = near[np.count_nonzero(signature_NP[near] == pivot_P, axis=1) >= num_equal]
-                if len(near):
-                    found.append(np.stack([np.full(len(near), pivot), near], axis=1))
-                    entering = np.isin(component_N[outside], component_N[near])
-    return found
+def _count_equal(low_CP: NDArray[np.uint8], low_P: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """[C]: in how many bytes each row is equal. P is a multiple of 8: eight bytes are added at a time."""
+    lane_C8 = np.zeros(len(low_CP), np.uint64)
+    for column_C in (low_CP == low_P).view(np.uint64).T:
+        lane_C8 += column_C
+    count_C: NDArray[np.int64] = lane_C8.view(np.uint8).reshape(-1, 8).sum(axis=1, dtype=np.int64)
+    return count_C
 
 
 def _band_keys(rows_NR: NDArray[np.uint32]) -> NDArray[np.uint64]:
@@ -106,17 +108,3 @@ def _band_keys(rows_NR: NDArray[np.uint32]) -> NDArray[np.uint64]:
         key_N = (key_N ^ column_N) * np.uint64(0x9E3779B97F4A7C15)
         key_N ^= key_N >> np.uint64(29)
     return key_N
-
-
-def _merge(component_N: NDArray[np.int64], pairs_E2: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The components once the pairs are joined as well."""
-    left, right = component_N[pairs_E2].T
-    num = len(component_N)
-    graph = coo_array((np.ones(len(left), bool), (left, right)), shape=(num, num))
-    merged: NDArray[np.int64] = connected_components(graph, directed=False)[1].astype(np.int64)
-    return merged[component_N]
-
-
-def components(signature_NP: NDArray[np.uint32], threshold: float) -> NDArray[np.int64]:
-    """The component of each text [N]. Two texts have the same one if a chain of similar texts joins them."""
-    return _merge(np.arange(len(signature_NP)), np.concatenate(list(joined_pairs(signature_NP, threshold))))

@@ -163,13 +163,41 @@ def hashes(*answers: list[str]) -> list[bytes | None]:
     return Sketch(ReviewConfig())(table)["answer_hash"].to_pylist()
 
 
-def test_answers_are_compared_after_normalisation() -> None:
-    first, *same = hashes(["Straße  № 1\n"], [" strasse no\u00a01"], ["STRASSE NO 1"])
+LONG = " ".join(f"word{i}" for i in range(30))
+
+
+def test_long_answers_are_compared_by_what_they_say() -> None:
+    first, *same = hashes([f"Straße ﬁnden: {LONG}.\n"], [f" straße\u00a0finden: {LONG}"], [f"STRAßE  Finden {LONG}?"])
     assert same == [first, first]
-    assert len(first or b"") == 16
-    assert first == hashlib.blake2b(b"strasse no 1", digest_size=16).digest()
-    assert len(set(hashes(["a b"], ["ab"], ["a", "b"], ["b", "a"], ["a b", "c"], ["a", "b c"]))) == 6
-    assert hashes([""], ["\n \t"], ["a", " "], []) == [None] * 4
+    assert first == hashlib.blake2b(f"straße finden {LONG}".encode(), digest_size=16).digest()
+    code = "def f():\n    for i in range(9):\n        a(i)\n"
+    others = [f"{code}    b()", f"{code}        b()", f"{code}        B()", f"{code}        b()²"]
+    assert len(set(hashes(*([f"{LONG}\n{other}"] for other in others)))) == 4
+    many = [["a b"], ["ab"], ["a", "b"], ["b", "a"], ["a b", "c"], ["a", "b c"]]
+    assert len(set(hashes(*([LONG, *turns] for turns in many)))) == 6
+    assert hashes([""], ["\n \t"], [LONG, " "], []) == [None] * 4
+
+
+@pytest.mark.parametrize(
+    ("word", "space"), [("yes", " "), ("да", " "), ("예", " "), ("نعم", " "), ("是", ""), ("は", "")]
+)
+def test_an_answer_is_long_from_thirty_words_on(word: str, space: str) -> None:
+    """Of a script without spaces, from thirty characters on. Punctuation does not count, all turns do."""
+    for num, is_long in ((1, False), (29, False), (30, True)):
+        text = space.join([word] * num)
+        assert [value is not None for value in hashes([text], [f"{text}!!! ?"], [f"- {text}"])] == [is_long] * 3
+    half = space.join([word] * 15)
+    assert [value is not None for value in hashes([half, half], [half])] == [True, False]
+
+
+def test_short_answers_to_different_questions_are_all_kept() -> None:
+    """100 prompts answered Yes or No, and formulas of courtesy."""
+    short = ["Yes", "No"] * 50 + ["You're welcome! If you have any other questions, feel free to ask."] * 5
+    assert review([{"messages": conversation(answer)} for answer in short])["drop_reason"].null_count == 105
+    result = review([{"messages": conversation(answer)} for answer in short], duplicate_words=0)
+    assert result["drop_reason"].null_count == 3
+    turns = review([{"messages": conversation("Yes", "No")}] * 9)
+    assert turns["drop_reason"].null_count == 9
 
 
 def shards_of(answers: Sequence[str | None], order: Sequence[int], size: int) -> list[pa.Table]:
@@ -207,7 +235,9 @@ def test_empty_shards_among_others() -> None:
 
 
 def test_duplicates_reach_the_table() -> None:
-    result = review([{"messages": conversation("Sorry, no.")}, {"messages": conversation("sorry,  NO.")}, {}])
+    result = review(
+        [{"messages": conversation(f"Sorry, no. {LONG}")}, {"messages": conversation(f"sorry, no {LONG}")}, {}]
+    )
     reasons = result["drop_reason"].to_pylist()
     assert sorted(reasons, key=str) == [None, None, "duplicate_answer"]
     assert reasons[2] is None

@@ -19,14 +19,16 @@ from stillhouse.schemas.config import DedupeConfig
 from stillhouse.stages import dedupe
 
 NGRAM = 5
-CHAR_NGRAM = 5
-"""The defaults of `DedupeConfig`."""
+"""The default of `DedupeConfig`."""
 
 UNSPACED = {"CJK", "HIRAGANA", "KATAKANA", "KATAKANA-HIRAGANA", "THAI", "LAO", "KHMER", "MYANMAR", "BOPOMOFO"}
 
 
 def prompts(
-    turns: Sequence[str | list[str]], ids: Sequence[str] | None = None, demoted: Sequence[str | None] | None = None
+    turns: Sequence[str | list[str]],
+    ids: Sequence[str] | None = None,
+    demoted: Sequence[str | None] | None = None,
+    systems: Sequence[str | None] | None = None,
 ) -> pa.Table:
     """A prompts table; ids default to p0000, p0001, ...; `demoted` holds 'redacted', 'flagged' or None."""
     num = len(turns)
@@ -34,7 +36,7 @@ def prompts(
     columns = {
         "prompt_id": list(ids) if ids is not None else [f"p{i:04d}" for i in range(num)],
         "user_turns": [[turn] if isinstance(turn, str) else turn for turn in turns],
-        "system_prompt": [None] * num,
+        "system_prompt": list(systems) if systems is not None else [None] * num,
         "language": ["English"] * num,
         "redacted": [reason == "redacted" for reason in why],
         "moderation_flagged": [reason == "flagged" for reason in why],
@@ -69,7 +71,9 @@ def _is_unspaced(char: str) -> bool:
     return unicodedata.name(char, "?").split()[0] in UNSPACED
 
 
-def oracle_shingles(text: str) -> set[tuple[str, ...]]:
+def oracle_shingles(text: str, punctuation: bool = False) -> set[tuple[str, ...]]:
+    """Runs of five units of the text in NFKC, case-folded; all of it as one where it is short. With `punctuation` it is
+    among the units."""
     text = unicodedata.normalize("NFKC", text).casefold()
     units: list[str] = []
     glue, num_words = False, 0
@@ -96,15 +100,12 @@ def oracle_shingles(text: str) -> set[tuple[str, ...]]:
                 num_words += 1
             glue = True
         else:
-            units.append(char)
+            if punctuation or char not in ".,;:!?،؛؟۔।॥。、":
+                units.append(char)
             glue = False
     if num_words >= 2 * NGRAM:
         return {tuple(units[i : i + NGRAM]) for i in range(len(units) - NGRAM + 1)}
-    if flat and flat[-1] == " ":
-        flat.pop()
-    edge = ["edge"] * (CHAR_NGRAM - 1)
-    flat = edge + flat + edge
-    return {tuple(flat[i : i + CHAR_NGRAM]) for i in range(len(flat) - CHAR_NGRAM + 1)}
+    return {("".join(flat).strip(),)}
 
 
 def jaccard(left: set[Any], right: set[Any]) -> float:

@@ -1,14 +1,12 @@
-"""Bands, pairs and components of MinHash signatures, against all pairs compared.
+"""Bands and leaders of MinHash signatures, against all pairs compared one after the other.
 
-Shape legend: N texts, P permutations, E pairs.
+Shape legend: N texts, P permutations.
 """
 
 import time
 
 import numpy as np
 import pytest
-from scipy.sparse import csr_array
-from scipy.sparse.csgraph import connected_components
 
 from stillhouse.stages.text import minhash
 
@@ -24,47 +22,83 @@ def test_bands_lose_nothing_at_the_threshold() -> None:
         assert 1 - (1 - threshold ** (num_rows + 1)) ** (256 // (num_rows + 1)) < 0.95
 
 
-def brute_force_components(signature_NP: np.ndarray, threshold: float) -> np.ndarray:
-    """Components of all pairs that share a band and agree in `threshold` of the slots."""
-    num_bands, num_rows = minhash.bands(threshold, signature_NP.shape[1])
-    equal_NNP = signature_NP[:, None, :] == signature_NP[None, :, :]
-    shared = equal_NNP[:, :, : num_bands * num_rows].reshape(*equal_NNP.shape[:2], num_bands, num_rows)
-    graph = shared.all(axis=3).any(axis=2) & (equal_NNP.mean(axis=2) >= threshold)
-    return connected_components(csr_array(graph), directed=False)[1]
+def leaders(signature_NP: np.ndarray, threshold: float, units: np.ndarray | None = None) -> np.ndarray:
+    units_N = np.arange(len(signature_NP)) if units is None else units
+    return minhash.leaders(signature_NP, units_N.astype(np.uint64), threshold)
+
+
+def brute_force(signature_NP: np.ndarray, threshold: float, units_N: np.ndarray) -> list[int]:
+    num_texts, num_perm = signature_NP.shape
+    num_bands, num_rows = minhash.bands(threshold, num_perm)
+    found: list[int] = []
+    for i in range(num_texts):
+        for j in range(i):
+            equal_P = signature_NP[i] == signature_NP[j]
+            share = any(equal_P[b * num_rows : (b + 1) * num_rows].all() for b in range(num_bands))
+            if found[j] == j and share and equal_P.mean() >= threshold and units_N[i] != units_N[j]:
+                found.append(j)
+                break
+        else:
+            found.append(i)
+    return found
 
 
 @pytest.mark.parametrize("keep", [0.83, 0.88, 0.92, 0.97])
-def test_groups_of_any_size_connect_what_all_pairs_connect(keep: float) -> None:
+@pytest.mark.parametrize("num_perm", [64, 60])
+def test_each_text_has_the_first_leader_that_it_is_like(keep: float, num_perm: int) -> None:
     """Families whose members agree at about keep squared: bands full of unlike, half alike and alike texts."""
     rng = np.random.default_rng(int(keep * 100))
     families = []
-    for size in (300, 60, 33, 32, 5, 2, 1):
-        own_NP = rng.integers(0, 2**32, (size, 64), dtype=np.uint32)
-        families.append(np.where(rng.random((size, 64)) < keep, own_NP[0], own_NP))
+    for size in (150, 60, 5, 2, 1):
+        own_NP = rng.integers(0, 2**32, (size, num_perm), dtype=np.uint32)
+        families.append(np.where(rng.random((size, num_perm)) < keep, own_NP[0], own_NP))
     signature_NP = rng.permutation(np.concatenate(families))
-    edges = np.concatenate(list(minhash.joined_pairs(signature_NP, 0.75)))
-    num = len(signature_NP)
-    ones = np.ones(len(edges), bool)
-    found = connected_components(csr_array((ones, (edges[:, 0], edges[:, 1])), shape=(num, num)), directed=False)[1]
-    expected = brute_force_components(signature_NP, 0.75)
-    np.testing.assert_array_equal(found[:, None] == found[None, :], expected[:, None] == expected[None, :])
+    units_N = rng.integers(0, 50, len(signature_NP))  # a few alike ones have the same units
+    found = leaders(signature_NP, 0.75, units_N)
+    assert found.tolist() == brute_force(signature_NP, 0.75, units_N)
+    assert keep > 0.9 or 2 < len(set(found.tolist())) < len(signature_NP)
 
 
-def test_exactly_at_the_threshold_is_joined() -> None:
+def test_a_chain_is_broken_where_its_ends_are_unlike() -> None:
+    """Each agrees with the next in 90 of 100 slots, with the one after it in 80, and so on."""
+    signature_NP = np.tile(np.arange(100, dtype=np.uint32), (10, 1))
+    for i in range(10):
+        signature_NP[i, : i * 10] += 1000
+    assert leaders(signature_NP, 0.8).tolist() == [0, 0, 0, 3, 3, 3, 6, 6, 6, 9]
+    # Both ends come first: what is in the middle goes to the first of those that it is like.
+    assert leaders(signature_NP[[0, 4, 2, 1, 3]], 0.8).tolist() == [0, 1, 0, 0, 1]
+
+
+def test_texts_of_the_same_units_are_never_alike() -> None:
+    signature_NP = np.tile(np.arange(100, dtype=np.uint32), (4, 1))
+    assert leaders(signature_NP, 0.8, np.array([7, 7, 8, 7])).tolist() == [0, 1, 0, 3]
+
+
+def test_exactly_at_the_threshold_is_alike() -> None:
     signature_NP = np.arange(200, dtype=np.uint32).reshape(2, 100)
     signature_NP[1, :55] = signature_NP[0, :55]
-    assert sum(len(pairs) for pairs in minhash.joined_pairs(signature_NP, 0.55)) == 1
+    assert leaders(signature_NP, 0.55).tolist() == [0, 0]
     signature_NP[1, 0] = 1000
-    assert sum(len(pairs) for pairs in minhash.joined_pairs(signature_NP, 0.55)) == 0
+    assert leaders(signature_NP, 0.55).tolist() == [0, 1]
+
+
+def test_low_bytes_alone_do_not_make_texts_alike() -> None:
+    signature_NP = np.tile(np.arange(128, dtype=np.uint32), (2, 1))
+    signature_NP[1, 20:] += 256  # two bands and all low bytes are equal
+    assert leaders(signature_NP, 0.8).tolist() == [0, 1]
+
+
+def test_the_most_permutations_that_can_be_configured() -> None:
+    signature_NP = np.tile(np.arange(1024, dtype=np.uint32), (2, 1))
+    assert leaders(signature_NP, 0.8).tolist() == [0, 0]
 
 
 def test_a_large_family_that_is_not_similar_enough_takes_seconds() -> None:
-    """The worst case: one band holds thousands of texts that all have to be compared, and none is joined."""
+    """The worst case: one band holds thousands of texts that all have to be compared, and few are alike."""
     rng = np.random.default_rng(0)
     own_NP = rng.integers(0, 2**32, (5000, 128), dtype=np.uint32)
     signature_NP = np.where(rng.random((5000, 128)) < 0.8, own_NP[0], own_NP)
     started = time.monotonic()
-    pairs = np.concatenate(list(minhash.joined_pairs(signature_NP, 0.8)))
+    leader_N = leaders(signature_NP, 0.8)
     assert time.monotonic() - started < 20
-    equal_E = (signature_NP[pairs[:, 0]] == signature_NP[pairs[:, 1]]).mean(axis=1)
-    assert equal_E.min() >= 0.8
+    assert (signature_NP == signature_NP[leader_N]).mean(axis=1).min() >= 0.8

@@ -1,0 +1,59 @@
+"""Which texts say the same: two lists, in many scripts, made by hand."""
+
+import random
+import time
+
+import pytest
+
+from stillhouse.stages.text.reading import reading
+from tests.support.questions import DIFFERENT, SAME
+
+
+@pytest.mark.parametrize(("left", "right"), SAME)
+def test_one_question_typed_in_two_ways(left: str, right: str) -> None:
+    assert reading(left) == reading(right)
+
+
+@pytest.mark.parametrize(("left", "right"), DIFFERENT)
+def test_two_questions_that_look_alike(left: str, right: str) -> None:
+    assert reading(left) != reading(right)
+
+
+def test_a_reading_reads_as_itself_where_there_is_no_code() -> None:
+    for text in [text for pair in SAME for text in pair]:
+        assert reading(reading(text)) == reading(text)
+
+
+def test_a_reading_is_empty_only_if_there_is_nothing() -> None:
+    for text in ("", " \n\t", "\u200b", "\ufeff \u3000"):
+        assert reading(text) == ""
+    for text in ("?", "...", "🙂", "。", "¿?", "!", "\u0301"):
+        assert reading(text) != ""
+
+
+def test_it_holds_no_empty_line_and_no_space_at_its_ends() -> None:
+    """So that turns can be joined by an empty line."""
+    for text in ("a\n\n\nb", "  a\n  b\n\n    c  \n", "```\n\nx\n\n```", "\n\na\r\n\r\n\tb", "? \n ?\n\n ?"):
+        said = reading(text)
+        assert "\n\n" not in said
+        assert said == said.strip()
+
+
+def test_long_texts_take_time_in_proportion() -> None:
+    rng = random.Random(0)
+    for alphabet in ("ab ?!.,", "())\"'.?! ", "写。 a!?", ".!?" * 3 + "\n ", "aB \n"):
+        text = "".join(rng.choice(alphabet) for _ in range(400_000))
+        started = time.process_time()
+        reading(text)
+        assert time.process_time() - started < 10, alphabet
+    for text in (
+        "?" * 400_000,
+        "a" + "?" * 400_000,
+        "(" * 400_000 + "?",
+        "a " * 200_000,
+        "写" * 400_000,
+        "\n " * 200_000,
+    ):
+        started = time.process_time()
+        reading(text)
+        assert time.process_time() - started < 10, text[:3]
