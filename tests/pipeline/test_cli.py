@@ -80,5 +80,5 @@ def test_nothing_is_written_into_rays_copy_of_a_working_directory(
         (tmp_path / "c.yaml").write_text(yaml.safe_dump(raw_config | {"run_dir": "runs/x"}))
         arguments = ["run", str(tmp_path / "c.yaml"), "--local"]
     assert cli.main(arguments) == 2
-    assert "is relative, and here that is in Ray's copy of the job's working directory" in capsys.readouterr().err
+    assert "is in Ray's copy of the job's working directory, which Ray deletes" in capsys.readouterr().err
     assert not (folder / "runs").exists()
