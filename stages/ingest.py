@@ -81,10 +81,10 @@ class Ingest:
 
     There is one table for every `ingest.rows_per_shard` consecutive rows. Refused rows are in it, with their reason and
     without text. `num_prompt_tokens` maps first user turns to their lengths in the teacher's tokens, chat template
-    included.
+    included; with `generate.system_prompts: source` its second argument is the system prompt of each.
     """
 
-    def __init__(self, config: Config, num_prompt_tokens: Callable[[list[str]], list[int]]) -> None:
+    def __init__(self, config: Config, num_prompt_tokens: Callable[..., list[int]]) -> None:
         self._config = config
         self._num_prompt_tokens = num_prompt_tokens
         self._source = source_name(config.source)
@@ -118,8 +118,11 @@ class Ingest:
         return prompt
 
     def _table(self, verdicts: list[_Prompt | _Refused], ids: Ids, first_row: int) -> pa.Table:
-        first_turns = [verdict.user_turns[0] for verdict in verdicts if isinstance(verdict, _Prompt)]
-        counts = self._num_prompt_tokens(first_turns) if first_turns else []
+        prompts = [verdict for verdict in verdicts if isinstance(verdict, _Prompt)]
+        first_turns = [prompt.user_turns[0] for prompt in prompts]
+        systems = [prompt.system_prompt for prompt in prompts]
+        beside = [systems] if self._config.generate.system_prompts == "source" else []
+        counts = self._num_prompt_tokens(first_turns, *beside) if first_turns else []
         if len(counts) != len(first_turns):
             raise ValueError(
                 f"num_prompt_tokens: gave {len(counts)} counts for {len(first_turns)} texts; give one each"

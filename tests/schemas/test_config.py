@@ -76,6 +76,7 @@ def test_files_named_by_the_configuration_become_part_of_it(file: Path, tmp_path
     assert config.teacher.chat_template == "{{ messages }}"
     template.write_text("{{ message }}")
     assert differing_keys(deciding_values(config), deciding_values(load(file, settings))) == ["teacher.chat_template"]
+    assert load(file, ["generate.system_prompts=source"]).generate.system_prompts == "source"  # not a file
     prompts.write_text("just text")
     with pytest.raises(ConfigError, match=r"generate\.system_prompts"):
         load(file, settings)
