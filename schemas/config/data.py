@@ -32,6 +32,10 @@ class SourceConfig(Section):
     """Instead of `path`: a data set on the Hugging Face hub, such as lmsys/lmsys-chat-1m (token from HF_TOKEN)."""
     revision: str | None = None
     """Commit, tag or branch of `dataset`; has no default, because it decides the data."""
+    config: str | list[str] | None = None
+    """Configuration of `dataset` (a subset, on the hub); by default its only or default one. A list reads several."""
+    split: str | list[str] | None = None
+    """Split of `dataset`; by default train, or the only one. A list reads several."""
     format: Literal["auto", "lmsys", "sharegpt", "wildchat", "messages"] = "auto"
     """How rows spell a conversation; auto looks at the columns of each row."""
     columns: ColumnsConfig = ColumnsConfig()
@@ -56,6 +60,8 @@ class SourceConfig(Section):
             raise ValueError("set exactly one of `path` and `dataset`")
         if self.dataset is not None and self.revision is None:
             raise ValueError("a hub `dataset` needs a `revision`: the same run must read the same rows next month")
+        if self.dataset is None and (self.config is not None or self.split is not None):
+            raise ValueError("`config` and `split` are of a hub `dataset`; with `path`, name the files")
         return self
 
 

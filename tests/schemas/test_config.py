@@ -40,6 +40,10 @@ def test_shipped_configurations_load(path: Path, monkeypatch: pytest.MonkeyPatch
         ("run_dir=hdfs://bucket/x", "run_dir: hdfs://bucket/x: hdfs:// is no known object store"),
         ("run_dir=s3:///x", "run_dir: s3:///x: names no bucket"),
         ("source.path=ftp://host/x.jsonl", "source.path: ftp://host/x.jsonl: ftp:// is no known object store"),
+        ("source.split=train", "source: `config` and `split` are of a hub `dataset`"),
+        ("source.path=s3://bucket/a//b.jsonl", "source.path: s3://bucket/a//b.jsonl: has an empty segment (//)"),
+        ("source.path=[gs://bucket/a/../b]", "source.path: gs://bucket/a/../b: has an empty segment (//), . or .."),
+        ("run_dir=s3://bucket//run//x", "run_dir: s3://bucket//run//x: has an empty segment"),
         ("nonsense", "is not key.path=value"),
     ],
 )
