@@ -87,31 +87,27 @@ def layout_of(name: str, head: bytes, is_whole: bool, spelling: Spelling) -> Lay
     kind = first[:1]
     parsed = parse_bytes(first) if newline or is_whole else None
     is_line = parsed is not None and parsed.error is None
-    if kind not in (b"[", b"{") or (is_line and rest[:1] in (b"[", b"{")):
+    is_called_lines = re.search(r"\.(jsonl|ndjson)(\.|$)", name.lower()) is not None
+    has_more = rest[:1] in (b"[", b"{") or (rest and is_called_lines)
+    if kind not in (b"[", b"{") or (is_line and has_more):
         return Layout(LINES, start)
     if kind == b"[":
-        return _of_array(name, head, start, is_line, spelling)
+        return _of_array(head, start, is_line, is_called_lines, spelling)
     begin = head.index(b"{", start)
-    wrapped = (
-        _wrapped(name, head[begin:].decode("utf-8", "surrogateescape"), spelling)
-        if is_line or rest or not newline
-        else None
-    )
+    wrapped = _wrapped(name, head[begin:].decode("utf-8", "surrogateescape"), spelling)
     if wrapped is not None:
         return Layout(ARRAY, begin + wrapped, is_wrapped=True)
     if is_line or not newline or first[-1:] not in (b"{", b"[", b",", b":") or rest[:1] not in (b'"', b"}", b"{", b"["):
         return Layout(LINES, start)
-    is_cut_line = rest[:1] == b"{" and first[-1:] in (b"{", b",")
-    return Layout(LINES if is_cut_line else OBJECTS, start)
+    return Layout(OBJECTS, start)
 
 
-def _of_array(name: str, head: bytes, start: int, is_line: bool, spelling: Spelling) -> Layout:
+def _of_array(head: bytes, start: int, is_line: bool, is_called_lines: bool, spelling: Spelling) -> Layout:
     text = head[head.index(b"[", start) :].decode("utf-8", "surrogateescape")
     at = _past_space(text, 1)
     if text[at : at + 1] != "{":
         # Elements are no objects: a line of its own, unless the name says that it is an array.
-        is_lines = is_line and re.search(r"\.(jsonl|ndjson)(\.|$)", name.lower())
-        return Layout(LINES if is_lines else ARRAY, start)
+        return Layout(LINES if is_line and is_called_lines else ARRAY, start)
     element, _ = _decode(text, at)
     if spelling.is_message(element):  # the file is one conversation
         return Layout(LINES if is_line else OBJECTS, start)

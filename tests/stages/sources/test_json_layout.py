@@ -36,13 +36,17 @@ LAYOUTS: dict[str, Callable[[list[Any]], bytes]] = {
     "printed objects with commas": lambda rows: pretty(rows, ",\n"),
     "printed objects with blank lines": lambda rows: pretty(rows, "\n\n\n"),
     "printed objects of Windows": lambda rows: pretty(rows).replace(b"\n", b"\r\n"),
-    "printed objects, opened on the first key's line": lambda rows: pretty(rows).replace(b'{\n  "conversation_id"', b'{ "conversation_id"'),
+    "printed objects, opened on the first key's line": lambda rows: pretty(rows).replace(
+        b'{\n  "conversation_id"', b'{ "conversation_id"'
+    ),
     "data": within("data"),
     "data, printed": within("data", 2),
-    "rows after others": within("rows", None, version="1.0", about={"n": [1, 2], "of": None}, tags=[], flags=[{"a": 1}]),
+    "rows after others": within(
+        "rows", None, version="1.0", about={"n": [1, 2], "of": None}, tags=[], flags=[{"a": 1}]
+    ),
     "under a key of its own": within("chats", 1, version=1),
     "under the name of a column": within("conversations", None, total=23),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -112,17 +116,24 @@ def test_a_broken_first_line_is_still_a_line(tmp_path: Path) -> None:
             assert errors(found) == [INVALID_JSON, None, None], first
 
 
+TABLE = {"prompt": {"0": "a", "1": "b"}, "id": {"0": 1, "1": 2}}
 REFUSED: dict[str, tuple[bytes, str]] = {
     "Parquet": (parquet(ROWS), "is Parquet; rename it to .parquet"),
     "gzip": (gzip.compress(jsonl(ROWS)), "is gzip; append .gz to its name"),
     "zip": (b"PK\x03\x04xxxx", "is a zip archive; unpack it"),
     "UTF-16": (jsonl(ROWS).decode().encode("utf-16"), "is UTF-16; convert it to UTF-8"),
-    "LFS": (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n", "is a Git LFS pointer, not the data"),
+    "LFS": (
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n",
+        "is a Git LFS pointer, not the data",
+    ),
     "HTML": (b"<!DOCTYPE html>\n<html>", "is HTML or XML, not JSON"),
-    "columns, as pandas": (json.dumps({"prompt": {"0": "a", "1": "b"}, "id": {"0": 1, "1": 2}}).encode(), "is a table by columns"),
-    "columns, as lists": (json.dumps({"messages": [MESSAGES, MESSAGES], "id": [1, 2]}).encode(), "is a table by columns"),
+    "columns, as pandas": (json.dumps(TABLE).encode(), "is a table by columns"),
+    "columns, as lists": (
+        json.dumps({"messages": [MESSAGES, MESSAGES], "id": [1, 2]}).encode(),
+        "is a table by columns",
+    ),
     "rows by key": (json.dumps({"a1": ROWS[0], "a2": ROWS[1]}).encode(), "is an object of rows by key"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("suffix", ["json", "jsonl"])
