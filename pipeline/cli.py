@@ -200,7 +200,7 @@ def _check(config: Config, arguments: argparse.Namespace) -> tuple[dict[str, Any
 
     result = check.check(config, rows=arguments.rows, tokens_per_second=arguments.tokens_per_second)
     check.show(result)
-    return result, 0
+    return result, EXIT_FAILED if result["problems"] else 0
 
 
 def _export(arguments: argparse.Namespace) -> tuple[dict[str, Any], int]:

@@ -71,8 +71,9 @@ def _ingest(config: Config) -> Transform:
     return Ingest(config, prompt_counter(config))
 
 
-def prompt_counter(config: Config) -> Callable[[list[str]], list[int]]:
-    """Counts first prompts in the teacher's tokens, with its template and the longest system prompt.
+def prompt_counter(config: Config) -> Callable[..., list[int]]:
+    """Counts first prompts in the teacher's tokens, with its template and the longest system prompt, or with those that
+    are its second argument where these are the source's own.
 
     Raises `TemplateError` when the template cannot do what the configuration asks: better here than after dedupe.
     """
@@ -81,6 +82,8 @@ def prompt_counter(config: Config) -> Callable[[list[str]], list[int]]:
 
     chat = load_chat(config)
     check_template(config, chat)
+    if config.generate.system_prompts == "source":
+        return chat.num_prompt_tokens
     return functools.partial(chat.num_prompt_tokens, system_prompt=longest_system_prompt(config, chat))
 
 

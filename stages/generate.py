@@ -62,10 +62,12 @@ class Generate:
             for row, prompt_id in enumerate(prompt_ids)
             for number in range(self._config.sampling.n)
         ]
-        systems = [
-            draw_system_prompt(self._config.generate.system_prompts, self._config.sampling.seed, prompt_id)
-            for prompt_id in prompt_ids
-        ]
+        asked = self._config.generate.system_prompts
+        systems = (
+            prompts.column("system_prompt").to_pylist()
+            if asked == "source"
+            else [draw_system_prompt(asked, self._config.sampling.seed, prompt_id) for prompt_id in prompt_ids]
+        )
         await asyncio.gather(*(self._count_and_converse(s, turns[s.row], systems[s.row]) for s in samples))
         return completions(prompts, samples, self._config.targets)
 
@@ -168,7 +170,8 @@ class Generate:
 def check_template(config: Config, chat: Chat) -> None:
     """Raises `TemplateError` when the teacher's template cannot do what the configuration asks of it: carry ids over
     turns, or take a system prompt."""
-    system_prompts = set(config.generate.system_prompts or [None])
+    asked = config.generate.system_prompts
+    system_prompts = {None, ""} if asked == "source" else set(asked or [None])
     for system_prompt in sorted({prompt is not None for prompt in system_prompts}):
         rewrites = chat.rewrites(system_prompt)
         if rewrites is not None and config.ingest.turns == "all":
@@ -179,8 +182,10 @@ def check_template(config: Config, chat: Chat) -> None:
 
 
 def longest_system_prompt(config: Config, chat: Chat) -> str | None:
-    """The configured system prompt with the most tokens, to check lengths before a prompt has drawn its own."""
-    prompts = [prompt for prompt in config.generate.system_prompts or [] if prompt is not None]
+    """The configured system prompt with the most tokens, to check lengths before a prompt has drawn its own. None where
+    each prompt's own is used: `ingest` counts it."""
+    asked = config.generate.system_prompts
+    prompts = [prompt for prompt in asked or [] if prompt is not None] if asked != "source" else []
     return max(prompts, key=lambda prompt: len(chat.tokenizer.encode(prompt)), default=None)
 
 

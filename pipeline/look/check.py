@@ -1,7 +1,9 @@
 """What a run would meet and cost, before any of it is paid for: reads the first rows of the source for real."""
 
 import importlib.util
+from collections.abc import Iterator
 from glob import glob
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,14 @@ import pyarrow.compute as pc
 from stillhouse.pipeline import flow
 from stillhouse.pipeline.console import message
 from stillhouse.pipeline.folder.identity import compare_with_folder
+from stillhouse.schemas import tables
 from stillhouse.schemas.config import Config, TargetsConfig
+from stillhouse.stages.ingest import REASONS, Ingest
+from stillhouse.stages.sources import count_rows, read_rows
+from stillhouse.stages.sources.proposal import column_names, proposal
+
+NUM_ROWS_NAMED = 5
+"""Refused rows that are named for each reason."""
 
 
 def bytes_per_token(settings: TargetsConfig) -> float:
@@ -26,21 +35,19 @@ def bytes_per_token(settings: TargetsConfig) -> float:
 
 
 def check(config: Config, rows: int, tokens_per_second: float) -> dict[str, Any]:
-    """Ingests the first `rows` source rows without writing, and extrapolates.
+    """Ingests the first `rows` source rows without writing, and extrapolates. `problems` are why a run would fail.
 
     Raises `ConfigError` when the run folder belongs to another configuration, and what reading the source or the
     teacher's tokenizer raises. Tokens, bytes and GPU hours are upper bounds: before dedupe and screen, every answer
     as long as `sampling.max_tokens`.
     """
     compare_with_folder(config)
-    from stillhouse.stages.ingest import Ingest
-    from stillhouse.stages.sources import count_rows, read_rows
-
     num_prompt_tokens = flow.prompt_counter(config)
     total = count_rows(config.source)
     looked = min(filter(None, (rows, config.source.limit)))
     sample = config.model_copy(update={"source": config.source.model_copy(update={"limit": looked})})
-    table = pa.concat_tables(Ingest(sample, num_prompt_tokens)(read_rows(sample.source)))
+    empty = tables.marked(tables.PROMPTS).empty_table()
+    table = pa.concat_tables([empty, *Ingest(sample, num_prompt_tokens)(read_rows(sample.source))])
     reasons = table.column("drop_reason")
     kept = table.filter(pc.is_null(reasons))
     counts = {item["values"]: item["counts"] for item in pc.value_counts(reasons.drop_null()).to_pylist()}
@@ -48,9 +55,15 @@ def check(config: Config, rows: int, tokens_per_second: float) -> dict[str, Any]
         "rows_looked_at": table.num_rows,
         "rows_accepted": kept.num_rows,
         "refused": dict(sorted(counts.items())),
+        "first_refused_rows": {reason: _first_rows(table, reason) for reason in sorted(counts)},
+        "rows_with_system_prompt": kept.num_rows - kept.column("system_prompt").null_count,
         "source_rows": total,
-        "notes": [note for note in [slow_dtype(config.teacher.dtype)] if note is not None],
     }
+    result["notes"] = [*filter(None, [slow_dtype(config.teacher.dtype), _set_aside(config, result)])]
+    problems = [*_source_problems(config, result)]
+    if problems:
+        result["notes"] += _proposal(config, result)
+    result["problems"] = [*problems, *_teacher_problems(config)]
     if kept.num_rows:
         turns = pc.sum(pc.list_value_length(kept.column("user_turns"))).as_py()
         result["mean_prompt_tokens"] = round(pc.mean(kept.column("num_prompt_tokens")).as_py(), 1)
@@ -68,6 +81,75 @@ def check(config: Config, rows: int, tokens_per_second: float) -> dict[str, Any]
             "tokens_per_second_per_replica": tokens_per_second,
         }
     return result
+
+
+def _first_rows(table: pa.Table, reason: str) -> list[int]:
+    """Numbers of the first rows that were refused for a reason."""
+    is_refused = pc.equal(table.column("drop_reason"), reason)
+    return [int(row) for row in table.filter(is_refused).column("source_row").slice(0, NUM_ROWS_NAMED).to_pylist()]
+
+
+def _set_aside(config: Config, result: dict[str, Any]) -> str | None:
+    count = result["rows_with_system_prompt"]
+    if not count or config.generate.system_prompts == "source":
+        return None
+    return (
+        f"source: {count:,} of {result['rows_accepted']:,} accepted rows have a system prompt, which is set aside and "
+        "not used; set generate.system_prompts to source to use it"
+    )
+
+
+def _source_problems(config: Config, result: dict[str, Any]) -> Iterator[str]:
+    """Why ingest would fail, as far as the rows looked at can tell."""
+    num_rows, accepted = result["rows_looked_at"], result["rows_accepted"]
+    budget = config.ingest.max_dropped_fraction
+    if not num_rows:
+        yield "source: has no rows; check source.path and source.limit"
+        return
+    if accepted and (num_rows - accepted) / num_rows <= budget:
+        return
+    named = {
+        reason: ", ".join(map(str, rows)) + (", …" if len(rows) < result["refused"][reason] else "")
+        for reason, rows in result["first_refused_rows"].items()
+    }
+    reasons = "; ".join(
+        f"{reason} {result['refused'][reason]:,} (rows {rows}: {REASONS[reason]})" for reason, rows in named.items()
+    )
+    if accepted:
+        yield (
+            f"source: {num_rows - accepted:,} of {num_rows:,} rows are refused, more than ingest.max_dropped_fraction "
+            f"{budget}: {reasons}"
+        )
+    else:
+        yield f"source: none of {num_rows:,} rows is accepted: {reasons}"
+
+
+def _proposal(config: Config, result: dict[str, Any]) -> Iterator[str]:
+    """The columns of rows that were not recognised, and what to write in `source.columns`. Only names, never what the
+    columns hold."""
+    unread = ("missing_conversation", "malformed_conversation", "unknown_role", "transcript")
+    wanted = {row for reason in unread for row in result["first_refused_rows"].get(reason, [])}
+    if not wanted:
+        return
+    rows = islice(read_rows(config.source, every_column=True), max(wanted) + 1)
+    values = [row.value for number, row in enumerate(rows) if number in wanted and isinstance(row.value, dict)]
+    if not values:
+        return
+    yield f"source: the columns of row {min(wanted)} are {', '.join(column_names(values[0]))[:500]}"
+    if proposed := proposal(values):
+        listed = ", ".join(f"{key}: {name}" for key, name in proposed.items())
+        yield f"source.columns: try {{{listed}}} (docs/sources.md)"
+    if "unknown_role" in result["refused"]:
+        yield "source.roles: name the roles that docs/sources.md does not list, such as {narrator: system}"
+
+
+def _teacher_problems(config: Config) -> Iterator[str]:
+    from stillhouse.stages.teacher.pretrained import model_facts
+
+    targets, vocab_size = config.targets, model_facts(config).vocab_size
+    is_asked = targets.method != "sampled" or targets.draws_from == "top_k"
+    if is_asked and vocab_size is not None and targets.top_k > vocab_size:
+        yield f"targets.top_k: {targets.top_k} exceeds the teacher's vocabulary of {vocab_size}; lower it"
 
 
 def slow_dtype(dtype: str, cpuinfo: Path = Path("/proc/cpuinfo")) -> str | None:
@@ -93,6 +175,8 @@ def show(result: dict[str, Any]) -> None:
     """`check` for people, on standard error."""
     refused = ", ".join(f"{reason} {count:,}" for reason, count in result["refused"].items()) or "none"
     message("configuration: valid")
+    if result["rows_with_system_prompt"] and not any("system prompt" in note for note in result["notes"]):
+        message(f"system prompts: {result['rows_with_system_prompt']:,} accepted rows bring one, and it is used")
     message(
         f"source: {result['rows_looked_at']:,} rows looked at, {result['rows_accepted']:,} accepted; refused: {refused}"
     )
@@ -109,3 +193,5 @@ def show(result: dict[str, Any]) -> None:
         message("estimate: the source does not say how many rows it has; set source.limit for one")
     for note in result["notes"]:
         message(f"note: {note}")
+    for problem in result["problems"]:
+        message(f"a run would fail: {problem}")

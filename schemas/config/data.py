@@ -7,6 +7,24 @@ from pydantic import Field, field_validator, model_validator
 from stillhouse.schemas.config.section import Count, Fraction, Section, checked_location, free
 
 
+class ColumnsConfig(Section):
+    """Where a source has what it spells in its own way: names of columns, or paths such as body.messages. What is left
+    out is looked for under the names of docs/sources.md; `stillhouse check` proposes what is needed."""
+
+    conversation: str | None = None
+    """The conversation: messages, or a text that is the user's."""
+    role: str | None = None
+    """In a message: who speaks."""
+    content: str | None = None
+    """In a message: what is said."""
+    id: str | None = None
+    """The row's id."""
+    system: str | None = None
+    """A system prompt beside the conversation."""
+    language: str | None = None
+    """What `ingest.languages` is compared with."""
+
+
 class SourceConfig(Section):
     path: str | list[str] | None = None
     """File, folder, glob or object-store URL of Parquet, JSONL or JSON (also .gz, .zst); a list is read in order."""
@@ -14,8 +32,16 @@ class SourceConfig(Section):
     """Instead of `path`: a data set on the Hugging Face hub, such as lmsys/lmsys-chat-1m (token from HF_TOKEN)."""
     revision: str | None = None
     """Commit, tag or branch of `dataset`; has no default, because it decides the data."""
+    config: str | list[str] | None = None
+    """Configuration of `dataset` (a subset, on the hub); by default its only or default one. A list reads several."""
+    split: str | list[str] | None = None
+    """Split of `dataset`; by default train, or the only one. A list reads several."""
     format: Literal["auto", "lmsys", "sharegpt", "wildchat", "messages"] = "auto"
-    """How a row spells a conversation; auto looks at the columns of the first readable row."""
+    """How rows spell a conversation; auto looks at the columns of each row."""
+    columns: ColumnsConfig = ColumnsConfig()
+    """Columns that no format knows."""
+    roles: dict[str, Literal["user", "assistant", "system", "tool"]] = {}
+    """Whose turn a role is that docs/sources.md does not list."""
     name: str | None = None
     """Goes into the `source` column; by default the dataset's id or the path's last part."""
     limit: Count | None = None
@@ -34,6 +60,8 @@ class SourceConfig(Section):
             raise ValueError("set exactly one of `path` and `dataset`")
         if self.dataset is not None and self.revision is None:
             raise ValueError("a hub `dataset` needs a `revision`: the same run must read the same rows next month")
+        if self.dataset is None and (self.config is not None or self.split is not None):
+            raise ValueError("`config` and `split` are of a hub `dataset`; with `path`, name the files")
         return self
 
 

@@ -66,6 +66,8 @@ def _inline(raw: dict[str, Any], section: str, key: str, parse: Callable[[str], 
     values = raw.get(section)
     if not isinstance(values, dict) or not isinstance(values.get(key), str):
         return
+    if (section, key, values[key]) == ("generate", "system_prompts", "source"):
+        return
     try:
         values[key] = parse(Path(values[key]).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:

@@ -34,6 +34,9 @@ def checked_location(path: str) -> str:
             raise ValueError(f"{path}: {scheme}:// is no known object store; use {known}, file:// or a path")
         if not rest.partition("/")[0]:
             raise ValueError(f"{path}: names no bucket; write {scheme}://BUCKET/…")
+        key = rest.partition("/")[2].strip("/")
+        if key and not {"", ".", ".."}.isdisjoint(key.split("/")):
+            raise ValueError(f"{path}: has an empty segment (//), . or .. in its key, which cannot be read; rename it")
     return path
 
 

@@ -134,10 +134,10 @@ class TargetsConfig(Section):
 
 
 class GenerateConfig(Section):
-    system_prompts: list[str | None] | None = None
+    system_prompts: list[str | None] | Literal["source"] | None = None
     """System prompts for the teacher: each prompt gets one of them, drawn by its id and `sampling.seed`; null stands
-    for none. In YAML either the list or the name of a YAML file that holds it. The source's own system prompts are
-    kept aside in `system_prompt` and not used."""
+    for none. In YAML either the list or the name of a YAML file that holds it. `source` gives each prompt the source's
+    own, or none where it has none; otherwise these are kept aside in `system_prompt` and not used."""
     thinking: Literal["supervise", "keep", "drop"] = "supervise"
     """What becomes of a reasoning teacher's thinking: tokens like any others; kept in `input_ids` without labels and
     targets; or cut out (the answer's targets then are conditioned on thinking that the student does not see)."""

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import unquote
 
 from stillhouse.schemas.config import SourceConfig
-from stillhouse.stages.sources.formats import FORMATS, Format, format_of, is_known, known_suffixes
+from stillhouse.stages.sources.formats import format_of, is_known, known_suffixes
+from stillhouse.stages.sources.hub import download, hub_names
 from stillhouse.stages.sources.object_store import open_store, reason, with_retries
 from stillhouse.stages.sources.row import SourceError
 from stillhouse.stages.sources.streams import READ_BYTES, open_object
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 _STORE_TIMEOUT_S = 60.0  # for one read of an object, or one listing
 _GLOB = re.compile(r"[*?\[]")
+_NOT_DATA = frozenset({"config.json", "dataset_dict.json", "dataset_info.json", "dataset_infos.json", "state.json"})
+_INVALID_PATH = re.compile(r'Path "([^"\n]+)"')
 
 
 class File(NamedTuple):
@@ -46,17 +49,20 @@ def paths_of(config: SourceConfig) -> list[str]:
 def files_of(config: SourceConfig) -> Iterator[File]:
     """The data files of a source, in the order in which they are read. All of their names have a known suffix."""
     if config.dataset is not None:
-        yield from _hub_files(config.dataset, config.revision)
+        dataset = config.dataset
+        commit, names = hub_names(config, _readable)
+        where = f"{dataset}@{config.revision}"
+        yield from (File(f"{where}/{name}", partial(_open_hub, dataset, commit, name)) for name in names)
         return
     for path in paths_of(config):
         yield from _store_files(path) if "://" in path else _local_files(path)
 
 
 def _readable(name: str, root: str = "") -> bool:
-    """Whether a file found in a folder is data: it has a known suffix, and no part of its path below the root is
-    hidden."""
+    """Whether a file found in a folder is data: it has a known suffix, is none of what `datasets` writes beside it,
+    and no part of its path below the root is hidden."""
     parts = PurePosixPath(name).relative_to(root).parts if root else PurePosixPath(name).parts
-    return is_known(name) and not any(part.startswith((".", "_")) for part in parts)
+    return is_known(name) and parts[-1] not in _NOT_DATA and not any(part.startswith((".", "_")) for part in parts)
 
 
 def _require(names: Sequence[str], where: str, num_seen: int) -> None:
@@ -88,6 +94,10 @@ def _walk(folder: str, where: str) -> list[str]:
     return readable
 
 
+def _open_hub(dataset: str, commit: str | None, name: str) -> "Reader":
+    return _open_local(download(dataset, commit, name))
+
+
 def _open_local(name: str) -> "Reader":
     try:
         return io.BufferedReader(io.FileIO(name), READ_BYTES)
@@ -97,14 +107,14 @@ def _open_local(name: str) -> "Reader":
 
 def _store_files(url: str) -> Iterator[File]:
     """Files of `scheme://bucket/key`. The key is a file, a prefix, or a glob, whose * matches within one segment."""
-    from obstore.exceptions import BaseError
+    from obstore.exceptions import BaseError, InvalidPathError
     from obstore.store import LocalStore
 
     scheme, _, rest = url.partition("://")
     bucket, _, key = rest.partition("/")
     store: ObjectStore
     if scheme == "file":
-        root, key, store = "file://", unquote(rest), LocalStore("/")
+        root, key, store = "file://", os.path.normpath(unquote(rest)), LocalStore("/")
     else:
         root = f"{scheme}://{bucket}"
         store = open_store(root, _STORE_TIMEOUT_S)
@@ -124,6 +134,13 @@ def _store_files(url: str) -> Iterator[File]:
             if not listed and _is_object(store, key):
                 format_of(url)
             _require(found, url, len(listed))
+    except InvalidPathError as error:
+        # The client gives nothing of a listing that has such a key.
+        key = found_key[1] if (found_key := _INVALID_PATH.search(str(error))) else "one"
+        raise SourceError(
+            f"{url}: holds the key {key}, which cannot be read (//, . or .. in it); rename or delete that object, "
+            "or name the other files in source.path one by one"
+        ) from None
     except BaseError as error:
         raise SourceError(
             f"{url}: cannot be listed ({reason(error)}); check bucket, endpoint, region and credentials"
@@ -153,48 +170,3 @@ def _is_object(store: "ObjectStore", key: str) -> bool:
 def _matches(name: str, pattern: Sequence[str]) -> bool:
     parts = name.split("/")
     return len(parts) == len(pattern) and all(map(fnmatchcase, parts, pattern))
-
-
-def _hub_files(dataset: str, revision: str | None) -> Iterator[File]:
-    """A data set's files at one commit: its Parquet files; if it has none, its JSONL files; if none either, its JSON.
-
-    Only one format is read, because data sets often hold the same rows in two.
-    """
-    from huggingface_hub import HfApi
-
-    where = f"{dataset}@{revision}"
-    api = HfApi()
-    try:
-        # A branch may move between the listing and a download; a commit does not.
-        commit = api.repo_info(dataset, repo_type="dataset", revision=revision).sha
-        listed = sorted(api.list_repo_files(dataset, repo_type="dataset", revision=commit))
-    except _hub_failures() as error:
-        raise SourceError(
-            f"{where}: cannot be listed ({type(error).__name__}); check the id, the revision, HF_TOKEN and the network"
-        ) from None
-    by_format: dict[Format, list[str]] = {}
-    for name in listed:
-        if _readable(name):
-            by_format.setdefault(format_of(name)[0], []).append(name)
-    names = next((by_format[best] for best in FORMATS.values() if best in by_format), [])
-    _require(names, where, len(listed))
-    yield from (File(f"{where}/{name}", partial(_open_hub, dataset, commit, name)) for name in names)
-
-
-def _open_hub(dataset: str, commit: str | None, name: str) -> "Reader":
-    from huggingface_hub import hf_hub_download
-
-    try:
-        return _open_local(hf_hub_download(dataset, name, repo_type="dataset", revision=commit))
-    except _hub_failures() as error:
-        raise SourceError(
-            f"{dataset}@{commit}/{name}: cannot be downloaded ({type(error).__name__}); "
-            "check HF_TOKEN, the disk and the network"
-        ) from None
-
-
-def _hub_failures() -> tuple[type[Exception], ...]:
-    # Its own HTTPError, because the HTTP library below it differs between versions of the hub's client.
-    from huggingface_hub.errors import HFValidationError, HTTPError
-
-    return HFValidationError, HTTPError, OSError

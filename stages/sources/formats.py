@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterator
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, NamedTuple
 
-from stillhouse.stages.sources.json_rows import read_json, read_lines
+from stillhouse.stages.sources.conversation import Spelling
+from stillhouse.stages.sources.json_rows import read_json
 from stillhouse.stages.sources.parquet_rows import count_parquet, read_parquet
 from stillhouse.stages.sources.row import TRUNCATED_SOURCE, BrokenStreamError, Row, SourceError
 from stillhouse.stages.sources.streams import COMPRESSIONS, MAGIC, READ_BYTES, Decompressed
@@ -17,19 +18,20 @@ if TYPE_CHECKING:
 class Format(NamedTuple):
     """How files of one format are read. Errors quote the file's name."""
 
-    read_rows: "Callable[[str, Reader], Iterator[Row]]"
-    """Yields the rows of an open file, given its name and its (decompressed) bytes."""
+    name: str
+    read_rows: "Callable[[str, Reader, Spelling], Iterator[Row]]"
+    """Yields the rows of an open file, given its name, its (decompressed) bytes and what a row may look like."""
     count_rows: "Callable[[Reader], int] | None" = None
     """Counts the rows of an open file without reading them, where the format allows that."""
     compressible: bool = True
     """Whether the suffix may be followed by one of `COMPRESSIONS`. Then the bytes can only be read in order."""
 
 
-_PARQUET = Format(read_parquet, count_parquet, compressible=False)
-_JSON_LINES = Format(read_lines)
-_JSON = Format(read_json)
+_PARQUET = Format("Parquet", read_parquet, count_parquet, compressible=False)
+_JSON_LINES = Format("JSON lines", read_json)
+_JSON = Format("JSON", read_json)
 FORMATS = {".parquet": _PARQUET, ".jsonl": _JSON_LINES, ".ndjson": _JSON_LINES, ".json": _JSON}
-"""The best first: of a hub data set, only files of the first format that it has are read."""
+"""The best first: of a hub data set, only files of one format are read, the first of these that has conversations."""
 
 
 def is_known(name: str) -> bool:
@@ -57,7 +59,7 @@ def _lookup(name: str) -> tuple[Format, str | None] | None:
     return None if found is None or (compression and not found.compressible) else (found, compression)
 
 
-def read(name: str, stream: "Reader") -> Iterator[Row]:
+def read(name: str, stream: "Reader", spelling: Spelling) -> Iterator[Row]:
     """The rows of an open file, by the format that its name stands for."""
     file_format, compression = format_of(name)
     plain: Reader = stream
@@ -67,6 +69,6 @@ def read(name: str, stream: "Reader") -> Iterator[Row]:
             raise SourceError(f"{name}: is not a {compression} stream; check the file or rename it")
         plain = io.BufferedReader(Decompressed(stream, compression), READ_BYTES)
     try:
-        yield from file_format.read_rows(name, plain)
+        yield from file_format.read_rows(name, plain, spelling)
     except BrokenStreamError:
         yield Row(None, TRUNCATED_SOURCE)

@@ -1,11 +1,14 @@
-"""Reads JSON: one value per line, or the elements of one array. A bad row costs one row; a row's size is bounded."""
+"""Reads JSON row by row. A bad row costs one row; a row's size is bounded."""
 
-import json
+import io
 import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from stillhouse.stages.sources.row import INVALID_JSON, ROW_TOO_LARGE, TRUNCATED_SOURCE, UNDECODABLE, Row
+from stillhouse.stages.sources.conversation import Spelling
+from stillhouse.stages.sources.json_layout import ARRAY, LINES, Head, layout_of
+from stillhouse.stages.sources.json_values import parse_bytes
+from stillhouse.stages.sources.row import INVALID_JSON, ROW_TOO_LARGE, TRUNCATED_SOURCE, Row
 from stillhouse.stages.sources.streams import READ_BYTES
 
 if TYPE_CHECKING:
@@ -13,59 +16,61 @@ if TYPE_CHECKING:
 
 MAX_ROW_BYTES = 32 << 20
 """A longer line or array element is not a conversation. Without a bound, one missing newline could fill the memory."""
-MAX_JSON_DEPTH = 100
-"""Deeper nesting is refused by counting brackets, because Python's parser gives up at a depth that depends on the depth
-of its caller's stack."""
-_BOM = b"\xef\xbb\xbf"
+_BRACKETS = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|[\[{]|[\]}]')
 
 
-def _parse(raw: bytes) -> Row:
-    try:
-        text = raw.decode()
-    except UnicodeDecodeError:
-        return Row(None, UNDECODABLE)
-    if text.count("[") + text.count("{") > MAX_JSON_DEPTH and _depth(text) > MAX_JSON_DEPTH:
-        return Row(None, INVALID_JSON)
-    try:
-        return Row(json.loads(text))
-    except ValueError:  # also for integers of more digits than Python converts
-        return Row(None, INVALID_JSON)
+def read_json(name: str, stream: "Reader", spelling: Spelling) -> Iterator[Row]:
+    """The rows of a JSON file: one a line, the elements of an array, or objects written over several lines.
+
+    Which of these it is, its beginning says, not its name. Raises `SourceError` where that is no JSON of rows.
+    """
+    head = Head(stream)
+    layout = layout_of(name, head.data, head.is_whole, spelling)
+    rewound = io.BufferedReader(head, READ_BYTES)
+    rewound.read(layout.start)
+    if layout.kind == ARRAY:
+        return _read_array(rewound, is_wrapped=layout.is_wrapped)
+    return _read_lines(rewound) if layout.kind == LINES else _read_objects(rewound)
 
 
-_STRING_OR_BRACKET = re.compile(r'"(?:[^"\\]++|\\.)*+"?|[\[{]|[\]}]', re.DOTALL)
-
-
-def _depth(text: str) -> int:
-    """How deep the brackets of a JSON text nest."""
-    depth = deepest = 0
-    for match in _STRING_OR_BRACKET.finditer(text):
-        character = text[match.start()]
-        if character in "[{":
-            depth += 1
-            deepest = max(deepest, depth)
-        elif character in "]}":
-            depth -= 1
-    return deepest
-
-
-def read_json(name: str, stream: "Reader") -> Iterator[Row]:
-    """The elements of an array where the file begins like one; otherwise one JSON value per line."""
-    is_array = stream.peek(1).removeprefix(_BOM).lstrip().startswith(b"[")
-    return _read_array(stream) if is_array else read_lines(name, stream)
-
-
-def read_lines(name: str, stream: "Reader") -> Iterator[Row]:
+def _read_lines(stream: "Reader") -> Iterator[Row]:
     """One JSON value per line; a blank line is not a row."""
-    is_first = True
     while line := stream.readline(MAX_ROW_BYTES + 1):
-        if is_first:
-            line, is_first = line.removeprefix(_BOM), False
         if len(line) > MAX_ROW_BYTES:
             while line and not line.endswith(b"\n"):
                 line = stream.readline(MAX_ROW_BYTES + 1)
             yield Row(None, ROW_TOO_LARGE)
-        elif line.strip():
-            yield _parse(line)
+        elif line := line.strip():
+            row = parse_bytes(line)
+            if row.error is not None and line.endswith(b"},"):  # the elements of an array without its brackets
+                row = parse_bytes(line[:-1])
+            yield row
+
+
+def _read_objects(stream: "Reader") -> Iterator[Row]:
+    """Objects that are written over several lines, one after the other. A line that begins with { begins one, so that
+    one without an end costs one row."""
+    lines = bytearray()
+    depth = 0
+    while line := stream.readline(MAX_ROW_BYTES + 1):
+        if lines and line.startswith(b"{"):
+            yield Row(None, INVALID_JSON if len(lines) <= MAX_ROW_BYTES else ROW_TOO_LARGE)
+            lines.clear()
+            depth = 0
+        if not lines and not line.strip(b", \t\r\n"):
+            continue
+        if len(lines) <= MAX_ROW_BYTES:
+            lines += line
+        for match in _BRACKETS.finditer(line):
+            bracket = line[match.start() : match.start() + 1]
+            depth += (bracket in (b"[", b"{")) - (bracket in (b"]", b"}"))
+        if depth <= 0:
+            is_small = len(lines) <= MAX_ROW_BYTES
+            yield parse_bytes(bytes(lines.strip(b", \t\r\n"))) if is_small else Row(None, ROW_TOO_LARGE)
+            lines.clear()
+            depth = 0
+    if lines:
+        yield Row(None, TRUNCATED_SOURCE)
 
 
 _OUTSIDE_STRING = re.compile(rb'[^"\[\]{},]*+')
@@ -73,18 +78,19 @@ _INSIDE_STRING = re.compile(rb'(?:[^"\\]++|\\.)*+', re.DOTALL)
 _QUOTE, _BACKSLASH, _COMMA, _CLOSE_LIST = b'"\\,]'
 
 
-def _read_array(stream: "Reader") -> Iterator[Row]:
+def _read_array(stream: "Reader", *, is_wrapped: bool) -> Iterator[Row]:
     """The elements of one JSON array, found by counting brackets and quotes, so that a bad element costs one row.
+    `is_wrapped`: it is inside of an object, and its [ has been read.
 
     An array without an end gives a last row `truncated_source`, which stands for all that is missing. Anything after
-    its end gives one row `invalid_json`.
+    its end gives one row `invalid_json`, unless it is the rest of the object.
     """
     element = bytearray()
     is_too_large = False
     depth = 0
     in_string = False
     carry = b""
-    is_open = False  # past the array's [
+    is_open = is_wrapped  # past the array's [
     while data := stream.read1(READ_BYTES):
         chunk = carry + data
         carry = b""
@@ -115,8 +121,10 @@ def _read_array(stream: "Reader") -> Iterator[Row]:
                 if is_too_large or len(element) > MAX_ROW_BYTES:
                     yield Row(None, ROW_TOO_LARGE)
                 elif not is_last or element.strip():  # an empty array, or a comma before its end, is not a row
-                    yield _parse(bytes(element))
+                    yield parse_bytes(bytes(element))
                 if is_last:
+                    if is_wrapped:
+                        return
                     if chunk[at + 1 :].strip() or any(rest.strip() for rest in iter(stream.read1, b"")):
                         yield Row(None, INVALID_JSON)
                     return
@@ -129,5 +137,5 @@ def _read_array(stream: "Reader") -> Iterator[Row]:
             element.clear()
             is_too_large = True
     if not depth and not in_string and not is_too_large and element.rstrip().endswith((b"}", b"]")):
-        yield _parse(bytes(element))
+        yield parse_bytes(bytes(element))
     yield Row(None, TRUNCATED_SOURCE)

@@ -5,32 +5,24 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from stillhouse.stages.sources.conversation import Spelling
 from stillhouse.stages.sources.row import UNDECODABLE, Row, SourceError
 from stillhouse.stages.sources.streams import READ_BYTES
 
 if TYPE_CHECKING:
     from stillhouse.stages.sources.streams import Reader
 
-COLUMNS = frozenset(
-    {
-        *("conversation", "conversations", "messages"),
-        *("conversation_id", "conversation_hash", "id", "prompt_id", "uuid"),
-        *("language", "redacted", "openai_moderation"),
-    }
-)
-"""Every column that some format of `stages.ingest` needs. No other column is read."""
-_MESSAGE_FIELDS = frozenset({"role", "content", "from", "value", "toxic"})
 _BATCH_BYTES = 4 << 20  # uncompressed; so much of a row group is decoded at once
 
 
-def read_parquet(name: str, stream: "Reader") -> Iterator[Row]:
-    """The rows of a Parquet file, as dicts of the `COLUMNS` that it has. Rows in damaged pages are `undecodable`."""
+def read_parquet(name: str, stream: "Reader", spelling: Spelling) -> Iterator[Row]:
+    """The rows of a Parquet file, as dicts of what `spelling` needs. Rows in damaged pages are `undecodable`."""
     import pyarrow.parquet as pq
 
     try:
         # By default Arrow fetches whole row groups ahead, and without a buffer size whole column chunks.
         parquet = pq.ParquetFile(stream, buffer_size=READ_BYTES, pre_buffer=False)
-        columns = _leaves(parquet)
+        columns = _leaves(parquet, spelling)
         if not _counts_agree(parquet.metadata):
             raise ValueError
     except (pa.ArrowException, OSError, ValueError) as error:  # a name that is not UTF-8 is a ValueError
@@ -76,19 +68,22 @@ def _raise_if_io(error: Exception) -> None:
         raise error
 
 
-def _leaves(parquet: Any) -> list[str]:
-    """Paths of the leaf columns to read. Moderation entries are read for their flag only, messages for role, content
-    and WildChat's verdict."""
-    leaves: dict[str, list[list[str]]] = {}
-    for i in range(len(parquet.schema)):
-        path = parquet.schema.column(i).path.split(".")
-        if path[0] in COLUMNS:
-            leaves.setdefault(path[0], []).append(path)
+def _leaves(parquet: Any, spelling: Spelling) -> list[str]:
+    """Paths of the leaf columns to read: of messages only what is looked at, of moderation entries only the flag."""
+    paths = [parquet.schema.column(i).path for i in range(len(parquet.schema))]
+    if spelling.columns is None:
+        return paths
+    leaves: dict[str, list[str]] = {}
+    for path in paths:
+        # A name may be a path into a struct, and a column that should be one a JSON text.
+        leaf = f"{path}."
+        wanted = (name for name in spelling.columns if leaf.startswith(f"{name}.") or f"{name}.".startswith(leaf))
+        if (column := next(wanted, None)) is not None:
+            leaves.setdefault(column, []).append(path)
     chosen: list[str] = []
-    for column, paths in leaves.items():
-        wanted = {"flagged"} if column == "openai_moderation" else _MESSAGE_FIELDS
-        needed = [path for path in paths if wanted.intersection(path[1:])]
-        chosen += [".".join(path) for path in needed or paths]
+    for column, found in leaves.items():
+        fields = {"flagged"} if column == "openai_moderation" else spelling.message_fields
+        chosen += [path for path in found if fields.intersection(path[len(column) :].split("."))] or found
     return chosen
 
 

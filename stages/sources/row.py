@@ -7,10 +7,23 @@ INVALID_JSON = "invalid_json"
 UNDECODABLE = "undecodable"
 TRUNCATED_SOURCE = "truncated_source"
 ROW_TOO_LARGE = "row_too_large"
+# Why it has no conversation that can be used.
+MISSING_CONVERSATION = "missing_conversation"
+MALFORMED_CONVERSATION = "malformed_conversation"
+TRANSCRIPT = "transcript"
+UNKNOWN_ROLE = "unknown_role"
 
 
 class SourceError(ValueError):
     """A source that cannot be read as configured."""
+
+
+class RefusedError(Exception):
+    """A row is dropped, for a reason. Holds no text of the row."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
 
 
 class Row(NamedTuple):

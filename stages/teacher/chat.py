@@ -92,16 +92,21 @@ class Chat:
             messages = [{"role": "system", "content": system_prompt}, *messages]
         return self._guard.encode(self.render(messages))
 
-    def num_prompt_tokens(self, user_turns: Sequence[str], system_prompt: str | None = None) -> list[int]:
+    def num_prompt_tokens(
+        self, user_turns: Sequence[str], system_prompt: str | Sequence[str | None] | None = None
+    ) -> list[int]:
         """The length in tokens of the prompt that each text makes as a first user turn; 0 where the template refuses
-        it (generate refuses it too, with the reason)."""
-        system: list[Message] = [{"role": "system", "content": system_prompt}] if system_prompt is not None else []
+        it (generate refuses it too, with the reason). The system prompt is the same for all, or one for each."""
+        alike = system_prompt is None or isinstance(system_prompt, str)
+        systems = [system_prompt] * len(user_turns) if alike else [*(system_prompt or ())]
         lengths = [0] * len(user_turns)
         batch: dict[int, str] = {}
         num_characters = 0
         for i, text in enumerate(user_turns):
             with contextlib.suppress(TemplateError):
-                batch[i] = self.render([*system, {"role": "user", "content": text}])
+                system = systems[i]
+                before: list[Message] = [] if system is None else [{"role": "system", "content": str(system)}]
+                batch[i] = self.render([*before, {"role": "user", "content": text}])
                 num_characters += len(batch[i])
             if i == len(user_turns) - 1 or num_characters > _BATCH_CHARACTERS:
                 for j, length in zip(batch, self._guard.num_tokens([*batch.values()]), strict=True):

@@ -350,7 +350,7 @@ def canaries_in(data: bytes, *allowed: str) -> list[str]:
 def test_the_run_was_one_in_which_everything_failed(leak: Leak) -> None:
     """Or the other tests here would prove nothing."""
     dropped = {reason for counts in leak.result["stages"].values() for reason in counts["dropped"]}
-    assert dropped >= {"invalid_id", "not_text", "not_an_object", "unknown_role", "invalid_json", "too_long"}
+    assert dropped >= {"duplicate_id", "not_text", "not_an_object", "unknown_role", "invalid_json", "too_long"}
     assert dropped >= {"exact_duplicate", "unsafe_prompt", "teacher_failed"}
     assert leak.result["rows"] > 5
     (line,) = leak.result["set_aside"]

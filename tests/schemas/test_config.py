@@ -42,6 +42,10 @@ def test_shipped_configurations_load(path: Path, monkeypatch: pytest.MonkeyPatch
         ("run_dir=hdfs://bucket/x", "run_dir: hdfs://bucket/x: hdfs:// is no known object store"),
         ("run_dir=s3:///x", "run_dir: s3:///x: names no bucket"),
         ("source.path=ftp://host/x.jsonl", "source.path: ftp://host/x.jsonl: ftp:// is no known object store"),
+        ("source.split=train", "source: `config` and `split` are of a hub `dataset`"),
+        ("source.path=s3://bucket/a//b.jsonl", "source.path: s3://bucket/a//b.jsonl: has an empty segment (//)"),
+        ("source.path=[gs://bucket/a/../b]", "source.path: gs://bucket/a/../b: has an empty segment (//), . or .."),
+        ("run_dir=s3://bucket//run//x", "run_dir: s3://bucket//run//x: has an empty segment"),
         ("nonsense", "is not key.path=value"),
     ],
 )
@@ -78,6 +82,7 @@ def test_files_named_by_the_configuration_become_part_of_it(file: Path, tmp_path
     assert config.teacher.chat_template == "{{ messages }}"
     template.write_text("{{ message }}")
     assert differing_keys(deciding_values(config), deciding_values(load(file, settings))) == ["teacher.chat_template"]
+    assert load(file, ["generate.system_prompts=source"]).generate.system_prompts == "source"  # not a file
     prompts.write_text("just text")
     with pytest.raises(ConfigError, match=r"generate\.system_prompts"):
         load(file, settings)

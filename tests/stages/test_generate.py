@@ -229,9 +229,34 @@ def test_template_that_strips_thinking_needs_it_dropped(
     )
 
 
-def test_system_prompts_need_a_template_that_takes_them(raw_config: dict[str, Any], tokenizer: Any) -> None:
+def test_the_sources_system_prompts_are_used_where_it_is_asked(raw_config: dict[str, Any], chat: Chat) -> None:
+    systems = ["Be brief.", None, "Rhyme."]
+    table = prompts([["Hello", "And now?"], ["Hi"], ["x"]])
+    table = table.set_column(table.schema.get_field_index("system_prompt"), "system_prompt", pa.array(systems))
+    for asked in ("source", None):
+        raw_config["generate"] = {"system_prompts": asked}
+        made = asyncio.run(Generate(Config.model_validate(raw_config), chat, Scripted([3, 3]))(table)).to_pylist()
+        told = [m["content"] for row in made for m in row["messages"][:1] if m["role"] == "system"]
+        assert told == ([system for system in systems if system] if asked else [])
+        for row in made:
+            messages = row["messages"]
+            opening = messages[: 1 + (messages[0]["role"] == "system")]
+            rendered = chat.tokenizer.apply_chat_template(opening, add_generation_prompt=True)["input_ids"]
+            assert row["input_ids"][: len(rendered)] == rendered
+
+
+def test_lengths_count_each_prompts_own_system_prompt(chat: Chat) -> None:
+    systems, turns = ["Be brief.", None, "Rhyme. " * 40], ["one", "two", "three"]
+    counted = chat.num_prompt_tokens(turns, systems)
+    for length, system, turn in zip(counted, systems, turns, strict=True):
+        messages = [*([{"role": "system", "content": system}] if system else []), {"role": "user", "content": turn}]
+        assert length == len(chat.tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"])
+
+
+@pytest.mark.parametrize("asked", [["Be brief."], "source"])
+def test_system_prompts_need_a_template_that_takes_them(raw_config: dict[str, Any], tokenizer: Any, asked: Any) -> None:
     template = "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + QWEN_LIKE
-    raw_config["generate"] = {"system_prompts": ["Be brief."]}
+    raw_config["generate"] = {"system_prompts": asked}
     with pytest.raises(TemplateError, match="no system role"):
         Generate(Config.model_validate(raw_config), Chat(tokenizer, template), Scripted([1]))
 

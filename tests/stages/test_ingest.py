@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterable
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -97,15 +98,21 @@ def test_every_format_detected_and_named(name: str, named: bool, turns: str, enc
     ]
 
 
-def test_detection_waits_for_a_row_that_shows_its_format() -> None:
-    rows = [Row(None, "invalid_json"), [1], {"note": "header"}, sharegpt("a"), messages("b")]
-    assert [record["drop_reason"] for record in ingested(rows)] == [
+def test_each_row_shows_its_own_format() -> None:
+    rows = [Row(None, "invalid_json"), [1], {"note": "header"}, sharegpt("a"), messages("b"), FORMATS["lmsys"][0]("c")]
+    records = ingested(rows)
+    assert [record["drop_reason"] for record in records] == [
         "invalid_json",
         "not_an_object",
         "missing_conversation",
         None,
-        "missing_conversation",
+        None,
+        None,
     ]
+    assert [record["user_turns"] for record in records[3:]] == [["One?"]] * 3
+    # A named format reads nothing else.
+    named = ingested(rows, configured(source={"format": "messages"}))
+    assert [record["drop_reason"] for record in named[3:]] == ["missing_conversation", None, "missing_conversation"]
 
 
 def test_no_answer_reaches_the_tokenizer_or_a_table() -> None:
@@ -197,10 +204,15 @@ def test_the_first_kept_row_has_the_id() -> None:
         lmsys("a", user("x")),
         lmsys("a", user("y")),
         lmsys("b", user("z")),
+        lmsys("a", user("x"), assistant()),
+        lmsys("a", user("y")),
     ]
     records = ingested(rows, configured(rows_per_shard=2))
-    assert [record["drop_reason"] for record in records] == ["empty", "too_long", None, "duplicate_id", None]
-    assert [record["prompt_id"] for record in records] == ["a", "a", "a", "a", "b"]
+    assert [record["drop_reason"] for record in records] == ["empty", "too_long", *[None] * 3, *["duplicate_id"] * 2]
+    assert [record["prompt_id"] for record in records[:3]] == ["a", "a", "a"]
+    assert [record["prompt_id"] for record in records[4:]] == ["b", "a", "a"]
+    texts = bytes(8) + (1).to_bytes(8, "little") + b"y"  # no system prompt, and the turn, each after its length
+    assert records[3]["prompt_id"] == "a-" + blake2b(texts, digest_size=16).hexdigest()[:16]
 
 
 @pytest.mark.parametrize(

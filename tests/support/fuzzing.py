@@ -29,8 +29,9 @@ from stillhouse.pipeline.folder.identity import compare_with_folder
 from stillhouse.pipeline.folder.shard import ShardInfo
 from stillhouse.schemas import tables
 from stillhouse.schemas.config import Config, ConfigError, SourceConfig
-from stillhouse.stages.ingest import MAX_ID_CHARACTERS, REASONS, Ingest
+from stillhouse.stages.ingest import REASONS, Ingest
 from stillhouse.stages.sources import SourceError, read_rows
+from stillhouse.stages.sources.ids import MAX_ID_CHARACTERS
 from tests.support.children import in_child
 
 configuration.set_hypothesis_home_dir(Path(tempfile.gettempdir(), "stillhouse-hypothesis"))

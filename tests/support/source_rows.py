@@ -57,13 +57,6 @@ KINDS: list[tuple[bytes, str]] = [
         lmsys("s2", user("\udc00"), assistant()),
     ),
     *broken("not_an_object", "[]", "null", '"text"', "17", "true"),
-    *broken(
-        "invalid_id",
-        *(
-            lmsys(bad, user("hi"))
-            for bad in anything(True, 1.5, [], {}, "", " ", "a\nb", "a\x00", "\ud800", "\u2028", "x" * 513)
-        ),
-    ),
     *broken("missing_conversation", {"conversation_id": "m1"}, {"conversation_id": "m2", "conversation": None}, {}),
     *broken(
         "malformed_conversation",
@@ -83,7 +76,7 @@ KINDS: list[tuple[bytes, str]] = [
     *broken(
         "unknown_role",
         lmsys("r1", {"role": "wizard", "content": "hi"}),
-        lmsys("r2", user("hi"), {"role": "User", "content": "hi"}),
+        lmsys("r2", user("hi"), {"role": "Narrator", "content": "hi"}),
     ),
     *broken(
         "no_user_turn",
@@ -123,7 +116,14 @@ KINDS: list[tuple[bytes, str]] = [
         *(lmsys("l", user("hi"), language=bad) for bad in anything("Klingon", None, 5, ["English"], "\ud800")),
     ),
     *broken("too_long", lmsys("long", user("word " * 101)), lmsys("long2", user("word " * 5000))),
-    *broken("duplicate_id", lmsys("good-0", user("other text")), lmsys("good-0", user("question 0"))),
+    *broken("duplicate_id", lmsys("good-0", user("question 0"), assistant(), user("and then?"))),
+    *broken(
+        "transcript",
+        {"text": f"### Human: hi### Assistant: {CANARY}"},
+        {"text": f"Human: hi\n\nAssistant: {CANARY}\n"},
+        {"text": f"<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n{CANARY}<|im_end|>\n"},
+        {"prompt": f"[INST] hi [/INST] {CANARY} [INST] more [/INST]"},
+    ),
 ]
 
 

@@ -2,9 +2,11 @@
 fails on demand, or that speaks Google's dialect of its protocol."""
 
 import asyncio
+import http.client
 import itertools
 import json
 import os
+import urllib.parse
 from datetime import timedelta
 from pathlib import Path
 
@@ -214,6 +216,27 @@ def test_source_that_fails_on_the_way_is_told(bucket: str, proxy: Proxy, monkeyp
     assert next(rows).error is None
     with pytest.raises(SourceError, match=r"failing/a.jsonl: cannot be read \(HTTP 403, SomeReason\); check endpoint"):
         list(rows)
+
+
+@pytest.mark.parametrize("key", ["c//d.jsonl", "/d.jsonl", "c/./d.jsonl", "c/s//"])
+def test_a_key_that_cannot_be_read_is_named(bucket: str, key: str) -> None:
+    prefix = f"odd-{key.count('/')}{key.count('.')}{key[0] == '/'}"
+    store = open_folder(f"{bucket}/{prefix}")
+    store.put("a.jsonl", b'{"messages": []}\n')
+    endpoint = f"{os.environ['AWS_ENDPOINT_URL']}/{bucket.removeprefix('s3://')}/{prefix}/{key}"
+    parts = urllib.parse.urlsplit(endpoint)
+    connection = http.client.HTTPConnection(parts.netloc)
+    connection.request("PUT", parts.path, b"{}")
+    assert connection.getresponse().status == 200
+    connection.close()
+    with pytest.raises(SourceError) as error:
+        list(read_rows(SourceConfig(path=f"{bucket}/{prefix}/")))
+    assert str(error.value) == (
+        f"{bucket}/{prefix}/: holds the key {prefix}/{key}, which cannot be read (//, . or .. in it); rename or delete "
+        "that object, or name the other files in source.path one by one"
+    )
+    # As it says.
+    assert len(list(read_rows(SourceConfig(path=[f"{bucket}/{prefix}/a.jsonl"])))) == 1
 
 
 def test_source(bucket: str, tmp_path: Path) -> None:

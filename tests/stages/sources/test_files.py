@@ -1,20 +1,14 @@
 """Which files a source has, in which order, and what is said of a source that has none."""
 
 import gzip
-import json
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from stillhouse.schemas.config import SourceConfig
 from stillhouse.stages.sources import SourceError, formats, read_rows
-from stillhouse.stages.sources.files import files_of
-from tests.support.hub import Hub
-from tests.support.python import run_python
 from tests.support.source_files import ROWS, array, jsonl, parquet, read, values
 
 
@@ -36,6 +30,9 @@ def folder(tmp_path: Path) -> Path:
         "c/.cache/y.jsonl",
         "x.parquet.gz",
         "Makefile",
+        "dataset_infos.json",
+        "c/dataset_info.json",
+        "c/state.json",
     ]:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(jsonl([{"not": "data"}]))
@@ -108,61 +105,6 @@ def test_a_wrong_path_fails_before_the_first_row(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(jsonl(ROWS))
     with pytest.raises(SourceError, match="does not exist"):
         read_rows(SourceConfig(path=[str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl")]))
-
-
-@pytest.fixture
-def hub() -> Iterator[Hub]:
-    encoded = {"data/b.parquet": parquet(ROWS[5:9]), "data/a.parquet": parquet(ROWS[:5])}
-    with Hub({**encoded, "README.md": b"#", "also.jsonl": jsonl(ROWS[:9]), "dataset_infos.json": b"{}"}) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield server
-        server.shutdown()
-        thread.join()
-
-
-READ_HUB = """
-import json, sys
-from stillhouse.schemas.config import SourceConfig
-from stillhouse.stages.sources import SourceError, read_rows
-for revision in sys.argv[1:]:
-    try:
-        print(json.dumps([row for row in read_rows(SourceConfig(dataset="org/chats", revision=revision))]))
-    except SourceError as error:
-        print(json.dumps(str(error)))
-"""
-
-
-def test_a_hub_data_set_is_read_at_one_commit(hub: Hub, tmp_path: Path) -> None:
-    env = {
-        "HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}",
-        "HF_HOME": str(tmp_path),
-        "HF_TOKEN": "hf_canary",
-        "HF_HUB_OFFLINE": "0",  # this hub is on the loopback
-        "NO_PROXY": "127.0.0.1",
-    }
-    rows, error = map(json.loads, run_python(READ_HUB, "v1", "no-such-tag", **env).splitlines())
-    assert rows == [[row, None] for row in ROWS[:9]]
-    assert hub.tokens == {"Bearer hf_canary"}
-    assert not any("jsonl" in path or "README" in path for path in hub.requests)
-    assert error.startswith("org/chats@no-such-tag: cannot be listed (RevisionNotFoundError); check")
-
-
-@pytest.mark.parametrize(
-    ("listed", "read"),
-    [
-        (["b.parquet", "a.json", "a.jsonl", "a/b.PARQUET"], ["a/b.PARQUET", "b.parquet"]),
-        (["c.ndjson.zst", "b.json", "a.jsonl", "README.md"], ["a.jsonl", "c.ndjson.zst"]),
-        (["b.json.gz", "a.json", ".hidden/c.jsonl", "_x.parquet"], ["a.json", "b.json.gz"]),
-    ],
-)
-def test_a_hub_data_set_is_read_in_its_best_format(
-    listed: list[str], read: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("huggingface_hub.HfApi.repo_info", lambda *_, **__: SimpleNamespace(sha="c0ffee"))
-    monkeypatch.setattr("huggingface_hub.HfApi.list_repo_files", lambda *_, **__: listed)
-    files = files_of(SourceConfig(dataset="org/chats", revision="v1"))
-    assert [file.name for file in files] == [f"org/chats@v1/{name}" for name in read]
 
 
 @pytest.mark.parametrize(

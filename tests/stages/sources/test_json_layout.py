@@ -1,0 +1,147 @@
+"""JSON that is not what its name says: read all the same, or refused with what it is."""
+
+import gzip
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stillhouse.stages.sources import Row, SourceError, json_layout
+from stillhouse.stages.sources.row import INVALID_JSON, TRUNCATED_SOURCE
+from tests.support.ingesting import configured, ingested
+from tests.support.source_files import ROWS, array, errors, jsonl, parquet, read, values
+
+NAMES = ("a.jsonl", "a.json", "a.ndjson", "a.jsonl.gz", "a.json.gz")
+
+
+def pretty(rows: list[Any], between: str = "\n") -> bytes:
+    return between.join(json.dumps(row, indent=2, ensure_ascii=False) for row in rows).encode()
+
+
+def within(key: str, indent: int | None = None, **beside: Any) -> Callable[[list[Any]], bytes]:
+    return lambda rows: json.dumps({**beside, key: rows, "after": {"x": [1]}}, indent=indent).encode()
+
+
+LAYOUTS: dict[str, Callable[[list[Any]], bytes]] = {
+    "array": array,
+    "array on one line": lambda rows: json.dumps(rows).encode(),
+    "array, an element a line": lambda rows: b"[\n" + b",\n".join(json.dumps(row).encode() for row in rows) + b"\n]\n",
+    "array after a mark": lambda rows: b"\xef\xbb\xbf  \n" + array(rows),
+    "lines": jsonl,
+    "lines with commas": lambda rows: b",\n".join(json.dumps(row).encode() for row in rows),
+    "lines of Windows": lambda rows: jsonl(rows).replace(b"\n", b"\r\n"),
+    "printed objects": pretty,
+    "printed objects with commas": lambda rows: pretty(rows, ",\n"),
+    "printed objects with blank lines": lambda rows: pretty(rows, "\n\n\n"),
+    "printed objects of Windows": lambda rows: pretty(rows).replace(b"\n", b"\r\n"),
+    "printed objects, opened on the first key's line": lambda rows: pretty(rows).replace(
+        b'{\n  "conversation_id"', b'{ "conversation_id"'
+    ),
+    "data": within("data"),
+    "data, printed": within("data", 2),
+    "rows after others": within(
+        "rows", None, version="1.0", about={"n": [1, 2], "of": None}, tags=[], flags=[{"a": 1}]
+    ),
+    "under a key of its own": within("chats", 1, version=1),
+    "under the name of a column": within("conversations", None, total=23),
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layout(layout: str, name: str, tmp_path: Path) -> None:
+    data = LAYOUTS[layout](ROWS)
+    (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+    assert values(read(tmp_path / name)) == ROWS
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layout_of_one_row(layout: str, tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(LAYOUTS[layout](ROWS[:1]))
+    assert values(read(tmp_path / "a.jsonl")) == ROWS[:1]
+
+
+def test_more_than_the_head_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(json_layout, "HEAD_BYTES", 700)
+    for layout, write in LAYOUTS.items():
+        (tmp_path / "a.json").write_bytes(write(ROWS))
+        assert values(read(tmp_path / "a.json")) == ROWS, layout
+
+
+def test_rows_that_need_a_mapping_are_rows_of_data(tmp_path: Path) -> None:
+    rows = [{"q": f"question {i}", "a": "no"} for i in range(4)]
+    (tmp_path / "a.json").write_bytes(within("data")(rows))
+    config = configured(tmp_path / "a.json", {"columns": {"conversation": "q"}})
+    assert [r["user_turns"] for r in ingested(read(tmp_path / "a.json"), config)] == [[row["q"]] for row in rows]
+
+
+MESSAGES = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "no"}]
+ONE_ROW: dict[str, Any] = {
+    "messages": {"messages": MESSAGES},
+    "items": {"items": [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "no"}]},
+    "rounds": {"conversation": [{"prompt": "hi", "response": "no"}]},
+    "a batch request": {"body": {"messages": MESSAGES}},
+    "a conversation alone": MESSAGES,
+}
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+@pytest.mark.parametrize("suffix", ["json", "jsonl"])
+@pytest.mark.parametrize("name", ONE_ROW)
+def test_one_conversation_is_not_many_rows(name: str, suffix: str, indent: int | None, tmp_path: Path) -> None:
+    path = tmp_path / f"a.{suffix}"
+    for count in (1, 2) if indent is None or name != "a conversation alone" else (1,):
+        path.write_text("\n".join(json.dumps(ONE_ROW[name], indent=indent) for _ in range(count)))
+        assert values(read(path)) == [ONE_ROW[name]] * count
+        assert [record["user_turns"] for record in ingested(read(path))] == [["hi"]] * count
+
+
+def test_a_printed_object_without_an_end_costs_one_row(tmp_path: Path) -> None:
+    first, second, third = (pretty([row]) for row in ROWS[:3])
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(first + b"\n" + second[: len(second) // 2].rpartition(b"\n")[0] + b"\n" + third)
+    assert [row.error for row in read(path)] == [None, INVALID_JSON, None]
+    path.write_bytes(first + b"\n" + second[:-3])
+    assert read(path)[1:] == [Row(None, TRUNCATED_SOURCE)]
+
+
+def test_a_broken_first_line_is_still_a_line(tmp_path: Path) -> None:
+    good = jsonl(ROWS[:2])
+    for first in (b'{"a": 1, "b', b'{"a": 1,', b"{", b'{"a": [', b"[", b"{'a': 1}", b'{"conversation": [{"role"'):
+        (tmp_path / "a.jsonl").write_bytes(first + b"\n" + good)
+        found = read(tmp_path / "a.jsonl")
+        if first not in (b'{"a": [', b"["):  # whose next line may be its own
+            assert errors(found) == [INVALID_JSON, None, None], first
+
+
+TABLE = {"prompt": {"0": "a", "1": "b"}, "id": {"0": 1, "1": 2}}
+REFUSED: dict[str, tuple[bytes, str]] = {
+    "Parquet": (parquet(ROWS), "is Parquet; rename it to .parquet"),
+    "gzip": (gzip.compress(jsonl(ROWS)), "is gzip; append .gz to its name"),
+    "zip": (b"PK\x03\x04xxxx", "is a zip archive; unpack it"),
+    "UTF-16": (jsonl(ROWS).decode().encode("utf-16"), "is UTF-16; convert it to UTF-8"),
+    "LFS": (
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n",
+        "is a Git LFS pointer, not the data",
+    ),
+    "HTML": (b"<!DOCTYPE html>\n<html>", "is HTML or XML, not JSON"),
+    "columns, as pandas": (json.dumps(TABLE).encode(), "is a table by columns"),
+    "columns, as lists": (
+        json.dumps({"messages": [MESSAGES, MESSAGES], "id": [1, 2]}).encode(),
+        "is a table by columns",
+    ),
+    "rows by key": (json.dumps({"a1": ROWS[0], "a2": ROWS[1]}).encode(), "is an object of rows by key"),
+}
+
+
+@pytest.mark.parametrize("suffix", ["json", "jsonl"])
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_not_read_is_told(name: str, suffix: str, tmp_path: Path) -> None:
+    data, message = REFUSED[name]
+    (tmp_path / f"a.{suffix}").write_bytes(data)
+    with pytest.raises(SourceError) as error:
+        read(tmp_path / f"a.{suffix}")
+    assert str(error.value).startswith(f"{tmp_path}/a.{suffix}: {message}")
+    assert "turn 1" not in str(error.value)
