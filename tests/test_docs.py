@@ -48,8 +48,8 @@ def test_every_layout_has_its_page() -> None:
         page = (ROOT / "docs/training" / load_layout(name).page).read_text()
         assert f"export RUN --to {name}" in page
     index = (ROOT / "docs/training/README.md").read_text()
-    for page in (ROOT / "docs/training").glob("*.md"):
-        assert page.name == "README.md" or f"]({page.name})" in index
+    for path in (ROOT / "docs/training").glob("*.md"):
+        assert path.name == "README.md" or f"]({path.name})" in index
 
 
 def test_architecture_names_every_module() -> None:

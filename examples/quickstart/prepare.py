@@ -93,7 +93,7 @@ def prepare_teacher(folder: Path, target: Path) -> None:
     logging.disable_progress_bar()
     os.environ["TQDM_DISABLE"] = "1"  # gguf has bars of its own
     # transformers 5.19 reads the whole file three times, with 5 to 8 seconds of Python each.
-    gguf.GGUFReader = functools.cache(gguf.GGUFReader)
+    gguf.GGUFReader = functools.cache(gguf.GGUFReader)  # type: ignore[misc, assignment]
     (file,) = folder.glob("*.gguf")
     model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file.name, dtype=torch.bfloat16)
     # transformers 5.19 keeps these marks after it has unpacked the weights, and then refuses to save them.

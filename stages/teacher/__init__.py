@@ -85,7 +85,10 @@ class TemplateError(ValueError):
 
 
 class Teacher(Protocol):
-    """Continues prompts; many calls of `answer` run at once."""
+    """Continues prompts; many calls of `answer` run at once.
+
+    One that can tell how many tokens it has written, those of answers under way included, also has `num_tokens`.
+    """
 
     vocab_size: int
 
@@ -97,11 +100,6 @@ class Teacher(Protocol):
     @property
     def last_token_at(self) -> float:
         """`time.monotonic()` when the newest token of any answer came; 0 where that is not known."""
-        ...
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens of all answers so far, those under way included. A teacher that cannot tell has no such attribute."""
         ...
 
     async def answer(self, prompt_ids: npt.NDArray[np.int32], request_id: str, seed: int, max_tokens: int) -> Answer:

@@ -23,8 +23,11 @@ def end_with_parent() -> None:
     if ENGINE_MARK not in os.environ or parent is None:
         return
 
+    # A server process may have forked this one for its parent: then these are two, and either's end is the end.
+    forked_by = os.getppid()
+
     def watch() -> None:
-        while os.getppid() == parent.pid:
+        while os.getppid() == forked_by and parent.is_alive():
             time.sleep(1.0)
         os._exit(1)
 

@@ -34,7 +34,7 @@ class Watchdog:
 
     @property
     def num_tokens(self) -> int:
-        return self._teacher.num_tokens
+        return int(self._teacher.num_tokens)  # type: ignore[attr-defined]  # AttributeError: it cannot tell
 
     async def answer(self, prompt_ids: npt.NDArray[np.int32], request_id: str, seed: int, max_tokens: int) -> Answer:
         """As `Teacher.answer`."""

@@ -25,12 +25,12 @@ def command(tmp_path: Path, raw_config: dict[str, Any]) -> Command:
 
 
 @pytest.fixture
-def cluster(head: Head) -> dict[str, str]:
+def cluster(head: Head) -> dict[str, Any]:
     """What commands need to find the tests' own Ray head."""
     return head.driver_environment
 
 
-def test_a_cluster_makes_the_same_as_this_machine(finished: Command, tmp_path: Path, cluster: dict[str, str]) -> None:
+def test_a_cluster_makes_the_same_as_this_machine(finished: Command, tmp_path: Path, cluster: dict[str, Any]) -> None:
     """Byte for byte; and of a cluster that was there before, nothing is left behind but the run."""
     raw = yaml.safe_load(finished.file.read_text()) | {"run_dir": str(tmp_path / "run")}
     command = Command(tmp_path, raw)
@@ -43,7 +43,7 @@ def test_a_cluster_makes_the_same_as_this_machine(finished: Command, tmp_path: P
 
 
 def test_missing_shards_come_back_the_same_with_other_workers(
-    finished: Command, tmp_path: Path, cluster: dict[str, str]
+    finished: Command, tmp_path: Path, cluster: dict[str, Any]
 ) -> None:
     workers = {"min_workers": 2, "max_workers": 2, "num_cpus": 0.5}
     command = copy_of(
@@ -64,7 +64,7 @@ def test_missing_shards_come_back_the_same_with_other_workers(
     assert contents(command.run_dir) == before
 
 
-def test_two_drivers_on_one_folder_write_every_shard_once(command: Command, cluster: dict[str, str]) -> None:
+def test_two_drivers_on_one_folder_write_every_shard_once(command: Command, cluster: dict[str, Any]) -> None:
     drivers = [command.start("run", FAKE_TEACHER_DELAY_S="0.2", **cluster) for _ in range(2)]
     results = [driver.communicate(timeout=300) for driver in drivers]
     assert [driver.returncode for driver in drivers] == [0, 0], [err for _, err in results]
@@ -132,7 +132,7 @@ def test_an_address_that_cannot_be_used_is_one_sentence(command: Command, addres
     assert "Traceback" not in err
 
 
-def test_resources_that_no_node_has_end_the_run_at_once(command: Command, cluster: dict[str, str]) -> None:
+def test_resources_that_no_node_has_end_the_run_at_once(command: Command, cluster: dict[str, Any]) -> None:
     """Before ingest, though only a later stage wants them."""
     for setting, needed in (("generate.num_gpus=1", "1 CPU, 1 GPU"), ("review.resources={tpu: 4}", "1 CPU, 4 tpu")):
         _, err = command("run", "--set", f"resources.{setting}", expect=1, **cluster)

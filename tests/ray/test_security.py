@@ -203,7 +203,9 @@ def source_rows() -> list[Any]:
     rows += [row(f"{IDENT}-u", f"fuck you, you stupid bitch {TEXT}")]
     rows += [row(f"{IDENT}-long", f"{TEXT} " * 400)]
     rows += [row(f"{IDENT}-raise{n}", f"{TEXT} raises, whatever else it may be about {n}") for n in range(2)]
-    rows += [row(f"{IDENT}\n", TEXT), row(f"{IDENT}-r", [{"type": "image", "text": TEXT}]), [TEXT], TEXT]
+    rows += [row(f"{IDENT}\n", TEXT), row(f"{IDENT}-r", [{"type": "image", "text": TEXT}])]
+    others: list[Any] = [[TEXT], TEXT]
+    rows += others
     rows += [{"id": f"{IDENT}-n", "messages": [{"role": TEXT, "content": TEXT}]}]
     rows += [row(f"{IDENT}-more{n}", f"{TEXT} what is the number {n} times {n + 1}, and why?") for n in range(12)]
     return rows

@@ -108,7 +108,8 @@ def test_killed_at_random_moments(finished: Config, tmp_path: Path, seed: int) -
                 kills[part] += 1
                 deadline = time.monotonic() + 300
                 under_way[stage] += 1
-        codes.append(driver.poll() if driver.poll() is not None else -1)
+        code = driver.poll()
+        codes.append(-1 if code is None else code)
         end_all(driver, family)
         log.close()
     command("run")

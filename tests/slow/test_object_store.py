@@ -29,7 +29,8 @@ def test_run(bucket: str, proxy: Proxy, tmp_path: Path, fault_rate: float) -> No
 
     def fault(method: str, path: str) -> Fault:
         time.sleep(0.02)
-        kind = generator.choice([503, 429, "cut", "lost", "half"]) if generator.random() < fault_rate else None
+        faults: list[Fault] = [503, 429, "cut", "lost", "half"]
+        kind = generator.choice(faults) if generator.random() < fault_rate else None
         injected[kind] += 1
         return kind
 

@@ -37,7 +37,7 @@ def finish(config: Config, put: Callable[[str, bytes], object]) -> None:
             if stage == "publish":
                 put(keys.stage_shard("publish", name, NUM_SHARDS), data)
                 continue
-            put(keys.stage_shard(stage, name), data)
+            put(keys.stage_shard(stage, name, NUM_SHARDS), data)
             put(f"ledger/{stage}/{name}", data)
             if stage in ("dedupe", "review"):
                 put(keys.sketch(stage, name), data)

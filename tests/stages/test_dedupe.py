@@ -37,7 +37,7 @@ def test_max_per_cluster_counts_different_prompts(max_per_cluster: int, kept: in
     """Not how often each was asked, nor in how many spellings."""
     texts = [spelling for text in variants(6) for spelling in (text, text, f"{text}.")]
     table = run([prompts(texts)], DedupeConfig(max_per_cluster=max_per_cluster))
-    expected = []
+    expected: list[str | None] = []
     for i in range(6):
         expected += [None, dedupe.EXACT, dedupe.NEAR] if i < kept else [dedupe.NEAR] * 3
     assert table["drop_reason"].to_pylist() == expected

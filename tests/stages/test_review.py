@@ -20,8 +20,10 @@ LOOP = [7, 8, 9] * 40
 
 
 def conversation(*answers: str | None) -> list[dict[str, str | None]]:
-    turns = [[{"role": "user", "content": RUDE}, {"role": "assistant", "content": answer}] for answer in answers]
-    return [message for turn in turns for message in turn]
+    messages: list[dict[str, str | None]] = []
+    for answer in answers:
+        messages += [{"role": "user", "content": RUDE}, {"role": "assistant", "content": answer}]
+    return messages
 
 
 def completions(rows: Sequence[dict[str, Any]], labels: Sequence[str] = ("profanity",)) -> pa.Table:

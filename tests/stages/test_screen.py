@@ -67,8 +67,9 @@ def test_highest_turn_per_label_and_thresholds(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(screen, "combined", lambda configs: Exact())
     turns = [["0.1 0.9", "0.4 0.2"], ["0.5 0.0"], ["0.0 1.0", "0.2 0.1", "0.499 0"], [], ["0 0", "0 0", "0.75 0.25"]]
     result = Screen(ScreenConfig())(prompts(turns, [False] * 5))
-    scores = np.array([[row["a"], row["b"]] for row in result["prompt_scores"].to_pylist()])
-    np.testing.assert_allclose(scores, [[0.4, 0.9], [0.5, 0], [0.499, 1], [0, 0], [0.75, 0.25]], atol=1e-7)
+    scores = np.array([[float(row["a"]), float(row["b"])] for row in result["prompt_scores"].to_pylist()])
+    expected = np.array([[0.4, 0.9], [0.5, 0.0], [0.499, 1.0], [0.0, 0.0], [0.75, 0.25]])
+    np.testing.assert_allclose(scores, expected, atol=1e-7)
     assert result["drop_reason"].to_pylist() == [None, "unsafe_prompt", None, None, "unsafe_prompt"]
 
 

@@ -4,6 +4,7 @@ import random
 import re
 import unicodedata
 from functools import cache
+from typing import Literal
 
 from stillhouse.stages.teacher.chat import Chat
 from stillhouse.stages.teacher.guard import MARK
@@ -135,21 +136,20 @@ def generated(rng: random.Random) -> str:
     for _ in range(rng.randint(1, 6)):
         text = rng.choice(CONTROL)
         cut = rng.randint(1, len(text) - 1)
-        pieces.append(
-            rng.choice(
-                [
-                    lambda text=text: text,
-                    lambda text=text: text * 2,
-                    lambda text=text, cut=cut: text[:cut],
-                    lambda text=text, cut=cut: text[cut:],
-                    lambda text=text, cut=cut: text[:cut] + rng.choice(CONTROL) + text[cut:],
-                    lambda text=text, cut=cut: text[:cut] + rng.choice(["\u200b", "\ufeff", " ", "\n"]) + text[cut:],
-                    lambda text=text: rng.choice(look_alikes(text)),
-                    lambda: rng.choice(["hello", " and ", "\n", "\n\n", "  ", "é", "日本", "🤖", "x", "system\n"]),
-                    lambda: rng.choice([MARK, f"{MARK}1{MARK}", f"{MARK}9999{MARK}", MARK[:1], "\u2581"]),
-                ]
-            )()
-        )
+        kind = rng.randrange(9)
+        if kind < 2:
+            pieces.append(text * (kind + 1))
+        elif kind < 4:
+            pieces.append(text[:cut] if kind == 2 else text[cut:])
+        elif kind < 6:
+            between = rng.choice(CONTROL if kind == 4 else ["\u200b", "\ufeff", " ", "\n"])
+            pieces.append(text[:cut] + between + text[cut:])
+        elif kind == 6:
+            pieces.append(rng.choice(look_alikes(text)))
+        elif kind == 7:
+            pieces.append(rng.choice(["hello", " and ", "\n", "\n\n", "  ", "é", "日本", "🤖", "x", "system\n"]))
+        else:
+            pieces.append(rng.choice([MARK, f"{MARK}1{MARK}", f"{MARK}9999{MARK}", MARK[:1], "\u2581"]))
     return rng.choice(["", "", " ", "\n"]) + "".join(pieces) + rng.choice(["", "", " ", "\n"])
 
 
@@ -165,7 +165,7 @@ def spoken(family: Family, ids: list[int]) -> list[int]:
 
 def squeezed(family: Family, text: str) -> str:
     """`text` as its tokenizer's normalizer leaves it, without spaces: the kinds put their own beside control tokens."""
-    form = "NFKC" if family.name.startswith("zephyr") else "NFC"
+    form: Literal["NFKC", "NFC"] = "NFKC" if family.name.startswith("zephyr") else "NFC"
     return re.sub(r"[ ▁]", "", unicodedata.normalize(form, text))
 
 

@@ -24,7 +24,7 @@ class Command:
         self.run_dir = Path(raw["run_dir"])
         self.local = local
 
-    def start(self, command: str, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+    def start(self, command: str, *arguments: str, **environment: Any) -> subprocess.Popen[str]:
         if self.local and command == "run":
             arguments = (*arguments, "--local")
         return subprocess.Popen(
@@ -37,7 +37,7 @@ class Command:
         )
 
     def __call__(
-        self, command: str, *arguments: str, expect: int = 0, **environment: str
+        self, command: str, *arguments: str, expect: int = 0, **environment: Any
     ) -> tuple[dict[str, Any], str]:
         process = self.start(command, *arguments, **environment)
         out, err = process.communicate(timeout=300)

@@ -82,4 +82,4 @@ def _fill_disk() -> None:
         if "/staged/" in os.readlink(f"/proc/self/fd/{descriptor}") and os.fstat(descriptor).st_size > 0:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    os.fsync = fsync
+    os.fsync = fsync  # type: ignore[assignment]

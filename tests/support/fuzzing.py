@@ -26,7 +26,7 @@ from stillhouse.pipeline.errors import DamagedError
 from stillhouse.pipeline.folder import certified, index, keys, open_folder, partition
 from stillhouse.pipeline.folder import shard as shards
 from stillhouse.pipeline.folder.identity import compare_with_folder
-from stillhouse.pipeline.folder.shard import ShardInfo
+from stillhouse.pipeline.folder.shard import ShardId, ShardInfo
 from stillhouse.schemas import tables
 from stillhouse.schemas.config import Config, ConfigError, SourceConfig
 from stillhouse.stages.ingest import REASONS, Ingest
@@ -309,7 +309,7 @@ def every_row_is_accounted_for(example: tuple[list[tuple[str, bytes, int | None]
 # ---------------------------------------------------------------------------------------------------------------------
 # Shards
 
-EXPECTED = ("screen", "00000.parquet", "hash")
+EXPECTED = ShardId("screen", "00000.parquet", "hash")
 LEDGER_ROW = {"prompt_id": "a", "source": "s", "source_row": 1, "reason": "x"}
 
 

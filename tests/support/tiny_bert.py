@@ -20,7 +20,11 @@ class Tiny(NamedTuple):
     """The model the checkpoint was made from, never loaded from it."""
 
     def config(self, **changes: Any) -> DetoxifyConfig:
-        values = {"checkpoint": str(self.checkpoint), "huggingface_config_path": str(self.folder), "thresholds": {}}
+        values: dict[str, Any] = {
+            "checkpoint": str(self.checkpoint),
+            "huggingface_config_path": str(self.folder),
+            "thresholds": {},
+        }
         values["trust_checkpoint"] = True
         return DetoxifyConfig(name="detoxify", **(values | changes))
 

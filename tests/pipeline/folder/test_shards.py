@@ -17,7 +17,7 @@ import pytest
 from stillhouse.pipeline.errors import DamagedError, StorageError
 from stillhouse.pipeline.folder import Folder, open_folder
 from stillhouse.pipeline.folder import shard as shards
-from stillhouse.pipeline.folder.shard import ShardInfo
+from stillhouse.pipeline.folder.shard import ShardId, ShardInfo
 from tests.support.data import ROOT
 
 INFO = ShardInfo("screen", "00000.parquet", "hash", 3, 2, 0, [{"prompt_id": "a", "source_row": 1, "reason": "x"}])
@@ -173,9 +173,13 @@ def test_other_readers_read_a_shard_and_see_no_extra_schema(store: Folder) -> No
 
 def test_shard_of_another_name_is_not_taken_for_this_one() -> None:
     data = shards.encode(pa.table({"x": [1]}), INFO)
-    right = ("screen", "00000.parquet", "hash")
+    right = ShardId("screen", "00000.parquet", "hash")
     assert shards.decode(data, "here", expected=right).info == INFO
-    for wrong in (("dedupe", *right[1:]), (right[0], "00001.parquet", right[2]), (*right[:2], "other")):
+    for wrong in (
+        right._replace(stage="dedupe"),
+        right._replace(shard="00001.parquet"),
+        right._replace(config_hash="x"),
+    ):
         with pytest.raises(DamagedError, match="holds screen 00000"):
             shards.decode(data, "here", expected=wrong)
     with pytest.raises(DamagedError, match="unnamed"):

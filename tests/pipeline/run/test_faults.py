@@ -7,6 +7,7 @@ servers at random moments, and single processes at every single step that they t
 import random
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -142,9 +143,14 @@ def test_run_that_lacks_only_its_manifest_looks_at_no_stage(config: Config, monk
     run_dir = Path(config.run_dir)
     (run_dir / "dataset/manifest.json").unlink()
     first, _ = run_inline(config)  # a copied folder is looked over, and its index made again
-    looked = []
+    looked: list[int] = []
     stages = driver._Driver._all_stages
-    monkeypatch.setattr(driver._Driver, "_all_stages", lambda self: looked.append(1) or stages(self))
+
+    def look(self: Any) -> Any:
+        looked.append(1)
+        return stages(self)
+
+    monkeypatch.setattr(driver._Driver, "_all_stages", look)
     (run_dir / "dataset/manifest.json").unlink()
     assert run_inline(config)[0] == first
     assert not looked

@@ -82,7 +82,7 @@ def generate_in_children(config: Config, names: list[str], max_deaths: int) -> l
         await asyncio.gather(*(generate.process(name) for name in names))
 
     chat.load_chat(config)  # for all children: they are forks
-    codes = []
+    codes: list[int] = []
     while len(codes) <= max_deaths:
         codes.append(in_child(lambda: asyncio.run(work())))
         if codes[-1] == 0:
@@ -247,7 +247,7 @@ def test_contract() -> None:
 
 def test_an_error_is_described_without_its_text() -> None:
     with pytest.raises(KeyError) as caught:
-        {}["secret prompt"]
+        dict[str, int]()["secret prompt"]
     assert safe_message(caught.value).startswith("KeyError at test_worker.py:")
     assert safe_message(StageError("ours")) == "ours"
 

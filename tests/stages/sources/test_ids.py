@@ -41,6 +41,7 @@ def test_ids_that_restart_may_differ_in_the_system_prompt_or_look_like_made_ones
     assert len({r["prompt_id"] for r in records[:6]}) == 6
 
 
+BAD: list[Any] = [True, [], {}, "", " ", "a\nb", "\ud800", "x" * 513, float("nan"), float("inf"), 1e400]
 ODD_IDS: list[tuple[Any, str | None]] = [
     (7.0, "7"),
     (1.5, "1.5"),
@@ -50,7 +51,7 @@ ODD_IDS: list[tuple[Any, str | None]] = [
     (b"abc", "abc"),
     (b"\xff\x00", "ff00"),
     ({"$oid": "65f0"}, "65f0"),
-    *((bad, None) for bad in (True, [], {}, "", " ", "a\nb", "\ud800", "x" * 513, float("nan"), float("inf"), 1e400)),
+    *((bad, None) for bad in BAD),
 ]
 
 

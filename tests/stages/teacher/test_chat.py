@@ -140,7 +140,9 @@ def test_template_errors_are_reported(tokenizer: Any) -> None:
 
 def test_counts_belong_to_their_prompts(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     template = Chat(tokenizer).template
-    chat = Chat(tokenizer, "{% if 'no' in messages[0]['content'] %}{{ raise_exception('no') }}{% endif %}" + template)
+    chat = Chat(
+        tokenizer, "{% if 'no' in messages[0]['content'] %}{{ raise_exception('no') }}{% endif %}" + str(template)
+    )
     texts = ["a", "no", "", "a longer one <|im_end|>", "say no more", "b c"]
     counts = chat.num_prompt_tokens(texts)
     monkeypatch.setattr("stillhouse.stages.teacher.chat._BATCH_CHARACTERS", 60)

@@ -2,11 +2,12 @@
 
 import asyncio
 import time
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 
+from stillhouse.stages.teacher import Teacher
 from stillhouse.stages.teacher.watchdog import Watchdog
 
 
@@ -26,12 +27,12 @@ def test_an_engine_that_is_slow_is_not_taken_to_hang() -> None:
             pass
 
     class Silent(Slow):
-        last_token_at = property(lambda self: 0.0, lambda self, value: None)  # type: ignore[assignment]
+        last_token_at = property(lambda self: 0.0, lambda self, value: None)
 
-    one = np.zeros(1, np.int32)
-    assert asyncio.run(Watchdog(Slow(), 0.2).answer(one, "a", 1, 9)) == "an answer"  # type: ignore[comparison-overlap]
+    one, slow, silent = np.zeros(1, np.int32), cast(Teacher, Slow()), cast(Teacher, Silent())
+    assert asyncio.run(Watchdog(slow, 0.2).answer(one, "a", 1, 9)) == "an answer"  # type: ignore[comparison-overlap]
     with pytest.raises(RuntimeError, match=r"no token came in 0\.2 s"):
-        asyncio.run(Watchdog(Silent(), 0.2).answer(one, "a", 1, 9))
+        asyncio.run(Watchdog(silent, 0.2).answer(one, "a", 1, 9))
 
 
 def test_the_count_of_tokens_is_the_teachers() -> None:

@@ -1,0 +1,61 @@
+"""A process of an engine ends with the one that started it, however that started it, and not before."""
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stillhouse.stages.teacher.plugin import ENGINE_MARK, end_with_parent
+from tests.support.data import ROOT
+
+
+def live(seconds: float) -> None:
+    end_with_parent()
+    time.sleep(seconds)
+
+
+@pytest.mark.parametrize("method", ["spawn", "forkserver", "fork"])
+def test_it_lives_as_long_as_its_parent(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`run --local` forks its workers from a server process."""
+    monkeypatch.setenv(ENGINE_MARK, "1")
+    context: Any = multiprocessing.get_context(method)
+    process = context.Process(target=live, args=(2.5,))
+    process.start()
+    process.join(30)
+    assert process.exitcode == 0
+
+
+PARENT = """
+import multiprocessing, sys
+from tests.stages.teacher.test_plugin import live
+if __name__ == "__main__":
+    process = multiprocessing.get_context(sys.argv[1]).Process(target=live, args=(600,))
+    process.start()
+    print(process.pid, flush=True)
+    process.join()
+"""
+
+
+@pytest.mark.parametrize("method", ["spawn", "forkserver", "fork"])
+def test_it_ends_with_a_killed_parent(method: str, tmp_path: Path) -> None:
+    script = tmp_path / "parent.py"
+    script.write_text(PARENT)
+    environment = {**os.environ, ENGINE_MARK: "1", "PYTHONPATH": str(ROOT)}
+    parent = subprocess.Popen(
+        [sys.executable, str(script), method], env=environment, stdout=subprocess.PIPE, text=True, cwd=ROOT
+    )
+    assert parent.stdout is not None
+    pid = int(parent.stdout.readline())
+    time.sleep(2.0)
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+    until = time.monotonic() + 15
+    while Path(f"/proc/{pid}").exists() and time.monotonic() < until:
+        time.sleep(0.1)
+    assert not Path(f"/proc/{pid}").exists()
