@@ -14,6 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from stillhouse.pipeline.folder.identity import run_date
 from stillhouse.schemas.config import Config
 
 Transform = Callable[..., Any]
@@ -80,7 +81,7 @@ def prompt_counter(config: Config) -> Callable[..., list[int]]:
     from stillhouse.stages.generate import check_template, longest_system_prompt
     from stillhouse.stages.teacher.chat import load_chat
 
-    chat = load_chat(config)
+    chat = load_chat(config, run_date(config))
     check_template(config, chat)
     if config.generate.system_prompts == "source":
         return chat.num_prompt_tokens
@@ -117,7 +118,7 @@ def _generate(config: Config) -> Transform:
     from stillhouse.stages.teacher.chat import load_chat
     from stillhouse.stages.teacher.watchdog import Watchdog
 
-    chat = load_chat(config)
+    chat = load_chat(config, run_date(config))
     teacher = load_teacher(config, chat.end_of_turn_ids())
     return Generate(config, chat, Watchdog(teacher, config.teacher.stall_timeout_s))
 

@@ -55,7 +55,16 @@ def screened(labels: Sequence[str]) -> pa.Schema:
 IGNORE_INDEX = -100
 """The label of a token that the teacher did not write. PyTorch's cross-entropy skips it."""
 
-MESSAGES = pa.list_(pa.struct([pa.field("role", pa.string()), pa.field("content", pa.string())]))
+MESSAGES = pa.list_(
+    pa.struct(
+        [
+            pa.field("role", pa.string()),
+            pa.field("content", pa.string()),
+            # What an assistant thought, where its template keeps it apart; null elsewhere.
+            pa.field("reasoning_content", pa.string()),
+        ]
+    )
+)
 
 TOP_K = pa.schema(
     [
@@ -118,6 +127,9 @@ def completions(labels: Sequence[str], settings: TargetsConfig | None = None) ->
         pa.field("labels", pa.list_(pa.int32())),  # [T] input_ids on the teacher's tokens, -100 elsewhere
         *target_fields(settings or TargetsConfig()),
         pa.field("token_logprobs", pa.list_(pa.float32())),  # [S] log-probability of the token written
+        # Why messages, rendered by the teacher's template, are not the text of input_ids (docs/templates.md);
+        # null where they are.
+        pa.field("rendering_differs", pa.string()),
         pa.field("finish_reasons", pa.list_(pa.string())),  # one per assistant turn: stop, length
         pa.field("num_input_tokens", pa.int32()),  # T
         pa.field("num_target_tokens", pa.int32()),  # S

@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from stillhouse.schemas.config import Config
 from stillhouse.stages.teacher import Answer, Teacher, TeacherError, TemplateError, fault
+from stillhouse.stages.teacher.channels import Channels
 from stillhouse.stages.teacher.chat import Chat
 from stillhouse.stages.teacher.completions import Sample, completions
 from stillhouse.stages.teacher.draws import draw_from_top_k
@@ -24,6 +25,8 @@ from stillhouse.stages.teacher.thinking import Thinking
 INTERRUPTED = ("abort", "error", None)
 """Finish reasons of answers that the engine gave up: vLLM 0.32 aborts all that is under way when it is asked to stop,
 which spot machines do, and has `error` for what may be tried again. The shard is: nothing was wrong with the row."""
+CALLS_A_TOOL = ("<|call|>", "<|eom_id|>")
+"""Ends of a turn (gpt-oss, Llama 3) after which a tool speaks and not the user: the conversation ends there."""
 
 
 class GenerateProgress(NamedTuple):
@@ -51,6 +54,9 @@ class Generate:
         self._teacher = teacher
         check_template(config, chat)
         self._end_ids = {*chat.end_of_turn_ids(), *config.sampling.stop_token_ids}
+        self._control_ids = set(chat.control_ids.values())
+        self._tool_ids = {chat.control_ids[text] for text in CALLS_A_TOOL if text in chat.control_ids}
+        self._channels = Channels(chat, config.generate.thinking_tokens)
         self._thinking = None if config.generate.thinking == "supervise" else Thinking(config.generate, chat)
         self._num_done = self._num_under_way = self._num_ended_tokens = 0
 
@@ -90,29 +96,33 @@ class Generate:
         self._num_under_way += 1
         try:
             await self._converse(sample, user_turns, system_prompt)
+            if sample.finish_reasons:
+                sample.rendering_differs = self._channels.difference(
+                    sample.messages, np.concatenate(sample.input_ids), sample.finish_reasons[-1]
+                )
             self._num_done += 1
         finally:
             self._num_under_way -= 1
 
     async def _converse(self, sample: Sample, user_turns: list[str], system_prompt: str | None) -> None:
-        """Fill `sample`. A conversation ends at its last turn, at a truncated answer, or before a turn that no longer
-        fits the context; what was complete by then is kept."""
+        """Fill `sample`. A conversation ends at its last turn, at an answer that is cut off or calls a tool, or before
+        a turn that no longer fits the context; what was complete by then is kept."""
         settings = self._config.sampling
         for turn, text in enumerate(user_turns):
             try:
-                ids = self._prompt_ids(sample, user_turns[: turn + 1], system_prompt)
+                ids, num_ends = self._prompt_ids(sample, user_turns[: turn + 1], system_prompt)
             except TemplateError:
                 sample.drop_reason = "template_refused" if turn == 0 else None
                 return
-            room = self._config.teacher.max_model_len - sample.num_tokens - len(ids)
+            before = np.concatenate([*sample.input_ids, ids[:0]])
+            context = np.concatenate([before[: len(before) - num_ends], ids])
+            room = self._config.teacher.max_model_len - len(context)
             if room < settings.max_tokens:
                 sample.drop_reason = "too_long" if turn == 0 else None
                 return
             seed = sample_seed(settings.seed, sample.sample_id, turn)
             try:
-                answer = await self._teacher.answer(
-                    np.concatenate([*sample.input_ids, ids]), f"{sample.sample_id}/{turn}", seed, settings.max_tokens
-                )
+                answer = await self._teacher.answer(context, f"{sample.sample_id}/{turn}", seed, settings.max_tokens)
             except TeacherError:
                 sample.drop_reason = "teacher_failed" if turn == 0 else None
                 return
@@ -125,25 +135,35 @@ class Generate:
             if fault(answer, self._teacher.vocab_size) is not None:
                 sample.drop_reason = "invalid_logprobs" if turn == 0 else None
                 return
-            if not self._add_turn(sample, text, ids, answer, seed):
+            if not self._add_turn(sample, text, ids, answer, seed, num_ends):
                 sample.drop_reason = "no_answer" if turn == 0 else None
                 return
-            if answer.finish_reason != "stop":
+            if answer.finish_reason != "stop" or int(answer.token_ids[-1]) in self._tool_ids:
                 return
 
-    def _prompt_ids(self, sample: Sample, user_turns: list[str], system_prompt: str | None) -> npt.NDArray[np.int32]:
-        """What the teacher must read next [T], after what `sample` holds, to answer the last of `user_turns`."""
+    def _prompt_ids(
+        self, sample: Sample, user_turns: list[str], system_prompt: str | None
+    ) -> tuple[npt.NDArray[np.int32], int]:
+        """What the teacher must read next [T], after what `sample` holds, to answer the last of `user_turns`; and how
+        many of the last ids of `sample` it takes the place of: 1 where the teacher ended its turn with another control
+        token than the template does, because no template writes both."""
         if len(user_turns) == 1:
-            system = [] if system_prompt is None else [{"role": "system", "content": system_prompt}]
+            system: list[dict[str, str | None]] = []
+            if system_prompt is not None:
+                system = [{"role": "system", "content": system_prompt}]
             sample.messages += system
-            return self._chat.prompt_ids([*system, {"role": "user", "content": user_turns[0]}])
+            return self._chat.prompt_ids([*system, {"role": "user", "content": user_turns[0]}]), 0
         ids = self._chat.next_turn_ids(user_turns, system_prompt)
-        if len(ids) and ids[0] == sample.input_ids[-1][-1]:
-            ids = ids[1:]  # the end of turn that the teacher wrote itself
-        return ids
+        end = int(sample.input_ids[-1][-1])
+        if len(ids) and ids[0] == end:
+            return ids[1:], 0  # the end of turn that the teacher wrote itself
+        return ids, int(end in self._control_ids)
 
-    def _add_turn(self, sample: Sample, text: str, ids: npt.NDArray[np.int32], answer: Answer, seed: int) -> bool:
-        """Add a prompt and its answer to `sample`. Returns False, and adds nothing, if none of it is to be learned."""
+    def _add_turn(
+        self, sample: Sample, text: str, ids: npt.NDArray[np.int32], answer: Answer, seed: int, num_ends: int
+    ) -> bool:
+        """Add a prompt and its answer to `sample`, in the place of its last `num_ends` ids. Returns False, and adds
+        nothing, if none of it is to be learned."""
         settings = self._config.targets
         if settings.method != "top_k" and settings.draws_from == "top_k":
             answer = replace(answer, draws=draw_from_top_k(answer, settings.num_draws, seed))
@@ -155,24 +175,27 @@ class Generate:
             if self._config.generate.thinking == "drop":
                 ids, answer = self._thinking.cut(ids), answer.only(supervised)
                 supervised = supervised[supervised]
+        if num_ends:
+            sample.cut_end()
         sample.add_prompt(text, ids)
-        sample.add_answer(self._text(answer.token_ids), answer, supervised, settings)
+        sample.add_answer(self._message(answer), answer, supervised, settings)
         return True
 
-    def _text(self, token_ids: npt.NDArray[np.int32]) -> str:
-        """What the teacher said, without the token that ended its turn."""
-        ids = token_ids.tolist()
-        if ids and ids[-1] in self._end_ids:
+    def _message(self, answer: Answer) -> dict[str, str | None]:
+        """What the teacher said, without the token that ended its turn (vLLM knows ends that the template does not)."""
+        ids = answer.token_ids.tolist()
+        if ids and (ids[-1] in self._end_ids or (answer.finish_reason == "stop" and ids[-1] in self._control_ids)):
             ids = ids[:-1]
-        return str(self._chat.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+        return self._channels.message(ids, is_opened=self._config.generate.thinking != "drop")
 
 
 def check_template(config: Config, chat: Chat) -> None:
-    """Raises `TemplateError` when the teacher's template cannot do what the configuration asks of it: carry ids over
-    turns, or take a system prompt."""
+    """Raises `TemplateError` when the teacher's template cannot do what the configuration asks of it: open a turn for
+    the teacher, take a system prompt, or carry ids over turns."""
     asked = config.generate.system_prompts
     system_prompts = {None, ""} if asked == "source" else set(asked or [None])
     for system_prompt in sorted({prompt is not None for prompt in system_prompts}):
+        chat.jinja.require(system_prompt)
         rewrites = chat.rewrites(system_prompt)
         if rewrites is not None and config.ingest.turns == "all":
             raise TemplateError(

@@ -109,12 +109,15 @@ class Review:
 
 
 def assistant_turns(table: pa.Table) -> tuple[list[str], NDArray[np.int64]]:
-    """The contents of all assistant turns in order, empty where null, and the row [A] that each belongs to."""
+    """What all assistant turns say in order, thinking before content, and the row [A] that each belongs to."""
     messages = table["messages"].combine_chunks()
     flat = pc.list_flatten(messages)
     is_assistant_M = pc.fill_null(pc.equal(pc.struct_field(flat, "role"), "assistant"), False)
-    contents = pc.fill_null(pc.filter(pc.struct_field(flat, "content"), is_assistant_M), "")
-    return contents.to_pylist(), pc.filter(pc.list_parent_indices(messages), is_assistant_M).to_numpy()
+    thought, said = (
+        pc.filter(pc.struct_field(flat, name), is_assistant_M).to_pylist() for name in ("reasoning_content", "content")
+    )
+    texts = ["\n\n".join(filter(None, parts)) for parts in zip(thought, said, strict=True)]
+    return texts, pc.filter(pc.list_parent_indices(messages), is_assistant_M).to_numpy()
 
 
 def _empty(texts: Sequence[str], row_A: NDArray[np.int64], num_rows: int) -> NDArray[np.bool_]:

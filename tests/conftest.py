@@ -8,6 +8,7 @@ trainers                              an environment of their own: `make test-tr
 
 import os
 from collections.abc import Iterator
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
@@ -41,13 +42,14 @@ def _chat_read_once() -> Iterator[None]:
 
     load, kept = chat.load_chat, dict[str, chat.Chat]()
 
-    def load_once(config: Config) -> chat.Chat:
+    def load_once(config: Config, today: date | None = None) -> chat.Chat:
         teacher = config.teacher
         if teacher.model != str(TEACHER):
-            return load(config)
-        key = repr((teacher.chat_template, teacher.chat_template_kwargs, config.generate.thinking))
+            return load(config, today)
+        today = today or datetime.now(UTC).date()
+        key = repr((teacher.chat_template, teacher.chat_template_kwargs, config.generate.thinking, today))
         if key not in kept:
-            kept[key] = load(config)
+            kept[key] = load(config, today)
         return kept[key]
 
     chat.load_chat = load_once

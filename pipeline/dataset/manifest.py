@@ -14,6 +14,7 @@ from stillhouse.pipeline.dataset import card
 from stillhouse.pipeline.errors import ShardError
 from stillhouse.pipeline.folder import Folder, index, keys, open_folder
 from stillhouse.pipeline.folder.certified import encode_certified, parse_certified, parse_object
+from stillhouse.pipeline.folder.identity import run_date
 from stillhouse.pipeline.folder.index import ShardSummary
 from stillhouse.schemas.config import Config, ConfigError, config_hash, deciding_values
 from stillhouse.stages.teacher import fidelity
@@ -173,7 +174,8 @@ def _read_teacher(config: Config) -> dict[str, Any]:
     from stillhouse.stages.teacher.chat import load_chat
     from stillhouse.stages.teacher.pretrained import model_facts
 
-    chat, model = load_chat(config), model_facts(config)
+    day = run_date(config)
+    chat, model = load_chat(config, day), model_facts(config)
     return {
         "model": config.teacher.model,
         "revision": config.teacher.revision,
@@ -182,6 +184,8 @@ def _read_teacher(config: Config) -> dict[str, Any]:
         "final_logit_softcapping": model.final_logit_softcapping,
         "tokenizer_sha256": hashlib.sha256(chat.tokenizer.backend_tokenizer.to_str().encode()).hexdigest(),
         "chat_template_sha256": hashlib.sha256(str(chat.template).encode()).hexdigest(),
+        # The day in every prompt, where the template writes one.
+        "chat_template_date": day.isoformat() if chat.jinja.writes_date else None,
         "end_of_turn_ids": chat.end_of_turn_ids(),
     }
 

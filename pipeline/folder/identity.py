@@ -1,6 +1,8 @@
-"""Whose run a folder holds: the configuration that decides its data, in `run.json`."""
+"""Whose run a folder holds: the configuration that decides its data, and the day it began, in `run.json`."""
 
+import contextlib
 import json
+from datetime import UTC, date, datetime
 
 from stillhouse.pipeline.folder import keys
 from stillhouse.pipeline.folder.certified import parse_object
@@ -13,12 +15,36 @@ def open_run(config: Config) -> Folder:
     folder = open_folder(config.run_dir)
     resolved = config.model_dump(mode="json")
     resolved["teacher"]["env"] = sorted(config.teacher.env)  # names only: the values may be secrets
-    facts = {"config_hash": config_hash(config), "deciding": deciding_values(config), "config": resolved}
+    facts = {
+        "config_hash": config_hash(config),
+        "date": run_date(config).isoformat(),
+        "deciding": deciding_values(config),
+        "config": resolved,
+    }
     if not folder.exists(keys.RUN):
         folder.put_if_absent(keys.RUN, json.dumps(facts, indent=1, sort_keys=True).encode())
     compare_with_folder(config)
     folder.require_conditional_puts(keys.RUN)
     return folder
+
+
+def run_date(config: Config) -> date:
+    """The day that the teacher's template writes: that of the configuration, else the one on which the run began, else
+    (there is no run yet) today, UTC. It is the same for all workers and after a resume.
+
+    Raises `ConfigError` when `run_dir` holds a run that does not say its day.
+    """
+    if config.teacher.date is not None:
+        return date.fromisoformat(config.teacher.date)
+    data = open_folder(config.run_dir).get_or_none(keys.RUN)
+    if data is None:
+        return datetime.now(UTC).date()
+    with contextlib.suppress(ValueError, KeyError, TypeError):
+        return date.fromisoformat(parse_object(data)["date"])
+    raise ConfigError(
+        f"run_dir {config.run_dir}: its {keys.RUN} does not say the day on which the run began (damaged, or made by an "
+        "earlier version of Stillhouse); set teacher.date to it, or choose another run_dir"
+    )
 
 
 def compare_with_folder(config: Config) -> None:

@@ -1,9 +1,11 @@
 """The teacher, how it writes, and what is kept of its distribution."""
 
+import json
 import math
+from datetime import date
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from stillhouse.schemas.config.section import Count, Fraction, Section, free, is_local_path
 
@@ -43,6 +45,38 @@ FREE_ENGINE_OPTIONS = frozenset(
 """vLLM engine options about speed and memory only: never part of the configuration hash."""
 
 
+RESERVED_TEMPLATE_ARGUMENTS = frozenset(
+    {
+        "add_generation_prompt",
+        "chat_template",
+        "continue_final_message",
+        "conversation",
+        "conversations",
+        "max_length",
+        "messages",
+        "padding",
+        "raise_exception",
+        "return_assistant_tokens_mask",
+        "return_dict",
+        "return_tensors",
+        "self",
+        "strftime_now",
+        "tokenize",
+        "tokenizer_kwargs",
+        "truncation",
+    }
+)
+"""Names of `apply_chat_template` and of what it gives to every template: not for `chat_template_kwargs`."""
+
+
+def _day(value: object) -> str:
+    """`value` as YYYY-MM-DD; YAML makes a date of that where it stands without quotes."""
+    try:
+        return (value if isinstance(value, date) else date.fromisoformat(str(value))).isoformat()
+    except ValueError:
+        raise ValueError(f"{value!r} is no day; write it as 2026-11-25") from None
+
+
 class TeacherConfig(Section):
     model: str
     """Folder of Hugging Face weights, or a hub id (then with `revision`)."""
@@ -52,6 +86,9 @@ class TeacherConfig(Section):
     """Jinja text used instead of the tokenizer's own template. In YAML the name of the file that holds it."""
     chat_template_kwargs: dict[str, Any] = {}
     """Passed to the template, such as enable_thinking."""
+    date: Annotated[str, BeforeValidator(_day)] | None = None
+    """The day that the template takes for today (YYYY-MM-DD), where it writes one; null: the day on which the run
+    starts (UTC), which run.json keeps."""
     max_model_len: Annotated[int, Field(ge=8)]
     """Context of the teacher, prompt and answer together, in tokens."""
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
@@ -74,6 +111,15 @@ class TeacherConfig(Section):
                 f"{self.model!r} is not a folder here, so it is taken for a hub id, and that needs a `revision` "
                 "(a commit or tag): the teacher decides the data; for a folder write a path that starts with / or ./"
             )
+        if taken := RESERVED_TEMPLATE_ARGUMENTS & set(self.chat_template_kwargs):
+            raise ValueError(f"chat_template_kwargs: {sorted(taken)} are set by Stillhouse; remove them here")
+        try:
+            json.dumps(self.chat_template_kwargs)
+        except TypeError:
+            raise ValueError(
+                "chat_template_kwargs: holds something other than text, numbers, lists and mappings; put a date in "
+                "quotes"
+            ) from None
         if "hf_token" in self.engine:
             raise ValueError("engine: hf_token would be written into the manifest; set HF_TOKEN in the environment")
         reserved = RESERVED_ENGINE_OPTIONS & set(self.engine)

@@ -7,17 +7,24 @@
 import contextlib
 import secrets
 from collections.abc import Sequence
+from datetime import date
 from typing import Any
 
 from stillhouse.schemas.config import Config
 from stillhouse.stages.teacher import TemplateError
 from stillhouse.stages.teacher.guard import Guard, IntArray
 from stillhouse.stages.teacher.pretrained import load_tokenizer
+from stillhouse.stages.teacher.template import HARMONY_OPENING, Message, Template
 
-Message = dict[str, str]
-
-# How templates spell a teacher's thinking: what opens it and what closes it.
-_THINKING = (("<think>", "</think>"), ("[THINK]", "[/THINK]"), ("<|channel>thought", "<channel|>"))
+MARKS = (
+    ("<think>", "</think>"),
+    ("[THINK]", "[/THINK]"),
+    ("<|channel>thought", "<channel|>"),
+    ("<|STARTMARKS|>", "<|ENDMARKS|>"),
+    ("<seed:think>", "</seed:think>"),
+    ("<thought>", "</thought>"),
+)
+"""How templates spell a teacher's thinking: what opens it and what closes it. gpt-oss's is in `template.HARMONY`."""
 
 _BATCH_CHARACTERS = 1 << 20
 """Encoded at once, which a tokenizer spreads over all cores: a token in an encoding takes some hundred bytes."""
@@ -26,8 +33,9 @@ _BATCH_CHARACTERS = 1 << 20
 class Chat:
     """A tokenizer with its chat template.
 
-    `tokenizer` is a transformers fast tokenizer; raises `TemplateError` when it is not one or has no template.
-    With `drops_thinking` the answers that are carried into the next turn hold no thinking, nor its opening.
+    `tokenizer` is a transformers fast tokenizer; raises `TemplateError` when it is not one, has no template, or has one
+    that loses a user's words. `today` is the day that the template writes (by default this one). With `drops_thinking`
+    the answers that are carried into the next turn hold no thinking, nor its opening.
     """
 
     def __init__(
@@ -37,18 +45,18 @@ class Chat:
         template_kwargs: dict[str, Any] | None = None,
         *,
         drops_thinking: bool = False,
+        today: date | None = None,
     ) -> None:
         from jinja2 import TemplateSyntaxError
 
         self.tokenizer = tokenizer
         try:
-            self.template: str | None = template or tokenizer.get_chat_template()
+            text = str(template or tokenizer.get_chat_template())
         except ValueError:
             raise TemplateError(
                 "teacher.model: its tokenizer has no chat template; choose an instruct model or set "
                 "teacher.chat_template"
             ) from None
-        self.template_kwargs = template_kwargs or {}
         self._drops_thinking = drops_thinking
         backend = getattr(tokenizer, "backend_tokenizer", None)
         if backend is None:
@@ -56,18 +64,20 @@ class Chat:
                 f"teacher.model: its tokenizer ({type(tokenizer).__name__}) has no tokenizer.json form, which the "
                 "guard against control tokens needs; convert it to a fast tokenizer"
             )
+        self.template = text
+        self.jinja = Template(tokenizer, text, template_kwargs or {}, today)
         nonce = secrets.token_hex(8)
         # Words that no template and no message holds.
         self._system, self._question = f"system{nonce}", f"question{nonce}"
         self._thought, self._answer = f"thought{nonce}", f"answer{nonce}"
-        written = [str(self.template)]
+        written = [text]
         for messages in (
             self._conversation(1),
             self._conversation(2),
             self._conversation(2, system_prompt=self._system),
         ):
             try:
-                written.append(self._template(messages, True))
+                written.append(self.jinja.render(messages, True))
             except TemplateError as error:  # told where such a conversation is asked for
                 if isinstance(error.__context__, TemplateSyntaxError):
                     raise
@@ -121,8 +131,20 @@ class Chat:
         for message in messages:
             self._guard.refuse_byte_names(message["content"])
         defused = [{**message, "content": self._guard.defuse(message["content"])} for message in messages]
-        rendered = self._template(defused, add_generation_prompt)
+        rendered = self.jinja.render(defused, add_generation_prompt)
+        if any(message["role"] == "user" and message["content"].strip() not in rendered for message in defused):
+            raise TemplateError("the chat template does not write the user's words as they are; the row is refused")
         return self._guard.disguise(rendered, self._belonging(messages, add_generation_prompt))
+
+    def opened_thinking(self) -> str:
+        """The opening of thinking that the template writes at the end of a first prompt; empty where it writes none."""
+        prompt = self.jinja.render(self._conversation(1), True).rpartition(self._question)[2]
+        return next((prompt[prompt.rindex(start) :] for start, _ in MARKS if prompt.rstrip().endswith(start)), "")
+
+    @property
+    def is_harmony(self) -> bool:
+        """Whether the teacher opens its own channels, as gpt-oss does."""
+        return self.jinja.render(self._conversation(1), True).endswith(HARMONY_OPENING)
 
     def next_turn_ids(self, user_turns: Sequence[str], system_prompt: str | None = None) -> IntArray:
         """Token ids [T] int32 between the teacher's last words and its next: the end of its turn, the newest of
@@ -156,24 +178,27 @@ class Chat:
 
     def _find_rewrite(self, system_prompt: str | None) -> str | None:
         """`rewrites` by trial: two and three turns, answers with and without thinking."""
-        opening = self._template(self._conversation(1, system_prompt), True).rpartition(self._question)[2]
-        opened = [pair for pair in _THINKING if opening.rstrip().endswith(pair[0])]
-        thinking = [f"{start}\n{self._thought}\n{end}\n\n" for start, end in opened or _THINKING]
+        opening = self.jinja.render(self._conversation(1, system_prompt), True).rpartition(self._question)[2]
+        opened = [pair for pair in MARKS if opening.rstrip().endswith(pair[0])]
+        thinking = [f"{start}\n{self._thought}\n{end}\n\n" for start, end in opened or MARKS]
+        is_harmony = opening.endswith(HARMONY_OPENING)
+        if is_harmony and not self._drops_thinking:
+            return "the chat template strips the thinking from earlier answers"
         if self._drops_thinking:
             forms = [""]
         elif opened:
             forms = thinking  # the teacher cannot but think first
-        elif any(end in opening for _, end in _THINKING):
+        elif any(end in opening for _, end in MARKS):
             forms = [""]  # it is told not to
         else:
             forms = ["", *thinking]
         for form in forms:
             for num_turns in (2, 3):
-                before = self._template(self._conversation(num_turns - 1, system_prompt, form), True)
+                before = self.jinja.render(self._conversation(num_turns - 1, system_prompt, form), True)
                 if self._drops_thinking and opened:
                     before = before[: before.rindex(opened[0][0])]
                 try:
-                    after = self._template(self._conversation(num_turns, system_prompt, form), True)
+                    after = self.jinja.render(self._conversation(num_turns, system_prompt, form), True)
                 except TemplateError as error:
                     return f"the chat template refuses a conversation of {num_turns} turns ({error})"
                 is_inside = bool(opened) and not self._drops_thinking
@@ -193,6 +218,8 @@ class Chat:
             lead, _, rest = after[len(before) :].partition(self._answer)
             if opened:
                 form = form.split("\n", 1)[1]
+            if before.endswith(HARMONY_OPENING):
+                lead = lead.removeprefix("<|channel|>final<|message|>")  # which the teacher writes itself
             if "".join(lead.split()) != "".join(form.split()):
                 return "writes text before an answer that the teacher was not shown"
             if self._guard.first_control_string(rest) is None:
@@ -200,11 +227,11 @@ class Chat:
             return None
         if has_system_prompt and after.find(self._system) > after.find(self._answer):
             return "moves the system prompt to the last user turn"
-        if any(end in before[before.rfind(self._question) :] for _, end in _THINKING) and not form:
+        if any(end in before[before.rfind(self._question) :] for _, end in MARKS) and not form:
             return "drops the empty thinking block before earlier answers"
         return "rewrites earlier turns"
 
-    def _conversation(self, num_turns: int, system_prompt: str | None = None, form: str = "") -> list[Message]:
+    def _conversation(self, num_turns: int, system_prompt: str | None = None, form: str = "") -> list[dict[str, str]]:
         """Neutral messages up to the last of `num_turns` user turns; `form` goes before each answer."""
         messages = [{"role": "system", "content": system_prompt}] if system_prompt is not None else []
         for _ in range(num_turns):
@@ -223,32 +250,13 @@ class Chat:
         ]
         shape = (*(f"{message['role']}:{message['content']}" for message in neutral), str(add_generation_prompt))
         if shape not in self._expected:
-            text = self._template(neutral, add_generation_prompt)
+            text = self.jinja.render(neutral, add_generation_prompt)
             if neutral[0]["role"] == "system" and text.count(self._system) < sum(
                 message["content"] == self._system for message in neutral
             ):
                 raise TemplateError("the chat template leaves out a message of a conversation with a system prompt")
             self._expected[shape] = self._guard.control_strings(text)
         return self._expected[shape]
-
-    def _template(self, messages: list[Message], add_generation_prompt: bool) -> str:
-        from jinja2.exceptions import TemplateError as JinjaError
-
-        try:
-            return str(
-                self.tokenizer.apply_chat_template(
-                    messages,
-                    chat_template=self.template,
-                    tokenize=False,
-                    add_generation_prompt=add_generation_prompt,
-                    **self.template_kwargs,
-                )
-            )
-        except JinjaError as error:
-            raise TemplateError(f"the chat template refuses the conversation: {error.message}") from None
-        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-            # Raised inside the template; its words may quote a message.
-            raise TemplateError(f"the chat template fails on the conversation: {type(error).__name__}") from None
 
     def end_of_turn_ids(self) -> list[int]:
         """Ids that end the teacher's turn: the tokenizer's EOS and the control token the template writes after an
@@ -257,15 +265,15 @@ class Chat:
         if self.tokenizer.eos_token_id is not None:
             ids.add(int(self.tokenizer.eos_token_id))
         conversation = [*self._conversation(1), {"role": "assistant", "content": self._answer}]
-        after = self._template(conversation, False).rpartition(self._answer)[2]
+        after = self.jinja.render(conversation, False).rpartition(self._answer)[2]
         end = self._guard.first_control_string(after)
         if end is not None:
             ids.add(self.control_ids[end])
         return sorted(ids)
 
 
-def load_chat(config: Config) -> Chat:
-    """The `Chat` of the configured teacher; reads the tokenizer from its folder or the hub.
+def load_chat(config: Config, today: date | None = None) -> Chat:
+    """The `Chat` of the configured teacher on the day `today`; reads the tokenizer from its folder or the hub.
 
     Raises `TemplateError` when there is no tokenizer or no template. Code that comes with the model runs only where
     `teacher.engine` has `trust_remote_code`.
@@ -279,4 +287,6 @@ def load_chat(config: Config) -> Chat:
             f"teacher.model: no tokenizer at {teacher.model!r} ({reason}); check the name or folder"
         ) from None
     drops_thinking = config.generate.thinking == "drop"
-    return Chat(tokenizer, teacher.chat_template, teacher.chat_template_kwargs, drops_thinking=drops_thinking)
+    return Chat(
+        tokenizer, teacher.chat_template, teacher.chat_template_kwargs, drops_thinking=drops_thinking, today=today
+    )

@@ -30,7 +30,8 @@ class Sample:
     probe: dict[str, Any] | None = None
     token_logprobs: list[npt.NDArray[np.float32]] = field(default_factory=list)
     finish_reasons: list[str] = field(default_factory=list)
-    messages: list[dict[str, str]] = field(default_factory=list)
+    messages: list[dict[str, str | None]] = field(default_factory=list)
+    rendering_differs: str | None = None
     drop_reason: str | None = None
 
     @property
@@ -42,9 +43,30 @@ class Sample:
         self.input_ids.append(ids)
         self.labels.append(np.full(len(ids), IGNORE_INDEX, dtype=np.int32))
 
-    def add_answer(self, text: str, answer: Answer, supervised: npt.NDArray[np.bool_], settings: TargetsConfig) -> None:
+    def cut_end(self) -> None:
+        """Take back the last token of the last answer, with its targets."""
+        self.input_ids[-1], labels = self.input_ids[-1][:-1], self.labels[-1]
+        self.labels[-1] = labels[:-1]
+        if labels[-1] == IGNORE_INDEX:
+            return
+        number = sum(map(len, self.token_logprobs)) - 1
+        self.token_logprobs[-1] = self.token_logprobs[-1][:-1]
+        if self.top_k:
+            self.top_k[-1] = _without_last(self.top_k[-1])
+        if self.draws:
+            self.draws[-1] = _without_last(self.draws[-1])
+        if self.probe is not None and self.probe["token"] == number:
+            self.probe = None
+
+    def add_answer(
+        self,
+        message: dict[str, str | None],
+        answer: Answer,
+        supervised: npt.NDArray[np.bool_],
+        settings: TargetsConfig,
+    ) -> None:
         """`supervised` [S]: which of the answer's tokens get labels and targets."""
-        self.messages.append({"role": "assistant", "content": text})
+        self.messages.append(message)
         self.input_ids.append(answer.token_ids)
         self.labels.append(np.where(supervised, answer.token_ids, IGNORE_INDEX).astype(np.int32))
         kept = slice(None) if supervised.all() else supervised  # a mask would copy
@@ -68,6 +90,16 @@ class Sample:
         self.finish_reasons.append(answer.finish_reason)
 
 
+def _without_last(part: Any) -> Any:
+    """A `TopK` or `Draws` of all tokens but the last."""
+    num_values = len(part.ids) - int(part.lengths[-1])
+    parts = {
+        name: value if value is None else value[:-1] if name in ("tail", "lengths") else value[:num_values]
+        for name, value in part._asdict().items()
+    }
+    return part._replace(**parts)
+
+
 def completions(prompts: pa.Table, samples: list[Sample], settings: TargetsConfig) -> pa.Table:
     """The table of completions: one row per sample, with what its prompt carries through."""
     carried = prompts.take(pa.array([sample.row for sample in samples], type=pa.int64()))
@@ -77,6 +109,7 @@ def completions(prompts: pa.Table, samples: list[Sample], settings: TargetsConfi
         "input_ids": _joined([s.input_ids for s in samples], pa.int32()),
         "labels": _joined([s.labels for s in samples], pa.int32()),
         "token_logprobs": _joined([s.token_logprobs for s in samples], pa.float32()),
+        "rendering_differs": pa.array([s.rendering_differs for s in samples], type=pa.string()),
         "finish_reasons": pa.array([s.finish_reasons for s in samples], type=pa.list_(pa.string())),
         "num_input_tokens": pa.array([s.num_tokens for s in samples], type=pa.int32()),
         "num_target_tokens": pa.array([sum(map(len, s.token_logprobs)) for s in samples], type=pa.int32()),

@@ -1,0 +1,98 @@
+"""The day of a run: fixed when it starts, the same for every worker and after a resume."""
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from stillhouse.pipeline import flow
+from stillhouse.pipeline.dataset import manifest
+from stillhouse.pipeline.folder import identity
+from stillhouse.pipeline.folder.identity import compare_with_folder, open_run, run_date
+from stillhouse.pipeline.run.partition import ingest
+from stillhouse.schemas.config import Config, ConfigError, config_hash
+from stillhouse.stages.generate import Generate
+
+DATED = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }} ({{ strftime_now('%d %B %Y, a %A') }})"
+    "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@pytest.fixture
+def day(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Sets the clock: the one that a run's day is read from, and the one of transformers' templates."""
+
+    def at(text: str) -> None:
+        class Clock(datetime):
+            @classmethod
+            def now(cls, tz: Any = None) -> datetime:  # type: ignore[override]
+                return datetime.fromisoformat(text).replace(tzinfo=tz)
+
+        monkeypatch.setattr(identity, "datetime", Clock)
+        monkeypatch.setattr("transformers.utils.chat_template_utils.datetime", Clock)
+
+    return at
+
+
+def dated(raw_config: dict[str, Any], template: str = DATED) -> Config:
+    raw_config["teacher"]["chat_template"] = template
+    return Config.model_validate(raw_config)
+
+
+def test_a_run_keeps_its_day_over_midnight_and_after_a_resume(raw_config: dict[str, Any], day: Any) -> None:
+    config = dated(raw_config)
+    day("2026-09-30T23:59")  # a Wednesday; the next day has another length in tokens
+    open_run(config)
+    assert json.loads((Path(config.run_dir) / "run.json").read_text())["date"] == "2026-09-30"
+    shards: Any = ingest(config)
+    first = next(shards)
+    assert first.outcome == "written", first
+    shards.close()
+    day("2026-10-03T00:01")
+    open_run(config)
+    assert run_date(config).isoformat() == "2026-09-30"
+    results = list(ingest(config))  # the shard that is there says what the source says now
+    assert {result.outcome for result in results} <= {"written", "others"}, results
+    generate = flow.stage(config, "generate").build(config)
+    assert isinstance(generate, Generate)
+    ids = generate._chat.prompt_ids([{"role": "user", "content": "x"}])
+    assert "x (30 September 2026, a Wednesday)<|im_end|>" in generate._chat.tokenizer.decode(ids)
+    assert manifest._read_teacher(config)["chat_template_date"] == "2026-09-30"
+
+
+def test_before_a_run_it_is_today(raw_config: dict[str, Any], day: Any) -> None:
+    day("2026-09-30T12:00")
+    assert run_date(dated(raw_config)).isoformat() == "2026-09-30"
+    assert manifest._read_teacher(dated(raw_config))["chat_template_date"] == "2026-09-30"
+
+
+def test_a_template_without_a_day_has_none_in_the_manifest(raw_config: dict[str, Any]) -> None:
+    assert manifest._read_teacher(Config.model_validate(raw_config))["chat_template_date"] is None
+
+
+def test_a_day_may_be_set(raw_config: dict[str, Any]) -> None:
+    unset = config_hash(Config.model_validate(raw_config))
+    raw_config["teacher"]["date"] = datetime(2025, 1, 2, tzinfo=UTC).date()  # as YAML reads it without quotes
+    config = dated(raw_config)
+    assert run_date(config).isoformat() == config.teacher.date == "2025-01-02"
+    assert config_hash(config) != unset
+    open_run(config)
+    raw_config["teacher"]["date"] = "2025-01-03"
+    with pytest.raises(ConfigError, match=r"other values of teacher\.date"):
+        compare_with_folder(dated(raw_config))
+    raw_config["teacher"]["date"] = "tomorrow"
+    with pytest.raises(ValidationError, match="is no day"):
+        dated(raw_config)
+
+
+@pytest.mark.parametrize("damage", ['{"config_hash": "0"}', '{"date": 3}', "[", '{"date": "soon"}'])
+def test_a_run_that_does_not_say_its_day_is_refused(raw_config: dict[str, Any], damage: str) -> None:
+    config = dated(raw_config)
+    open_run(config)
+    (Path(config.run_dir) / "run.json").write_text(damage)
+    with pytest.raises(ConfigError, match="does not say the day"):
+        run_date(config)
