@@ -187,23 +187,13 @@ def _make_parquet(task: _Task, layout: Layout) -> dict[str, Any]:
 def _make_jsonl(task: _Task, layout: Layout) -> dict[str, Any]:
     """Lines of JSON cannot say whose they are; they are made each time, which costs little, and compared."""
     table = _source(task)
-    rows = layout.convert(table, task.settings).to_pylist()
-    lines = [json.dumps(_without_nulls(row), ensure_ascii=False) for row in rows]
+    lines = [json.dumps(row, ensure_ascii=False) for row in layout.convert(table, task.settings).to_pylist()]
     data = "".join(f"{line}\n" for line in lines).encode()
     if not task.target.put_if_absent(task.key, data) and task.target.get(task.key) != data:
         raise ShardError(
             f"{task.target.path(task.key)}: is damaged or another export's; delete it, or choose another --output"
         )
     return _entry(task, _info(task, table, table), data)
-
-
-def _without_nulls(value: Any) -> Any:
-    """A row of JSON in which a field that is null is absent, as readers of it expect."""
-    if isinstance(value, list):
-        return [_without_nulls(item) for item in value]
-    if isinstance(value, dict):
-        return {name: _without_nulls(item) for name, item in value.items() if item is not None}
-    return value
 
 
 def _encode(task: _Task, layout: Layout) -> bytes:

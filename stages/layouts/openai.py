@@ -1,4 +1,9 @@
-"""OpenAI's JSON lines: the text alone, for fine-tuning without the teacher's distributions."""
+"""OpenAI's JSON lines: the text alone, for fine-tuning without the teacher's distributions.
+
+Messages have a role and a content and nothing else: OpenAI's format knows no thinking, and `datasets` reads no folder
+in which some files have a field that others lack. So thinking that a row keeps apart goes before its answer, as text,
+in the marks that trainers and templates look for.
+"""
 
 import json
 
@@ -6,9 +11,18 @@ import pyarrow as pa
 
 from stillhouse.stages.layouts import Layout, Settings
 
+MESSAGES = pa.list_(pa.struct([pa.field("role", pa.string()), pa.field("content", pa.string())]))
+
 
 def convert(table: pa.Table, settings: Settings) -> pa.Table:
-    return table.select(["messages"])
+    rows = [[_message(message) for message in messages] for messages in table.column("messages").to_pylist()]
+    return pa.table({"messages": pa.array(rows, MESSAGES)})
+
+
+def _message(message: dict[str, str | None]) -> dict[str, str | None]:
+    thought = message["reasoning_content"]
+    before = "" if thought is None else f"<think>\n{thought}\n</think>\n\n"
+    return {"role": message["role"], "content": before + (message["content"] or "")}
 
 
 def read_line(line: bytes) -> None:

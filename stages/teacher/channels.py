@@ -100,7 +100,10 @@ class Channels:
         """Why `messages`, rendered by the teacher's template, are not the text of `input_ids` [T], as one of
         `DIFFERENCES`; None where they are. White space after the end does not count."""
         trained = str(self._decode(input_ids.tolist()))
-        if self._equal(self._render(messages), trained):
+        stored = self._render(messages)
+        if stored is not None and _is_cut_off(stored, trained, finish_reason):
+            return CUT_OFF  # told first: where answers are short of room it is most of them
+        if self._equal(stored, trained):
             return None
         given: list[dict[str, Any]] = [{k: v for k, v in message.items() if v is not None} for message in messages]
         only_parts = only_named = False
@@ -124,7 +127,7 @@ class Channels:
         input_ids: npt.NDArray[Any],
         finish_reason: str,
     ) -> str:
-        if finish_reason == "length" and rendered.startswith(trained.rstrip()):
+        if _is_cut_off(rendered, trained, finish_reason):
             return CUT_OFF
         if any((message.get(REASONING) or "").strip() not in rendered for message in messages):
             return THINKING_LEFT_OUT
@@ -132,8 +135,11 @@ class Channels:
         if self._equal(re.sub(blocks, "", rendered), trained):
             return EMPTY_THINKING
         last = str(self._decode(input_ids[-1:].tolist()))
-        if finish_reason == "stop" and rendered.startswith(trained.removesuffix(last)):
-            return END_OF_TURN
+        body = trained.removesuffix(last)
+        if finish_reason == "stop" and rendered.startswith(body):
+            rest = rendered[len(body) :].strip()
+            if not rest or rest.startswith(tuple(self._chat.control_ids)):
+                return END_OF_TURN
         if "".join(rendered.split()) == "".join(trained.split()):
             return WHITESPACE
         return TEXT
@@ -164,3 +170,9 @@ class Channels:
 
     def _decode(self, token_ids: Sequence[int]) -> Any:
         return self._chat.tokenizer.decode(token_ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+
+def _is_cut_off(rendered: str, trained: str, finish_reason: str) -> bool:
+    """Whether a template ended an answer that has no end."""
+    trained = trained.rstrip()
+    return finish_reason == "length" and rendered.startswith(trained) and bool(rendered[len(trained) :].strip())

@@ -51,7 +51,10 @@ def test_openai(tmp_path: Path) -> None:
     run = write_dataset(tmp_path)
     folder, manifest = make_export(run, "openai")
     lines = [line for file in sorted((folder / "data").glob("*.jsonl")) for line in file.read_bytes().split(b"\n")[:-1]]
-    assert [json.loads(line) for line in lines] == [{"messages": row["messages"]} for row in published_rows(run)]
+    assert [json.loads(line) for line in lines] == [
+        {"messages": [{"role": m["role"], "content": m["content"]} for m in row["messages"]]}
+        for row in published_rows(run)
+    ]
     assert manifest["rows"] == 20
 
 

@@ -1,7 +1,9 @@
 """The layout of OpenAI's JSON lines."""
 
+import pyarrow as pa
 import pytest
 
+from stillhouse.schemas import tables
 from stillhouse.stages.layouts import Settings
 from stillhouse.stages.layouts.openai import LAYOUT, read_line
 from tests.support.datasets import V, published_table
@@ -10,7 +12,20 @@ from tests.support.datasets import V, published_table
 def test_the_text_alone() -> None:
     table = published_table()
     rows = LAYOUT.convert(table, Settings("target", V)).to_pylist()
-    assert rows == [{"messages": row["messages"]} for row in table.to_pylist()]
+    assert rows == [
+        {"messages": [{"role": m["role"], "content": m["content"]} for m in row["messages"]]}
+        for row in table.to_pylist()
+    ]
+
+
+def test_thinking_goes_before_the_answer() -> None:
+    answers = [{"role": "assistant", "content": "4", "reasoning_content": thought} for thought in ("2 + 2", "", None)]
+    table = pa.table({"messages": pa.array([[answer] for answer in answers], tables.MESSAGES)})
+    rows = LAYOUT.convert(table, Settings("target", V)).to_pylist()
+    assert [row["messages"] for row in rows] == [
+        [{"role": "assistant", "content": content}]
+        for content in ("<think>\n2 + 2\n</think>\n\n4", "<think>\n\n</think>\n\n4", "4")
+    ]
 
 
 @pytest.mark.parametrize(

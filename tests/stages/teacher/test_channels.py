@@ -3,13 +3,14 @@
 import asyncio
 from typing import Any
 
+import numpy as np
 import pytest
 
 from stillhouse.schemas import tables, targets
 from stillhouse.schemas.config import Config
 from stillhouse.stages.generate import Generate
 from stillhouse.stages.teacher import TemplateError
-from stillhouse.stages.teacher.channels import DIFFERENCES
+from stillhouse.stages.teacher.channels import DIFFERENCES, Channels
 from stillhouse.stages.teacher.chat import Chat
 from tests.support import reasoning
 from tests.support.data import ROOT
@@ -139,6 +140,26 @@ def test_thinking_is_reviewed_as_it_was(raw_config: dict[str, Any]) -> None:
         )(prompts([["2 + 2?"]]))
     )
     assert assistant_turns(table)[0] == ["Two and two.\n\nFour."]
+
+
+@pytest.mark.parametrize(
+    ("content", "end", "expected"),
+    [
+        ("Four.", "<|im_end|>", None),
+        ("Four.", "<|endoftext|>", "end_of_turn"),
+        ("Four. Or five.", "<|im_end|>", "text"),  # no end of turn, though it begins alike
+        ("Five.", "<|im_end|>", "text"),
+        (" Four.", "<|im_end|>", "whitespace"),
+    ],
+)
+def test_differences_of_plain_text(content: str, end: str, expected: str | None) -> None:
+    tokenizer = reasoning.tokenizer("<|im_end|>")
+    chat = Chat(tokenizer, reasoning.PLAIN)
+    user: dict[str, str | None] = {"role": "user", "content": "2 + 2?"}
+    ids = [*chat.prompt_ids([user]), *tokenizer.encode(f"Four.{end}", add_special_tokens=False)]
+    messages = [user, {"role": "assistant", "content": content, "reasoning_content": None}]
+    channels = Channels(chat, ("<think>", "</think>"))
+    assert channels.difference(messages, np.array(ids), "stop") == expected
 
 
 def table_rows(width: int) -> dict[str, list[str]]:
