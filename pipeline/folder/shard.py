@@ -28,6 +28,10 @@ DIGEST_KEY = b"stillhouse.sha256"
 ROW_GROUP_BYTES = 32 << 20
 """Uncompressed size that a row group aims at: large enough to compress, small enough to stream and shuffle."""
 
+COMPRESSION_LEVEL = 3
+"""Of zstd. At 1, PyArrow's default, byte-split float32 log-probabilities are 16 % larger than as float16; at 3 they are
+as small, at the same speed."""
+
 _FOOTER_BYTES = 64 << 10
 _DIGEST_MARK = b"\x18\x11stillhouse.sha256\x18\x40"
 """Key and length of the digest as Thrift's compact protocol writes them in a footer; the digest comes right after."""
@@ -112,6 +116,7 @@ def encode_parts(schema: pa.Schema, tables: Iterable[pa.Table], info: ShardInfo 
         sink,
         schema,
         compression="zstd",
+        compression_level=COMPRESSION_LEVEL,
         use_dictionary=[*repeated, *(name for name in ("language", "source") if name in schema.names)],
         column_encoding=dict.fromkeys(split, "BYTE_STREAM_SPLIT") or None,
         write_page_checksum=True,
