@@ -1,6 +1,7 @@
 # make run    the quick start, end to end          make test       all default tests
 # make check  format, lint, types                  make test-fast  those without an engine and without Ray
 # make test-trainers  exports in TRL, axolotl, DistillKit, verl, Tinker
+# make test-readers   published files in DuckDB, Polars, Spark and others
 # make test-slow, make test-faults  the long ones; results in docs/
 # make lock   requirements/*.txt anew, after a change of pyproject.toml; UPGRADE=--upgrade takes newer versions
 # Python keeps what it has compiled: without that every process compiles vLLM and torch anew, a minute for an engine.
@@ -18,9 +19,11 @@ NOT_ON_CPU := torchvision torchaudio torchcodec
 # Is on no package index; a checkout or another mirror may stand in for it.
 DISTILLKIT ?= git+https://github.com/arcee-ai/DistillKit@a61c2e7d25c2e990d45832e12bd8542bdee9c810
 TRAINERS := data/trainers
+READERS := data/readers
+READER_NAMES := $(basename $(notdir $(wildcard tests/readers/requirements/*.txt)))
 LAYOUTS := axolotl distillkit distillkit-compressed verl tinker openai
 
-.PHONY: env data run test test-fast test-slow test-faults test-trainers check lock clean
+.PHONY: env data run test test-fast test-slow test-faults test-trainers test-readers check lock clean
 
 env: $(VENV)/.installed
 data: $(DATA)/.prepared
@@ -46,6 +49,10 @@ test-faults: env data
 # Exports of a real run, in the trainers' own code: an environment of their own, and a run of 60 conversations.
 test-trainers: $(TRAINERS)/venv/.installed $(TRAINERS)/.made
 	$(TRAINERS)/venv/bin/pytest -c tests/trainers/pytest.ini --rootdir tests/trainers tests/trainers
+
+# Others' Parquet readers, each in a folder of its own; hyparquet and Spark where there is npm and Java.
+test-readers: env data $(READER_NAMES:%=$(READERS)/%.installed) $(READERS)/hyparquet/.installed
+	$(BIN)/pytest tests/readers
 
 check: env
 	$(BIN)/ruff format --check .
@@ -90,6 +97,18 @@ $(TRAINERS)/venv/.installed: tests/trainers/requirements.txt tests/trainers/no-d
 	$(TRAINERS)/venv/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(TRAINERS)/venv
 	$(INSTALL) $(TRAINERS)/venv/bin/python $(again) -r tests/trainers/requirements.txt
 	$(INSTALL) $(TRAINERS)/venv/bin/python --no-deps -r tests/trainers/no-deps.txt '$(DISTILLKIT)' -e schemas/targets
+	touch $@
+
+$(READERS)/%.installed: tests/readers/requirements/%.txt | $(VENV)/.installed
+	rm -rf $@ $(READERS)/$*
+	$(INSTALL) $(BIN)/python --target $(READERS)/$* -r $<
+	touch $@
+
+$(READERS)/hyparquet/.installed: tests/readers/package.json
+	rm -rf $(@D)
+	mkdir -p $(@D)
+	cp $< $(@D)
+	! command -v npm >/dev/null || npm install --silent --no-audit --no-fund --prefix $(@D)
 	touch $@
 
 # Resolved for Python 3.11 on x86-64. The versions also have wheels for 3.12, 3.13 and arm64; three packages exist for

@@ -1,6 +1,8 @@
 """What the documents say of the code stays true."""
 
+import json
 import re
+import tomllib
 from typing import Any
 
 from stillhouse.pipeline import flow
@@ -50,6 +52,47 @@ def test_every_layout_has_its_page() -> None:
     index = (ROOT / "docs/training/README.md").read_text()
     for path in (ROOT / "docs/training").glob("*.md"):
         assert path.name == "README.md" or f"]({path.name})" in index
+
+
+READERS = {
+    "DuckDB": "duckdb",
+    "Polars, `read_parquet` and streaming `scan_parquet`": "polars",
+    "pandas on PyArrow": "pandas",
+    "PyArrow": "pyarrow",
+    "datasets, in memory and streaming": "datasets",
+    "ClickHouse (chDB)": "chdb",
+    "DataFusion (Rust's `parquet` crate)": "datafusion",
+    "Spark": "pyspark",
+    "hyparquet with hyparquet-compressors": "hyparquet",
+    "fastparquet": "fastparquet",
+}
+"""The packages of the readers in docs/compatibility.md."""
+
+
+def test_readers_of_the_page_are_those_that_are_installed() -> None:
+    text = (ROOT / "docs/compatibility.md").read_text().partition("### Encodings")[0]
+    rows = [[cell.strip() for cell in line.split("|")[1:3]] for line in text.splitlines() if line.startswith("| ")]
+    named = sorted((READERS[reader], version) for reader, version in rows if reader != "reader")
+    pins = {
+        path.stem: dict(line.split("==") for line in path.read_text().split())
+        for path in (ROOT / "tests/readers/requirements").glob("*.txt")
+    }
+    package = {"spark": "pyspark"}
+    installed = [
+        (name, pins[stem][name]) for stem in pins for name in [package.get(stem, stem.rpartition("-")[0] or stem)]
+    ]
+    installed.append(
+        ("hyparquet", json.loads((ROOT / "tests/readers/package.json").read_text())["dependencies"]["hyparquet"])
+    )
+    assert named == sorted(installed)
+
+
+def test_the_decoder_asks_for_what_it_was_run_with() -> None:
+    pins = dict(line.split("==") for line in (ROOT / "tests/readers/requirements/pyarrow-15.txt").read_text().split())
+    wanted = tomllib.loads((ROOT / "schemas/targets/pyproject.toml").read_text())["project"]["dependencies"]
+    bounds = dict(line.split(">=") for line in wanted)
+    assert bounds["pyarrow"] == pins["pyarrow"]
+    assert f"{bounds['numpy']}.0" == pins["numpy"]
 
 
 def test_architecture_names_every_module() -> None:
