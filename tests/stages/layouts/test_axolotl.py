@@ -41,8 +41,10 @@ def test_axolotl_preprocess_reads_every_position(options: dict[str, Any], kind: 
 def test_masked_places_name_ids_of_the_data() -> None:
     """A student's vocabulary may be smaller than the teacher's, and the loss gathers masked ids too."""
     table = published_table()
-    known = {i for row in table.to_pylist() for i in row["target_ids"]}
-    rows = LAYOUT.convert(table, Settings("target", V)).to_pylist()
+    sources = [row | {"target_ids": [1000 + i for i in row["target_ids"]]} for row in table.to_pylist()]
+    known = {i for row in sources for i in row["target_ids"]}
+    table = type(table).from_pylist(sources, schema=table.schema)
+    rows = LAYOUT.convert(table, Settings("target", 2000)).to_pylist()
     assert {i for row in rows for ids in row["target_token_ids"] for i in ids} == known
 
 

@@ -61,6 +61,12 @@ def test_settings_in_tables_parse() -> None:
     assert entry["columns"] == {"messages": "messages"}
 
 
+def test_the_quick_start_publishes_no_answer_that_was_cut_off() -> None:
+    review = load(ROOT / "configs/quickstart.yaml").review
+    assert review.drop_truncated
+    assert review.max_dropped_fraction >= 0.9  # 49 of its 61 answers are longer than its max_tokens
+
+
 @pytest.mark.parametrize("page", [path.name for path in PAGES])
 def test_exports_that_are_named_exist(page: str) -> None:
     assert set(re.findall(r"RUN/exports/([\w-]+)", text_of(page))) <= {*LAYOUTS, "LAYOUT"}
