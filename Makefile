@@ -85,7 +85,8 @@ data/tests/.fetched: tests/requirements.txt | $(VENV)/.installed
 $(TRAINERS)/.made: configs/quickstart.yaml $(wildcard stages/layouts/*.py pipeline/dataset/*.py pipeline/dataset/*.j2) | $(VENV)/.installed $(DATA)/.prepared
 	rm -rf $(TRAINERS)/top_k $(TRAINERS)/sampled
 	$(BIN)/stillhouse run configs/quickstart.yaml --set run_dir=$(TRAINERS)/run --set source.limit=60 \
-	    --set ingest.rows_per_shard=20 --set ingest.turns=all --set sampling.max_tokens=48 --set targets.method=both
+	    --set ingest.rows_per_shard=20 --set ingest.turns=all --set sampling.max_tokens=48 --set targets.method=both \
+	    --set review.drop_truncated=false
 	for targets in top_k sampled; do for layout in $(LAYOUTS); do \
 	    $(BIN)/stillhouse export $(TRAINERS)/run --to $$layout --targets $$targets \
 	        --output $(TRAINERS)/$$targets/$$layout || exit 1; \

@@ -10,30 +10,37 @@ from stillhouse.schemas.lists import flat_lists, lists
 from stillhouse.schemas.tables import IGNORE_INDEX
 from stillhouse.stages.layouts import Layout, Settings
 from stillhouse.stages.layouts.records import Conversation, Ragged
-from stillhouse.stages.layouts.rows import flatten
+from stillhouse.stages.layouts.rows import EMPTY_LOGPROB, flatten
 
 
 def convert(table: pa.Table, settings: Settings) -> pa.Table:
-    """A list for each position, empty where the next token is not the teacher's.
+    """A list for each position; of one masked place where the next token is not the teacher's.
 
-    axolotl's collator pads the lists and masks what it has padded. `labels` are not shifted: its loss does that.
+    `axolotl preprocess` reads the first mark of every position (`axolotl.utils.tokenization`), so no list is empty. Its
+    collator pads the lists and masks what it has padded. `labels` are not shifted: its loss does that.
     """
     flat = flatten(table, settings.kind)
     lengths_P = np.zeros(flat.offsets[-1], dtype=np.int64)
     lengths_P[flat.before] = flat.lengths
-    inner = np.concatenate([[0], np.cumsum(lengths_P)])
+    widths_P = np.maximum(lengths_P, 1)
+    inner = np.concatenate([[0], np.cumsum(widths_P)])
+    is_target = np.repeat(lengths_P > 0, widths_P)
+    # A masked place names a target of another token: a student's vocabulary may be smaller than the teacher's.
+    other_id = int(flat.ids[0]) if len(flat.ids) else 0
 
-    def nested(values: npt.NDArray[Any]) -> pa.Array:
-        return lists(flat.offsets, lists(inner, pa.array(values)))
+    def nested(values: npt.NDArray[Any], masked: float) -> pa.Array:
+        filled = np.full(inner[-1], masked, dtype=values.dtype)
+        filled[is_target] = values
+        return lists(flat.offsets, lists(inner, pa.array(filled)))
 
     return pa.table(
         {
             "input_ids": flat_lists(table.column("input_ids")),
             "attention_mask": lists(flat.offsets, pa.array(np.ones(flat.offsets[-1], dtype=np.int8))),
             "labels": flat_lists(table.column("labels")),
-            "target_token_ids": nested(flat.ids),
-            "target_logprobs": nested(flat.logprobs),
-            "target_mask": nested(np.ones(len(flat.ids), dtype=np.int8)),
+            "target_token_ids": nested(flat.ids, other_id),
+            "target_logprobs": nested(flat.logprobs, EMPTY_LOGPROB),
+            "target_mask": nested(np.ones(len(flat.ids), dtype=np.int8), 0),
         }
     )
 
@@ -46,6 +53,10 @@ def read(record: dict[str, Any], settings: Settings) -> Conversation:
         raise ValueError("columns of different lengths")
     if (ids.lengths != logprobs.lengths).any() or (ids.lengths != mask.lengths).any():
         raise ValueError("rows of different numbers of ids, log-probabilities and marks")
+    if not mask.lengths.all():
+        raise ValueError(
+            f"{int((mask.lengths == 0).sum())} positions without a mark, on which axolotl preprocess ends; export again"
+        )
     probs_TK = Ragged(logprobs.lengths, np.exp(logprobs.values.astype(np.float64)) * (mask.values > 0)).padded()
     is_row = np.asarray(probs_TK.any(axis=1))
     if not np.array_equal(is_row, np.append(record["labels"][1:] != IGNORE_INDEX, False)):
@@ -69,6 +80,15 @@ def notes(settings: Settings, softcap: float | None) -> list[str]:
     else:
         messages.append("Sampled targets want kd_normalize_topk: false; true would compare the drawn tokens alone.")
     messages.append("Leave kd_temperature at 1: log-probabilities of some tokens cannot be brought to another one.")
+    messages.append(
+        "sample_packing leaks attention from one conversation into the next, and trains on that, unless "
+        "attn_implementation is flash_attention_2; sdpa leaks too. Without flash-attn: sample_packing: false."
+    )
+    messages.append(
+        "axolotl drops conversations longer than sequence_len (excess_length_strategy: raise ends the run instead). "
+        "What it has prepared it keeps by path and settings, not by content: after exporting again into the same "
+        "folder, empty dataset_prepared_path."
+    )
     return messages
 
 

@@ -38,7 +38,11 @@ def read_line(line: bytes) -> None:
 
 
 def notes(settings: Settings, softcap: float | None) -> list[str]:
-    return []
+    return [
+        "Answers that ended by length (`finish_reasons`, which these lines have no room for) will be closed by your "
+        "trainer's template as if they were whole. Leave them out with review.drop_truncated, or filter the dataset as "
+        "docs/training/text.md shows."
+    ]
 
 
 LAYOUT = Layout("fine-tuning on text (OpenAI's JSONL)", "text.md", "none", convert, notes, read_line=read_line)

@@ -53,6 +53,8 @@ def notes(settings: Settings, softcap: float | None) -> list[str]:
         "more on the K than the teacher, to 0.",
         "Set log_prob_min_clamp: null. Its default of -10 raises every smaller probability to 4.5e-5, those of a "
         "row's empty places (sampled targets, targets.top_p) included.",
+        "Set loss_max_clamp: null. Its default of 10 takes the gradient from tokens that cost more than 10 nats, for a "
+        "student of random weights from most of them.",
     ]
 
 

@@ -40,6 +40,7 @@ def job(head: Head, tmp_path_factory: pytest.TempPathFactory) -> Job:
     settings = {
         "run_dir": folder, "source.path": CONVERSATIONS, "source.limit": ROWS, "teacher.model": TEACHER,
         "ingest.rows_per_shard": 20, "ingest.turns": "all", "sampling.max_tokens": 48,
+        "review.drop_truncated": "false",
     }  # fmt: skip
     overrides = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
     where = "import stillhouse.pipeline.cli as c; print('code from', c.__file__)"

@@ -132,6 +132,7 @@ def test_two_replicas_under_ray(tmp_path: Path) -> None:
         "sampling.max_tokens": 32, "sampling.temperature": 1.0, "teacher.dtype": "float32",
         "targets.method": "sampled", "resources.generate.min_workers": 2, "resources.generate.max_workers": 2,
         "resources.generate.num_cpus": 0.5, "review.loop_tokens": 100000,
+        "review.drop_truncated": "false",
     }  # fmt: skip
     overrides = [text for key, value in settings.items() for text in ("--set", f"{key}={value}")]
     finished = subprocess.run(

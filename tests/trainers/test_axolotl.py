@@ -6,7 +6,8 @@ import pytest
 import torch
 from axolotl.integrations.kd.collator import DataCollatorForKD, KDBatchSamplerDataCollatorForSeq2Seq
 from axolotl.integrations.kd.kernels.liger import LigerFusedLinearKLTopKLogprobLoss
-from conftest import NOISE, SHIFTED, mean_log_mass, reference, rows, step, teacher, tokenizer
+from axolotl.utils.tokenization import check_dataset_labels
+from conftest import NOISE, NUM_ROWS, SHIFTED, mean_log_mass, reference, rows, step, teacher, tokenizer
 
 COLUMNS = ("target_token_ids", "target_logprobs", "target_mask")
 
@@ -68,6 +69,12 @@ def test_packed_batches_are_the_same() -> None:
     kept = packed["target_mask"].bool()
     assert packed["target_token_ids"][kept].tolist() == apart["target_token_ids"][apart["target_mask"].bool()].tolist()
     assert packed["input_ids"].shape[0] == 1
+
+
+@pytest.mark.parametrize("kind", ["top_k", "sampled"])
+def test_preprocess_reads_every_position(kind: str) -> None:
+    """What `axolotl preprocess` does with the rows that it shows: the first mark of each position."""
+    check_dataset_labels(rows(kind, "axolotl"), tokenizer(), num_examples=NUM_ROWS)
 
 
 def test_a_step(tiny: Any) -> None:

@@ -98,7 +98,7 @@ def test_a_step(tiny: Any, layout: str) -> None:
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_its_own_command(tiny: Any, tmp_path: Path, layout: str) -> None:
-    """The configuration of docs/training/distillkit.md, on a tiny student."""
+    """The configuration of docs/training/distillkit.md, with what it says of a CPU, on a tiny student."""
     from distillkit.configuration import DistillationRunConfig
     from distillkit.main import do_distill
 
@@ -109,13 +109,13 @@ def test_its_own_command(tiny: Any, tmp_path: Path, layout: str) -> None:
             shutil.copy(TEACHER / file, student)
     folder = MADE / "top_k" / layout
     page = (Path(__file__).parents[2] / "docs/training/distillkit.md").read_text()
-    config = yaml.safe_load(page.partition("```yaml\n")[2].partition("```")[0])
+    config, cpu = (yaml.safe_load(part.partition("```")[0]) for part in page.split("```yaml\n")[1:])
     config["model"], config["output_path"] = str(student), str(tmp_path / "out")
     config["dataset"]["train_dataset"]["repo_id"] = str(folder)
     config["sequence_length"] = manifest("top_k", layout)["settings"]["max_length"]
     if layout == "distillkit-compressed":
         config["teacher"]["logprob_compressor"] = yaml.safe_load((folder / "compression_config.yaml").read_text())
-    config["use_flash_attention"] = False  # wants a GPU
-    config["training_args"] |= {"max_steps": 1, "use_cpu": True, "bf16": False, "report_to": "none"}
+    training_args = config["training_args"] | cpu["training_args"] | {"max_steps": 1, "report_to": "none"}
+    config |= cpu | {"training_args": training_args}
     do_distill(DistillationRunConfig.model_validate(config))
     assert (tmp_path / "out/model.safetensors").exists()
