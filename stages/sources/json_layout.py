@@ -88,6 +88,8 @@ def layout_of(name: str, head: bytes, is_whole: bool, spelling: Spelling) -> Lay
     parsed = parse_bytes(first) if newline or is_whole else None
     is_line = parsed is not None and parsed.error is None
     is_called_lines = re.search(r"\.(jsonl|ndjson)(\.|$)", name.lower()) is not None
+    if is_called_lines and (kind, first[-1:]) in ((b"[", b"]"), (b"{", b"}")):
+        is_line = True  # whole, though it may be too deep to be read
     has_more = rest[:1] in (b"[", b"{") or (rest and is_called_lines)
     if kind not in (b"[", b"{") or (is_line and has_more):
         return Layout(LINES, start)

@@ -145,3 +145,12 @@ def test_what_is_not_read_is_told(name: str, suffix: str, tmp_path: Path) -> Non
         read(tmp_path / f"a.{suffix}")
     assert str(error.value).startswith(f"{tmp_path}/a.{suffix}: {message}")
     assert "turn 1" not in str(error.value)
+
+
+@pytest.mark.parametrize("depth", [60, 5_000])
+def test_a_line_that_is_too_deep_is_still_a_line(depth: int, tmp_path: Path) -> None:
+    """Found by the fuzzer: as the first of a file it was taken for an array of rows."""
+    first = b'[{"content": ' * depth + b'"x"' + b"}]" * depth
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(first + b"\n0\n0\n")
+    assert len(read(path)) == 3
