@@ -208,6 +208,7 @@ def source_rows() -> list[Any]:
     rows += others
     rows += [{"id": f"{IDENT}-n", "messages": [{"role": TEXT, "content": TEXT}]}]
     rows += [row(f"{IDENT}-more{n}", f"{TEXT} what is the number {n} times {n + 1}, and why?") for n in range(12)]
+    rows += [row(f"{IDENT}-u", f"fuck you, you stupid bitch {TEXT}")]  # a duplicate id, and the same text
     return rows
 
 
