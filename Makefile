@@ -35,7 +35,7 @@ run: env data
 test: test-fast
 	$(BIN)/pytest tests/ray tests/engine
 
-# Neither an engine nor Ray; on all cores, what takes longest first.
+# Neither an engine nor Ray; on all cores.
 test-fast: env data data/tests/.fetched
 	$(BIN)/pytest -n auto --dist worksteal tests/pipeline tests/stages tests/schemas tests/examples tests/test_docs.py
 

@@ -151,8 +151,9 @@ def _fail(message: str, code: int) -> int:
 def _refuse_rays_copy(key: str, location: str) -> None:
     """Raises `ConfigError` where something would be written into the copy of a working directory that Ray makes for a
     job: on each node another one, and deleted after the job."""
-    path = os.path.abspath(location.removeprefix("file://"))
-    if "://" not in location.removeprefix("file://") and RAYS_COPY in path:
+    local = location.removeprefix("file://")
+    path = os.path.abspath(local)
+    if "://" not in local and RAYS_COPY in path:
         raise ConfigError(
             f"{key}: {path} is in Ray's copy of the job's working directory, which Ray deletes (a relative path begins "
             "there); write an absolute path that all nodes see, or an object-store URL"

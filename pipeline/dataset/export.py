@@ -26,7 +26,7 @@ from stillhouse.pipeline.folder.shard import ShardId, ShardInfo
 from stillhouse.schemas.config import ConfigError
 from stillhouse.schemas.targets import Kind
 from stillhouse.stages.layouts import Layout, Settings, load_layout
-from stillhouse.stages.layouts.rows import batches, rarest_ids
+from stillhouse.stages.layouts.rows import batches, other_ids
 
 CARD = "README.md"
 STAGED = ".staged"
@@ -201,9 +201,7 @@ def _encode(task: _Task, layout: Layout) -> bytes:
     table = source
     if settings.max_length:
         table = source.filter(pc.less_equal(source.column("num_input_tokens"), settings.max_length))
-    if layout.is_rectangular:
-        others = rarest_ids(source, settings.kind, settings.width)
-        settings = dataclasses.replace(settings, other_ids=others)
+    settings = dataclasses.replace(settings, other_ids=other_ids(source, settings))
     parts = (layout.convert(part, settings) for part in batches(table, settings))
     schema = layout.convert(source.slice(0, 0), settings).schema
     return shard.encode_parts(schema, parts, _info(task, source, table))

@@ -98,7 +98,8 @@ class LocalPool:
 
     def require(self, config: Config, stages: Sequence[str]) -> list[str]:
         for stage in stages:
-            _check_gpus(stage, getattr(config.resources, stage).num_gpus)
+            num_gpus = getattr(config.resources, stage).num_gpus
+            _check_gpus(stage, num_gpus, _gpus(num_gpus))
         return []
 
     def map_shards(
@@ -200,13 +201,13 @@ def _num_workers(job: Job, num_shards: int, gpus: list[str]) -> int:
     resources = job.resources
     fit = int((os.cpu_count() or 1) / resources.num_cpus) if resources.num_cpus else num_shards
     if resources.num_gpus:
-        _check_gpus(job.stage, resources.num_gpus)
+        _check_gpus(job.stage, resources.num_gpus, gpus)
         fit = min(fit, int(len(gpus) / resources.num_gpus)) or 1
     return max(1, min(resources.max_workers, num_shards, fit))
 
 
-def _check_gpus(stage: str, num_gpus: float) -> None:
-    if len(gpus := _gpus(num_gpus)) < num_gpus:
+def _check_gpus(stage: str, num_gpus: float, gpus: list[str]) -> None:
+    if len(gpus) < num_gpus:
         raise RunError(
             f"resources.{stage}.num_gpus: {num_gpus:g} for each worker, and this machine has {len(gpus)}; lower it, or "
             "run on a cluster that has them (without --local)"

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
@@ -51,12 +51,12 @@ class Settings:
     max_length: int = 0
     """Tokens of each row where a trainer wants equal lengths; longer conversations are left out, and counted."""
     other_ids: tuple[int, ...] = ()
-    """What empty places of rectangles name: ids that are targets elsewhere in the file, so that a student whose
+    """What places without a target name: ids that are targets elsewhere in the file, so that a student whose
     vocabulary is smaller than the teacher's has them too. Follows from the file, so no manifest tells it."""
 
     def to_json(self) -> dict[str, Any]:
         """What `Settings(**...)` takes, for manifests."""
-        return {"kind": self.kind, "vocab_size": self.vocab_size, "width": self.width, "max_length": self.max_length}
+        return {name: value for name, value in asdict(self).items() if name != "other_ids"}
 
 
 @dataclass(frozen=True)

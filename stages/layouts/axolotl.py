@@ -10,7 +10,7 @@ from stillhouse.schemas.lists import flat_lists, lists
 from stillhouse.schemas.tables import IGNORE_INDEX
 from stillhouse.stages.layouts import Layout, Settings
 from stillhouse.stages.layouts.records import Conversation, Ragged
-from stillhouse.stages.layouts.rows import EMPTY_LOGPROB, flatten
+from stillhouse.stages.layouts.rows import EMPTY_LOGPROB, flatten, other_ids
 
 
 def convert(table: pa.Table, settings: Settings) -> pa.Table:
@@ -26,7 +26,7 @@ def convert(table: pa.Table, settings: Settings) -> pa.Table:
     inner = np.concatenate([[0], np.cumsum(widths_P)])
     is_target = np.repeat(lengths_P > 0, widths_P)
     # A masked place names a target of another token: a student's vocabulary may be smaller than the teacher's.
-    other_id = int(flat.ids[0]) if len(flat.ids) else 0
+    other_id = next(iter(other_ids(table, settings)), 0)
 
     def nested(values: npt.NDArray[Any], masked: float) -> pa.Array:
         filled = np.full(inner[-1], masked, dtype=values.dtype)

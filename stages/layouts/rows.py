@@ -95,17 +95,19 @@ def rectangle(table: pa.Table, settings: Settings) -> Rectangle:
     is_target[rows] = True
     of_row = np.repeat(rows, flat.lengths)
     in_row = np.arange(len(flat.ids)) - np.repeat(np.cumsum(flat.lengths) - flat.lengths, flat.lengths)
-    others = settings.other_ids or rarest_ids(table, settings.kind, settings.width)
-    ids = _filled(others, flat.ids, of_row, P, settings.width)
+    ids = _filled(other_ids(table, settings), flat.ids, of_row, P, settings.width)
     ids[of_row, in_row] = flat.ids
     logprobs[of_row, in_row] = flat.logprobs
     return Rectangle(ids, logprobs, is_target, places, offsets)
 
 
-def rarest_ids(table: pa.Table, kind: Kind, width: int) -> tuple[int, ...]:
-    """The target ids of a table that are rarest in it, enough of them for `Settings.other_ids`."""
-    ids, counts = np.unique(flat_lists(table.column(f"{kind}_ids")).values.to_numpy(), return_counts=True)
-    return tuple(ids[np.argsort(counts, kind="stable")][: 2 * width].tolist())
+def other_ids(table: pa.Table, settings: Settings) -> tuple[int, ...]:
+    """`Settings.other_ids`, which an export takes from the whole file; by default the target ids that are rarest in
+    `table`, so many that a row has as many as it is wide that are not its own."""
+    if settings.other_ids:
+        return settings.other_ids
+    ids, counts = np.unique(flat_lists(table.column(f"{settings.kind}_ids")).values.to_numpy(), return_counts=True)
+    return tuple(ids[np.argsort(counts, kind="stable")][: 2 * max(settings.width, 1)].tolist())
 
 
 def _filled(

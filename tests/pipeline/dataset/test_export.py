@@ -19,6 +19,7 @@ from stillhouse.schemas.config import ConfigError
 from stillhouse.stages.layouts import LAYOUTS
 from tests.support.children import die_at, in_child
 from tests.support.datasets import (
+    DATASETS,
     K,
     exported_rows,
     make_export,
@@ -68,11 +69,15 @@ def test_longer_conversations_are_left_out_and_counted(tmp_path: Path) -> None:
     assert verify(str(folder), 1)["ok"]
 
 
-def test_a_part_at_a_time_is_the_same_as_all_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = write_dataset(tmp_path)
-    whole = exported_rows(make_export(run, "verl")[0])
-    monkeypatch.setattr("stillhouse.stages.layouts.rows.BATCH_BYTES", 3000)
-    parts = export.export(str(run), "verl", str(tmp_path / "parts"), num_workers=1)
+@pytest.mark.parametrize("options", DATASETS)
+@pytest.mark.parametrize("layout", [name for name in LAYOUTS if name != "openai"])
+def test_a_part_at_a_time_is_the_same_as_all_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layout: str, options: dict[str, Any]
+) -> None:
+    run = write_dataset(tmp_path, **options)
+    whole = exported_rows(make_export(run, layout)[0])
+    monkeypatch.setattr("stillhouse.stages.layouts.rows.BATCH_BYTES", 10)  # one conversation
+    parts = export.export(str(run), layout, str(tmp_path / "parts"), num_workers=1)
     assert exported_rows(tmp_path / "parts") == whole
     file = pq.ParquetFile(tmp_path / "parts" / parts["files"][0]["file"])
     assert file.num_row_groups > 1
