@@ -74,6 +74,10 @@ class Columns:
         """The same, some rows at a time."""
         yield from self._asked(lambda: self._parquet.iter_batches(rows, columns=self._known(columns)))
 
+    def group(self, number: int, columns: Sequence[str]) -> pa.Table:
+        """Some columns of one row group."""
+        return self._plain(self._asked(lambda: self._parquet.read_row_group(number, self._known(columns))))
+
     def rows(self, numbers: Sequence[int], columns: Sequence[str] | None = None) -> pa.Table:
         """The rows of these numbers, in this order, all columns or some. Reads the row groups that they are in."""
         columns = self.schema.names if columns is None else self._known(columns)
@@ -83,8 +87,7 @@ class Columns:
             groups.setdefault(group, []).append((place, row))
         parts, places = [self.schema.empty_table().select(columns)], list[int]()
         for group, wanted in sorted(groups.items()):
-            table = self._plain(self._asked(lambda g=group: self._parquet.read_row_group(g, columns)))
-            parts.append(table.take([row for _, row in wanted]))
+            parts.append(self.group(group, columns).take([row for _, row in wanted]))
             places += [place for place, _ in wanted]
         order = sorted(range(len(places)), key=places.__getitem__)
         return pa.concat_tables(parts).take(pa.array(order, pa.int64()))
