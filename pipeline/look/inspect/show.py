@@ -184,12 +184,12 @@ def setting(value: Any) -> Text:
 def show_conversation(console: Console, row: dict[str, Any]) -> None:
     columns = {name: value for name, value in row["columns"].items() if value is not None}
     console.print(Text(visible(", ".join(f"{name} {value}" for name, value in columns.items()), one_line=True), "dim"))
-    console.print(messages(row))
+    console.print(messages(row["messages"]))
 
 
-def messages(row: dict[str, Any]) -> Group:
+def messages(said: list[dict[str, Any]]) -> Group:
     parts: list[Text] = []
-    for message in row["messages"]:
+    for message in said:
         role = visible(message["role"], one_line=True)
         parts.append(Text(f"{role}:", ROLES.get(role, "bold")))
         if message["reasoning_content"] is not None:
@@ -222,7 +222,7 @@ def _show_walk(console: Console, walk: dict[str, Any]) -> None:
     console.print(table)
     for row in walk["conversations"]:
         heading(console, row["sample_id"] or row["prompt_id"])
-        console.print(messages(row))
+        console.print(messages(row["messages"]))
         if row["tokens"]["ids"]:
             heading(console, "token by token")
             show_tokens(console, row["tokens"])

@@ -20,6 +20,8 @@ from stillhouse.pipeline.look.inspect.show import (
 )
 from stillhouse.pipeline.look.inspect.visible import visible
 
+QUANTILES = ("p5", "p25", "p50", "p75", "p95")
+
 
 def show_against(console: Console, found: dict[str, Any]) -> None:
     compared = found["against"]
@@ -34,9 +36,11 @@ def show_against(console: Console, found: dict[str, Any]) -> None:
     elif not compared["settings"]:
         console.print("none")
     else:
-        table = grid("", "A", "B")
+        table = grid("", "", "")
+        table.show_header = False
         for key, values in compared["settings"].items():
-            table.add_row(named(key), *(setting(value) for value in values))
+            for run, value in zip("AB", values, strict=True):
+                table.add_row(named(key if run == "A" else ""), run, setting(value))
         console.print(table)
     heading(console, "rows that differ")
     console.print(_rows(compared["stages"]) if compared["stages"] else "none")
@@ -49,7 +53,10 @@ def show_against(console: Console, found: dict[str, Any]) -> None:
         )
     for answer in compared["answers"]:
         heading(console, answer["prompt_id"])
-        console.print(_side_by_side(answer["conversations"]))
+        a, b = (row["messages"] for row in answer["conversations"])
+        same = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+        console.print(messages(a[:same]))
+        console.print(_side_by_side(a[same:], b[same:]))
     if compared["prompts"] is not None and compared["prompts"]["both"] and not compared["answers"]:
         console.print(Text("see how both answered: --samples 3", "dim"))
 
@@ -67,26 +74,22 @@ def _rows(stages: dict[str, Any]) -> Table:
 
 def _show_distributions(console: Console, pair: tuple[dict[str, Any], dict[str, Any]]) -> None:
     table = grid("", "", ">p5", ">p25", ">median", ">p75", ">p95")
-    rows = [{**_known(facts["numbers"]), **fidelity_quantiles(facts["fidelity"] or {})} for facts in pair]
+    rows = [{**facts["numbers"], **fidelity_quantiles(facts["fidelity"] or {})} for facts in pair]
     for name in dict.fromkeys([*rows[0], *rows[1]]):
-        values = [row.get(name) for row in rows]
-        if values[0] == values[1]:
-            continue
-        for run, quantiles in zip("AB", values, strict=True):
-            if quantiles is not None:
-                cells = [count(quantiles[q]) for q in ("p5", "p25", "p50", "p75", "p95")]
-                table.add_row(named(name) if run == "A" or values[0] is None else "", run, *cells)
+        cells = [
+            [count(row[name][q]) for q in QUANTILES] if row.get(name, {}).keys() >= {*QUANTILES} else None
+            for row in rows
+        ]
+        if cells[0] != cells[1]:
+            for run, values in zip("AB", cells, strict=True):
+                table.add_row(named(name if run == "A" else ""), run, *(values or ["-"] * len(QUANTILES)))
     heading(console, "distributions that differ")
     console.print(table if table.row_count else "none")
 
 
-def _known(numbers: dict[str, Any]) -> dict[str, Any]:
-    return {name: values for name, values in numbers.items() if values["count"]}
-
-
-def _side_by_side(conversations: list[dict[str, Any]]) -> Table:
+def _side_by_side(*answers: list[dict[str, Any]]) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), expand=True)
     for name in "AB":
         table.add_column(name, ratio=1, overflow="fold")
-    table.add_row(*(messages(row) for row in conversations))
+    table.add_row(*(messages(answer) for answer in answers))
     return table
