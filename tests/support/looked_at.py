@@ -9,7 +9,9 @@ from stillhouse.schemas.config import Config
 from tests.support.data import make_raw_config
 from tests.support.inline_pool import run_inline
 
-OBEYED = "canary \x1b[31mRED\x1b]0;title\x07 \x9b32m \u202eevil\u2066 [red]bold[/red] :smile: \u200bzero 写诗 \U0001f33e"
+OBEYED = (
+    "canary \x1b[31mRED\x1b]0;title\x07 \x9b32m \u202eevil\u2066 [red]bold[/red] :smile: \u200bzero 写诗 \U0001f33e"
+)
 """Terminal escapes, a bell, a right-to-left override, rich's markup and emoji codes."""
 SHOWN = r"canary \x1b[31mRED\x1b]0;title\x07 \x9b32m \u202eevil\u2066 [red]bold[/red] :smile: \u200bzero 写诗 🌾"
 """The same as it is shown."""

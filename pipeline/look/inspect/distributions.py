@@ -29,19 +29,28 @@ def distributions(place: Place, files: list[str], num_rows: int) -> tuple[dict[s
         return {}, {}
     numeric = _numeric(place.open(files[0]).schema)
     numbers: dict[str, Any] = {}
+    counts: dict[str, Counter[str]] = {}
     step = max(1, MAX_NUMBERS // max(num_rows, 1))
-    for start in range(0, len(numeric), step):
+    for start in range(0, max(len(numeric), 1), step):
         columns = numeric[start : start + step]
+        names = _NAMES if start == 0 else ()
 
-        def read(key: str, columns: list[str] = columns) -> list[npt.NDArray[Any]]:
-            table = place.open(key).read(columns).flatten()
-            return [table.column(name).to_numpy().astype(np.float32) for name in columns]  # null: NaN
+        def read(
+            key: str, columns: list[str] = columns, names: tuple[str, ...] = names
+        ) -> tuple[list[npt.NDArray[Any]], dict[str, Counter[str]]]:
+            table = place.open(key).read([*columns, *names])
+            counted = {name: _counted(table.column(name)) for name in names if name in table.column_names}
+            table = table.flatten()
+            return [table.column(name).to_numpy().astype(np.float32) for name in columns], counted  # null: NaN
 
         with ThreadPoolExecutor(NUM_READERS) as pool:
             parts = list(pool.map(read, files))
         for i, name in enumerate(columns):
-            numbers[name] = _quantiles(np.concatenate([part[i] for part in parts]))
-    return numbers, _counted(place, files)
+            numbers[name] = _quantiles(np.concatenate([part[i] for part, _ in parts]))
+        for _, counted in parts:
+            for name, found in counted.items():
+                counts.setdefault(name, Counter()).update(found)
+    return numbers, {name: _most(found) for name, found in counts.items()}
 
 
 def _numeric(schema: pa.Schema) -> list[str]:
@@ -78,30 +87,13 @@ def _plain(value: Any) -> float | int:
     return int(value) if value.is_integer() else value
 
 
-def _counted(place: Place, files: list[str]) -> dict[str, dict[str, int]]:
-    def read(key: str) -> dict[str, Counter[Any]]:
-        table = place.open(key).read(_NAMES)
-        found = {}
-        for name in table.column_names:
-            column = table.column(name)
-            column = pc.list_flatten(column) if pa.types.is_list(column.type) else column
-            counts = pc.value_counts(column).to_pylist()
-            found[name] = Counter(
-                {str(pair["values"]): pair["counts"] for pair in counts if pair["values"] is not None}
-            )
-            if column.null_count:
-                found[name]["null"] += column.null_count
-        return found
-
-    total: dict[str, Counter[Any]] = {}
-    with ThreadPoolExecutor(NUM_READERS) as pool:
-        for part in pool.map(read, files):
-            for name, counts in part.items():
-                total.setdefault(name, Counter()).update(counts)
-    return {name: _most(counts) for name, counts in total.items()}
+def _counted(column: pa.ChunkedArray) -> Counter[str]:
+    values = pc.list_flatten(column) if pa.types.is_list(column.type) else column
+    pairs = pc.value_counts(values).to_pylist()
+    return Counter({"null" if pair["values"] is None else str(pair["values"]): pair["counts"] for pair in pairs})
 
 
-def _most(counts: Counter[Any]) -> dict[str, int]:
+def _most(counts: Counter[str]) -> dict[str, int]:
     most = dict(sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))[:MAX_VALUES])
     rest = counts.total() - sum(most.values())
     return most | ({"(others)": rest} if rest else {})

@@ -151,9 +151,9 @@ def _fidelity(
         if summaries[key].num_target_tokens
         for group in range(place.open(key).metadata.num_row_groups)
     ]
-    chosen = [groups[len(groups) * i // SAMPLED_GROUPS] for i in range(min(SAMPLED_GROUPS, len(groups)))]
+    num_chosen = min(SAMPLED_GROUPS, len(groups))
     parts, rows = [], 0
-    for key, group in dict.fromkeys(chosen):
+    for key, group in (groups[len(groups) * i // num_chosen] for i in range(num_chosen)):
         table: pa.Table = place.open(key).group(group, [*HEAVY, "probe"])
         if {"labels", "probe"} <= {*table.column_names}:  # not an export
             rows += table.num_rows
