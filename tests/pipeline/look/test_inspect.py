@@ -142,6 +142,17 @@ def test_a_run_that_has_begun(looked_at: Path, tmp_path: Path) -> None:
     assert asked(run, against=str(looked_at))["against"]["prompts"]["only_here"] == 0
 
 
+def test_an_index_of_what_was_there_before_is_not_believed(looked_at: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(looked_at, tmp_path / "run")
+    path = run / "review/00001.parquet"
+    table = pq.read_table(path).slice(0, 2)
+    path.write_bytes(shard.encode(table, ShardInfo("review", "00001.parquet", "", 50, 2, 7)))
+    before, after = asked(looked_at)["stages"]["review"], asked(run)["stages"]["review"]
+    rows = pq.read_metadata(looked_at / "review/00001.parquet").num_rows
+    assert after["rows_out"] == before["rows_out"] - rows + 2
+    assert asked(path)["target_tokens"] == 7
+
+
 def test_before_ingest_has_ended(tmp_path: Path, looked_at: Path) -> None:
     shutil.copy(looked_at / "run.json", tmp_path)
     found = asked(tmp_path)
