@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from stillhouse.pipeline.look import tokens
+from stillhouse.stages.teacher.pretrained import load_tokenizer
 from tests.support.looked_at import make_looked_at
 from tests.support.s3 import bucket  # noqa: F401 - a fixture
 
@@ -20,7 +21,6 @@ def looked_at(tmp_path_factory: pytest.TempPathFactory, weights: Path) -> Path:
 @pytest.fixture(scope="session", autouse=True)
 def _tokenizer_read_once() -> Iterator[None]:
     """Reading the teacher's tokenizer takes a second of CPU, and each look at tokens asks for it."""
-    load = tokens.load_tokenizer
-    tokens.load_tokenizer = functools.cache(load)
-    yield
-    tokens.load_tokenizer = load
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tokens, "load_tokenizer", functools.cache(load_tokenizer))
+        yield
