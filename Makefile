@@ -57,7 +57,7 @@ test-readers: env data $(READER_NAMES:%=$(READERS)/%.installed) $(READERS)/hypar
 
 # With the environment as it is: `make env` would put the CPU build into it.
 test-gpu: data
-	$(BIN)/pytest tests/gpu -n 4 --timeout 0 -rsP
+	$(BIN)/pytest tests/gpu -n 4 --dist loadgroup --timeout 0 -rsP
 
 check: env
 	$(BIN)/ruff format --check .

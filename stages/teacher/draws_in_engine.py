@@ -65,7 +65,7 @@ def draw(logits_RV: torch.Tensor, seeds_R: torch.Tensor, positions_R: torch.Tens
     if R == 1:
         # CUDA sums a single row in an order that changes from run to run and need not be monotonic; of two rows, each
         # by a tree that is.
-        return draw(*(row.expand(2, *row.shape[1:]) for row in (logits_RV, seeds_R, positions_R)), num_draws)[:1]
+        return draw(logits_RV.expand(2, V), seeds_R.expand(2), positions_R.expand(2), num_draws)[:1]
     step = max(2, CHUNK_VALUES // V)
     if step < R:
         parts = zip(logits_RV.split(step), seeds_R.split(step), positions_R.split(step), strict=True)

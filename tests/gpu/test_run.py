@@ -41,7 +41,8 @@ def command(*arguments: str) -> dict[str, Any]:
     return json.loads(finished.stdout)
 
 
-@pytest.fixture(scope="module", params=CASES)
+# A group each: otherwise two processes would make the same run.
+@pytest.fixture(scope="module", params=[pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in CASES])
 def published(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, pa.Table]:
     """The dtype and the rows of a run with `targets.method` both; one worker with the GPU."""
     runner, dtype, engine = CASES[request.param]
