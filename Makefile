@@ -3,6 +3,7 @@
 # make test-trainers  exports in TRL, axolotl, DistillKit, verl, Tinker
 # make test-readers   published files in DuckDB, Polars, Spark and others
 # make test-slow, make test-faults  the long ones; results in docs/
+# make test-gpu  what needs a GPU, skipped where torch sees none: in an environment of requirements/gpu.txt
 # make lock   requirements/*.txt anew, after a change of pyproject.toml; UPGRADE=--upgrade takes newer versions
 # Python keeps what it has compiled: without that every process compiles vLLM and torch anew, a minute for an engine.
 unexport PYTHONDONTWRITEBYTECODE
@@ -23,7 +24,7 @@ READERS := data/readers
 READER_NAMES := $(basename $(notdir $(wildcard tests/readers/requirements/*.txt)))
 LAYOUTS := axolotl distillkit distillkit-compressed verl tinker openai
 
-.PHONY: env data run test test-fast test-slow test-faults test-trainers test-readers check lock clean
+.PHONY: env data run test test-fast test-slow test-faults test-trainers test-readers test-gpu check lock clean
 
 env: $(VENV)/.installed
 data: $(DATA)/.prepared
@@ -53,6 +54,10 @@ test-trainers: $(TRAINERS)/venv/.installed $(TRAINERS)/.made
 # Others' Parquet readers, each in a folder of its own; hyparquet and Spark where there is npm and Java.
 test-readers: env data $(READER_NAMES:%=$(READERS)/%.installed) $(READERS)/hyparquet/.installed
 	$(BIN)/pytest tests/readers
+
+# With the environment as it is: `make env` would put the CPU build into it.
+test-gpu: data
+	$(BIN)/pytest tests/gpu -n 4 --dist loadgroup --timeout 0 -rsP
 
 check: env
 	$(BIN)/ruff format --check .
