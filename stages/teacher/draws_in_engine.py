@@ -244,8 +244,9 @@ class DrawsV2(LogitsProcessorV2):  # type: ignore[misc]
                 "combined with targets.method sampled"
             )
         prompt_len = self._states.prompt_len
-        # Without speculation the bound is exact: how many tokens the model has seen.
-        num_written = ctx.seq_lens_upper_bound_np - prompt_len.np[ctx.idx_mapping_np]
+        # Without speculation the bound is exact: how many tokens the model has seen. CUDA graphs pad the batch, and
+        # with it this array.
+        num_written = ctx.seq_lens_upper_bound_np[: len(requests)] - prompt_len.np[ctx.idx_mapping_np]
         for row, request in enumerate(requests):
             if request is not None and num_written[row] == request.probed:
                 BUFFER.add_probe(request.name, logits[row])
