@@ -101,8 +101,11 @@ def test_draws_fit_the_whole_distribution(published: tuple[str, pa.Table]) -> No
     p_SV, counts_SV = whole_distributions(table, NUM_DRAWS, 2000, exact_model("cuda"))
     found, shifted = fit(p_SV, counts_SV), fit(p_SV[1:], counts_SV[:-1])
     print(f"\n{dtype}: {len(p_SV)} tokens x {NUM_DRAWS} draws, chi-square p {found}, shifted {shifted}")
-    if dtype == "float32":
-        assert min(found) > 1e-3
-    kept = p_SV[counts_SV > 0]
-    assert float((kept < 1e-7).mean()) < 1e-3
-    assert max(shifted) < 1e-6
+    # In bfloat16 the engine's distribution is a little another than the float32 one asked here, which 2,000 tokens do
+    # not show (p 0.31 and 0.80 on an H200).
+    assert min(found) > 1e-3
+    # Of what has next to no mass, no more is drawn than that mass.
+    rare = p_SV < 1e-7
+    wanted = float((p_SV * rare).sum()) * NUM_DRAWS
+    assert float((counts_SV * rare).sum()) < wanted + 5 * max(wanted, 1.0) ** 0.5
+    assert min(shifted) < 1e-6
