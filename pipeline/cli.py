@@ -162,20 +162,27 @@ def _refuse_rays_copy(key: str, location: str) -> None:
 
 def _run(config: Config, arguments: argparse.Namespace) -> tuple[dict[str, Any], int]:
     _refuse_rays_copy("run_dir", config.run_dir)
+    from stillhouse.pipeline.folder import open_folder
     from stillhouse.pipeline.look.summary import summary
     from stillhouse.pipeline.run import driver
+    from stillhouse.pipeline.run.metrics import Metrics
     from stillhouse.pipeline.run.pool import LocalPool, Pool
-    from stillhouse.pipeline.run.progress import Progress
+    from stillhouse.pipeline.run.progress import Progress, Reports
     from stillhouse.pipeline.run.ray_pool import RAYS_LINES, RayPool
+    from stillhouse.pipeline.run.timeline import Timeline
 
     if not arguments.local and not arguments.verbose and arguments.is_process:
         console.drop_lines(RAYS_LINES)
     pool: Pool = LocalPool() if arguments.local else RayPool()
     progress = Progress()
+    timeline = Timeline(open_folder(config.run_dir), progress)
+    metrics = [] if arguments.local else [Metrics(config.run_dir, progress)]
     try:
-        manifest = driver.run(config, progress, pool, retry_set_aside=arguments.retry_set_aside)
+        report = Reports(progress, timeline, *metrics)
+        manifest = driver.run(config, report, pool, retry_set_aside=arguments.retry_set_aside)
     finally:
         progress.close()
+        timeline.close()
     summary(
         config,
         manifest,
