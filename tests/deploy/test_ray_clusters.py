@@ -1,4 +1,4 @@
-"""The files for `ray up` are ones that Ray accepts, for the recipe that they name. None of them starts anything here."""
+"""The files for `ray up` are ones that Ray accepts, for the recipe that they name. Nothing is started."""
 
 import copy
 import json
