@@ -112,8 +112,8 @@ class Worker:
         failure = f"{self._stage.name} {shard}: set aside after {limit} attempts; last: {reason}"
         if self._splits:
             try:
-                made = await self._make_in_parts(shard, started)
-                return made if is_split else dataclasses.replace(made, attempts=limit + 1)
+                of_parts = await self._make_in_parts(shard, started)
+                return of_parts if is_split else dataclasses.replace(of_parts, attempts=limit + 1)
             except TooManyFailuresError as error:
                 failure = f"{self._stage.name} {shard}: set aside after {limit} attempts and {error}; last: {reason}"
         if self._step != "sketch":  # without its sketches a stage cannot run at all, so nothing is set aside

@@ -29,8 +29,13 @@ def test_tokens_are_counted_as_they_come_and_counting_never_fails() -> None:
 
 def test_silent_engine_gathers_nothing_for_each_token() -> None:
     seen: list[Any] = []
+
+    def process(*arguments: Any, **keywords: Any) -> str:
+        seen.append((arguments, keywords))
+        return "processed"
+
     engine = SimpleNamespace(
-        output_processor=SimpleNamespace(process_outputs=lambda *a, **k: seen.append((a, k)) or "processed"),
+        output_processor=SimpleNamespace(process_outputs=process),
         logger_manager=SimpleNamespace(stat_loggers=["prometheus"]),
     )
     silence(engine)
