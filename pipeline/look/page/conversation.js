@@ -12,7 +12,7 @@ const renderConversation = (() => {
   const HEAT = [0.1, 0.5, 1, 2, 4];
   // C0 and C1 controls, soft hyphen, zero-width characters, marks of direction, separators, tags, byte-order mark.
   const UNSEEN =
-    /[\u0000-\u0009\u000b-\u001f\u007f-\u009f\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb]|[\u{e0000}-\u{e007f}]/gu;
+    /[\u0000-\u0009\u000b-\u001f\u007f-\u009f\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb]|[\u{e0000}-\u{e007f}]/gu;
   let numDrawn = 0;
 
   function make(name, className, text) {
