@@ -36,7 +36,7 @@ def library() -> str:
 
 
 def linked(column: dict[str, Any]) -> dict[str, Any]:
-    """A column's histogram; the page fills the data set `bars`: {"bin", "label", "all", "shown", "note"}."""
+    """A column's histogram; the page replaces the data set `bars` by what is chosen."""
     is_words = column["quantiles"] is None
     along: dict[str, Any] = {
         "field": "label",
@@ -57,9 +57,13 @@ def linked(column: dict[str, Any]) -> dict[str, Any]:
         }
 
     size = {"height": {"step": 16}} if is_words else {"height": 110}
+    bars = [
+        {"bin": n, "label": label, "all": rows, "shown": rows, "note": f"{label}: {rows:,} rows"}
+        for n, (label, rows) in enumerate(zip(column["labels"], column["counts"], strict=True))
+    ]
     return {
         **_head(f"Histogram of {column['name']}: {column['meaning']}. The same as a table below it."),
-        "data": {"name": "bars", "values": []},
+        "data": {"name": "bars", "values": bars},
         **size,
         "layer": [layer("all", ALL), layer("shown", SHOWN)],
     }
@@ -127,6 +131,7 @@ def bars(title: str, values: list[list[float]], x: str, y: str) -> dict[str, Any
             "x": {"field": "from", "type": "quantitative", "title": x, "scale": {"nice": False}},
             "x2": {"field": "to"},
             "y": {"field": "height", "type": "quantitative", "title": y, "axis": {"tickCount": 4, "format": "~s"}},
+            "y2": {"datum": 0},
             "tooltip": [{"field": "note"}],
         },
     }
