@@ -46,11 +46,11 @@ class Command:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Every file that is data, by its path in the run folder."""
+    """Every file that is data, by its path in the run folder. The report is none: it knows how long a run took."""
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.relative_to(folder).parts[0] != "state" and path.name != "run.json"
+        if path.is_file() and path.relative_to(folder).parts[0] != "state" and path.name not in ("run.json", "report.html")
     }
 
 

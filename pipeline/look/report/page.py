@@ -11,7 +11,7 @@ from stillhouse.pipeline.look.place import Place
 from stillhouse.pipeline.look.report import plots
 from stillhouse.pipeline.look.report.clusters import clusters
 from stillhouse.pipeline.look.report.funnel import funnel, reasons, worth_a_look
-from stillhouse.pipeline.look.report.histograms import histograms
+from stillhouse.pipeline.look.report.histograms import histograms, number
 from stillhouse.pipeline.look.report.rows import read
 from stillhouse.pipeline.look.report.samples import samples
 from stillhouse.pipeline.look.report.targets import distributions, percent, verdict
@@ -40,8 +40,9 @@ def html(place: Place, *, with_text: bool, mark: str) -> bytes:
         tokenizer, note = teacher_tokenizer(place)
         conversations = samples(place, rows, tokenizer)
     specs = [plots.linked(column) for column in columns["columns"]] + [plots.score(curve) for curve in curves]
-    specs += [plots.bars(f"{part['name']} of all tokens: {part['meaning']}.", part["bars"], part["unit"], "tokens")
-              for part in tokens]  # fmt: skip
+    for part in tokens:
+        title, unit = f"{part['name']} of all tokens: {part['meaning']}.", "mass" if part["is_mass"] else "nats"
+        specs.append(plots.bars(title, part["bars"], unit, "tokens", is_mass=part["is_mass"]))
     if time and time["speed"]:
         specs.append(
             plots.bars("Tokens per second while the teacher wrote.", time["speed"], "seconds", "tokens per second")
@@ -108,5 +109,6 @@ def _template() -> "jinja2.Template":
         keep_trailing_newline=True,
     )
     templates.filters["thousands"] = "{:,}".format
+    templates.filters["number"] = number
     templates.filters["percent"] = percent
     return templates.get_template("report.html.j2")

@@ -3,7 +3,10 @@
 Colours are the page's CSS variables, so that a plot follows the reader's light or dark without being drawn again.
 """
 
+import math
 from typing import Any
+
+from stillhouse.pipeline.look.report.targets import percent
 
 SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"
 """A name; nothing is fetched from there."""
@@ -12,6 +15,7 @@ CONFIG: dict[str, Any] = {
     "view": {"stroke": None},
     "font": "system-ui, sans-serif",
     "axis": {
+        "aria": False,
         "labelColor": "var(--soft)",
         "titleColor": "var(--soft)",
         "titleFontWeight": "normal",
@@ -52,11 +56,11 @@ def linked(column: dict[str, Any]) -> dict[str, Any]:
 
     def layer(field: str, colour: str) -> dict[str, Any]:
         return {
-            "mark": {"type": "bar", "fill": colour, "cursor": "pointer"},
+            "mark": {"type": "bar", "fill": colour, "cursor": "pointer", "aria": False},
             "encoding": {a: along, b: {**count, "field": field}, "tooltip": [{"field": "note"}]},
         }
 
-    size = {"height": {"step": 16}} if is_words else {"height": 110}
+    size = {"height": 20 + 18 * len(column["labels"])} if is_words else {"height": 110}
     bars = [
         {"bin": n, "label": label, "all": rows, "shown": rows, "note": f"{label}: {rows:,} rows"}
         for n, (label, rows) in enumerate(zip(column["labels"], column["counts"], strict=True))
@@ -89,7 +93,7 @@ def score(curve: dict[str, Any]) -> dict[str, Any]:
     }
     rules = {
         "data": {"name": "rules", "values": []},
-        "mark": {"type": "rule", "strokeWidth": 2, "stroke": "var(--ink)"},
+        "mark": {"type": "rule", "strokeWidth": 2, "stroke": "var(--ink)", "aria": False},
         "encoding": {
             "x": {"field": "at", "type": "quantitative"},
             "strokeDash": {
@@ -107,7 +111,7 @@ def score(curve: dict[str, Any]) -> dict[str, Any]:
         "layer": [
             {
                 "data": {"values": bars},
-                "mark": {"type": "bar", "binSpacing": 0},
+                "mark": {"type": "bar", "binSpacing": 0, "aria": False},
                 "encoding": {"x": x, "x2": {"field": "to"}, "y": y, "y2": {"field": "high"}, "fill": colour,
                              "tooltip": [{"field": "note"}]},
             },
@@ -116,19 +120,24 @@ def score(curve: dict[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def bars(title: str, values: list[list[float]], x: str, y: str) -> dict[str, Any]:
-    """Bars of [from, to, height]."""
+def bars(title: str, values: list[list[float]], x: str, y: str, *, is_mass: bool = False) -> dict[str, Any]:
+    """Bars of [from, to, height]; with `is_mass` the axis shows exp(-x), as a percentage."""
+    axis = {"labelExpr": "format(exp(-datum.value), '.1~p')", "labelOverlap": "greedy"} if is_mass else {}
+
+    def shown(value: float) -> str:
+        return percent(math.exp(-value)) if is_mass else f"{value:g}"
+
     data = [
-        {"from": start, "to": end, "height": height, "note": f"{start:g} to {end:g}: {height:,g}"}
+        {"from": start, "to": end, "height": height, "note": f"{shown(start)} to {shown(end)}: {height:,g}"}
         for start, end, height in values
     ]
     return {
         **_head(title),
         "height": 130,
         "data": {"values": data},
-        "mark": {"type": "bar", "fill": SHOWN, "binSpacing": 0},
+        "mark": {"type": "bar", "fill": SHOWN, "binSpacing": 0, "aria": False},
         "encoding": {
-            "x": {"field": "from", "type": "quantitative", "title": x, "scale": {"nice": False}},
+            "x": {"field": "from", "type": "quantitative", "title": x, "scale": {"nice": False}, "axis": axis},
             "x2": {"field": "to"},
             "y": {"field": "height", "type": "quantitative", "title": y, "axis": {"tickCount": 4, "format": "~s"}},
             "y2": {"datum": 0},

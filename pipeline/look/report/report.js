@@ -131,7 +131,8 @@
     const at = (counts, from) => (from === null ? 0 : counts[from] ?? 0);
     const lost = at(curve.published, n);
     const share = columns.rows ? (100 * lost) / columns.rows : 0;
-    const parts = [`${count.format(lost)} of the ${count.format(columns.rows)} published rows (${share.toFixed(share < 1 ? 2 : 1)} %) have this score or more and would be dropped.`];
+    const parts = n === used ? ["The threshold that was used."] : [];
+    parts.push(`${count.format(lost)} of the ${count.format(columns.rows)} published rows (${share.toFixed(share < 1 ? 2 : 1)} %) have this score or more and would be dropped.`);
     if (curve.passed !== null) {
       const more = at(curve.passed, n);
       const back = used === null ? 0 : at(curve.alone, 0) - at(curve.alone, n);

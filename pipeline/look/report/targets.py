@@ -97,17 +97,18 @@ def percent(share: float) -> str:
 
 
 def distributions(total: dict[str, Any]) -> list[dict[str, Any]]:
-    """Histograms over all tokens, from what every shard counted (`fidelity.statistics`): {"name", "meaning", "unit",
-    "bars": [[from, to, tokens], ...]}, with bars a multiple of a tenth of a nat wide."""
+    """Histograms over all tokens, from what every shard counted (`fidelity.statistics`): {"name", "meaning", "is_mass",
+    "bars": [[from, to, tokens], ...]} in nats, with bars a multiple of a tenth of a nat wide; where it `is_mass`, of
+    -log of the mass."""
     texts = (
         ("surprisal", "Surprisal", "-log p of the token written: 0 where the teacher was sure of it"),
         ("target_entropy", "Entropy of the top K", "how open the teacher's choice was, everything else as one event"),
-        ("target_tail", "Mass outside the top K", "-log of the mass: 0 is all of it, 2.3 a tenth, 4.6 a hundredth"),
+        ("target_tail", "Mass outside the top K", "the probability of everything that is not stored; on the right there is none"),
         ("draw_entropy", "Entropy of the draws", "of their frequencies: lower than the teacher's own"),
-        ("draw_tail", "Draws that are missing", "-log of the share of draws that fell outside of what is kept"),
+        ("draw_tail", "Draws that are missing", "share of draws that fell outside of what is kept"),
     )
     return [
-        {"name": name, "meaning": meaning, "unit": "nats", "bars": _bars(total[key])}
+        {"name": name, "meaning": meaning, "is_mass": key.endswith("tail"), "bars": _bars(total[key])}
         for key, name, meaning in texts
         if total.get(key) and not (key == "draw_tail" and len(total[key]) == 1)
     ]
