@@ -210,7 +210,9 @@ def _report_of_run(config: Config, manifest: dict[str, Any]) -> None:
     try:
         console.message(f"report:   {report.write_after_run(config.run_dir, manifest)}")
     except Exception as error:  # of any kind: the dataset is there
-        console.message(f"report:   not written ({safe_message(error)}); `stillhouse report {config.run_dir}` tries again")
+        console.message(
+            f"report:   not written ({safe_message(error)}); `stillhouse report {config.run_dir}` tries again"
+        )
 
 
 def _status(config: Config, arguments: argparse.Namespace) -> tuple[dict[str, Any], int]:

@@ -57,7 +57,7 @@ def histograms(rows: Rows) -> dict[str, Any]:
             same.append([name, labels[0]])
         elif labels:
             columns.append(_column(name, labels, bins, sample, None))
-    columns.sort(key=lambda column: (list(MEANINGS).index(column["name"]) if column["name"] in MEANINGS else 99))
+    columns.sort(key=lambda column: list(MEANINGS).index(column["name"]) if column["name"] in MEANINGS else 99)
     return {"rows": rows.num_rows, "sample": len(sample), "columns": columns, "same": same}
 
 

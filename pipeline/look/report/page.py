@@ -83,9 +83,7 @@ def html(place: Place, *, with_text: bool, mark: str) -> bytes:
 def _policy(style: str, scripts: list[str]) -> str:
     """What the page may do: run and look as its own scripts and styles say, by their digests, and nothing else."""
     sources = " ".join(_digest(script) for script in scripts)
-    return (
-        f"default-src 'none'; script-src {sources}; style-src {_digest(style)}; img-src data:; base-uri 'none'; form-action 'none'"
-    )
+    return f"default-src 'none'; script-src {sources}; style-src {_digest(style)}; img-src data:; base-uri 'none'; form-action 'none'"
 
 
 def _digest(text: str) -> str:

@@ -103,7 +103,11 @@ def distributions(total: dict[str, Any]) -> list[dict[str, Any]]:
     texts = (
         ("surprisal", "Surprisal", "-log p of the token written: 0 where the teacher was sure of it"),
         ("target_entropy", "Entropy of the top K", "how open the teacher's choice was, everything else as one event"),
-        ("target_tail", "Mass outside the top K", "the probability of everything that is not stored; on the right there is none"),
+        (
+            "target_tail",
+            "Mass outside the top K",
+            "the probability of everything that is not stored; on the right there is none",
+        ),
         ("draw_entropy", "Entropy of the draws", "of their frequencies: lower than the teacher's own"),
         ("draw_tail", "Draws that are missing", "share of draws that fell outside of what is kept"),
     )
