@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -32,18 +33,19 @@ def run(tmp_path_factory: pytest.TempPathFactory, weights: Path) -> Path:
     return make_run(tmp_path_factory.mktemp("run") / "run")
 
 
-@pytest.fixture(autouse=True)
-def _without_library(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its 0.9 MB take a second each time; tests/browser has them."""
-    monkeypatch.setattr(plots, "library", lambda: "window.vegaEmbed = null;")
+@pytest.fixture(scope="module", autouse=True)
+def _quickly(tokenizer: Any) -> Iterator[None]:
+    """The plot library takes a second each time (tests/browser has it), and so does a tokenizer."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plots, "library", lambda: "window.vegaEmbed = null;")
+        patch.setattr("stillhouse.pipeline.look.tokens.teacher_tokenizer", lambda place: (tokenizer, None))
+        yield
 
 
 @pytest.fixture(scope="module")
-def shown(run: Path) -> Iterator[Page]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plots, "library", lambda: "window.vegaEmbed = null;")
-        report.write(str(run))
-    yield Page.of(run / "report.html")
+def shown(run: Path) -> Page:
+    report.write(str(run))
+    return Page.of(run / "report.html")
 
 
 def test_the_first_screen_says_what_became_of_the_rows(run: Path, shown: Page) -> None:
@@ -131,10 +133,10 @@ def test_without_text_there_is_none(run: Path, shown: Page, tmp_path: Path) -> N
     assert sum(json.dumps(snippet, ensure_ascii=False)[1:-1] in everything for snippet in snippets) > 20
     plain = without + json.dumps(Page(without).data, ensure_ascii=False) + Page(without).text
     assert [snippet for snippet in snippets if snippet in plain] == []
-    # Ids of tokens would be lists of whole numbers beyond what histograms have.
-    ids = {str(value) for value in read(run / "dataset/data")["input_ids"].to_pylist()[0] if value > 2000}
-    numbers = re.findall(r"\d+", json.dumps(Page(without).data["columns"]) + Page(without).text)
-    assert not ids <= set(numbers)
+    rows_of_ids = [one["tokens"]["ids"] for one in found.conversations]
+    pairs = {f"{a},{b}" for ids in rows_of_ids for a, b in pairwise(ids) if min(a, b) > 999}
+    assert sum(pair in with_text.replace(", ", ",") for pair in pairs) == len(pairs) > 20
+    assert [pair for pair in pairs if pair in without.replace(", ", ",")] == []
     assert Page(without).conversations == []
     assert "may be passed on" in Page(without).text
 
