@@ -189,7 +189,7 @@ def test_screen_readers_find_their_way(page: Any) -> None:
         landmarks: ["header", "nav", "main", "footer"].map((name) => document.querySelectorAll(name).length),
         levels: [...document.querySelectorAll("h1, h2, h3")].map((heading) => Number(heading.tagName[1])),
         uncaptioned: document.querySelectorAll("table:not(:has(caption)):not(.conversation .columns table)").length,
-        undescribed: [...document.querySelectorAll(".plot")].filter((plot) => !/^(Histogram|Distribution|Tokens|.* of all tokens)/.test(plot.querySelector("[role=graphics-document]")?.ariaLabel)).length,
+        undescribed: [...document.querySelectorAll(".plot")].filter((plot) => !/^(Histogram|Distribution|Tokens|.* of all tokens)/.test((plot.ariaLabel ?? plot.querySelector("[aria-label]")?.ariaLabel))).length,
         plots: document.querySelectorAll(".plot svg").length,
         unnamed: [...document.querySelectorAll("button, input")].filter((e) => !e.textContent.trim() && !e.labels?.length && !e.ariaLabel).length,
         language: document.documentElement.lang,

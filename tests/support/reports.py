@@ -12,7 +12,7 @@ from tests.support.data import CONVERSATIONS, make_raw_config
 from tests.support.inline_pool import run_inline
 from tests.support.runs import ProbedTeacher
 
-CANARY = "</script><script>document.title='canary'</script> <img src=x onerror=alert(1)> \u202gnirts\u202c \u0007 \u05e9\u05dc"
+CANARY = "</script><script>document.title='canary'</script> <img src=x onerror=alert(1)> \u202egnirts\u202c \u0007 \u05e9\u05dc"
 """In every prompt that is a copy, and so in a published one: markup, an override of direction, a control character."""
 THRESHOLD = 0.1
 COPIES = 4
