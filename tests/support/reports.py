@@ -1,6 +1,7 @@
 """Reports as programs read them."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,10 @@ from tests.support.data import CONVERSATIONS, make_raw_config
 from tests.support.inline_pool import run_inline
 from tests.support.runs import ProbedTeacher
 
-CANARY = "</script><script>document.title='canary'</script> <img src=x onerror=alert(1)> \u202egnirts\u202c \u0007 \u05e9\u05dc"
+CANARY = (
+    "</script><script>document.title='canary'</script> <img src=x onerror=alert(1)> "
+    "\u202egnirts\u202c \u0007 \u05e9\u05dc"
+)
 """In every prompt that is a copy, and so in a published one: markup, an override of direction, a control character."""
 THRESHOLD = 0.1
 COPIES = 4
@@ -38,7 +42,9 @@ def make_run(folder: Path) -> Path:
         "sampling": {"max_tokens": 12, "n": 2},
         "targets": {"top_k": 8, "method": "both", "num_draws": 16},
     }
-    run_inline(Config.model_validate(raw))
+    # In a thread of its own: in this one Playwright may have an event loop under way.
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(run_inline, Config.model_validate(raw)).result()
     return folder
 
 

@@ -3,6 +3,7 @@
 Shape legend: R rows of the data set, N of them in the sample, B bins.
 """
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -91,7 +92,7 @@ def _binned(values: NDArray[np.float64], known: NDArray[np.float64]) -> tuple[li
     """Labels [B] of bins, and the bin of each value; those that are missing have the last one."""
     edges, is_whole = _edges(known), bool((known == np.floor(known)).all())
     bins = np.clip(np.searchsorted(edges, values, side="right") - 1, 0, len(edges) - 2)
-    labels = [_label(a, b, is_whole, is_last=b == edges[-1]) for a, b in zip(edges, edges[1:], strict=False)]
+    labels = [_label(a, b, is_whole, is_last=b == edges[-1]) for a, b in itertools.pairwise(edges)]
     if len(known) < len(values):
         bins[np.isnan(values)] = len(labels)
         labels.append(MISSING)

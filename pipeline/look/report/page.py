@@ -5,7 +5,7 @@ import functools
 import hashlib
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from stillhouse.pipeline.look.page import asset
 from stillhouse.pipeline.look.place import Place
@@ -90,7 +90,8 @@ def _html(place: Place, *, with_text: bool, mark: str, library: "Future[str]") -
 def _policy(style: str, scripts: list[str]) -> str:
     """What the page may do: run and look as its own scripts and styles say, by their digests, and nothing else."""
     sources = " ".join(_digest(script) for script in scripts)
-    return f"default-src 'none'; script-src {sources}; style-src {_digest(style)}; img-src data:; base-uri 'none'; form-action 'none'"
+    allowed = f"default-src 'none'; script-src {sources}; style-src {_digest(style)}; img-src data:"
+    return f"{allowed}; base-uri 'none'; form-action 'none'"
 
 
 def _digest(text: str) -> str:

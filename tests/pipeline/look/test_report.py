@@ -164,9 +164,9 @@ def test_copies_are_a_cluster(run: Path, shown: Page) -> None:
 
 def test_text_of_strangers_is_no_markup(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(page, "samples", lambda *_: [{"sample_id": CANARY, "messages": [], "tokens": {}, "cut": None}])
-    monkeypatch.setattr(page, "clusters", lambda *_, **__: {
-        "clusters": 1, "prompts": 2, "sizes": [[2, 1]],
-        "largest": [{"id": CANARY, "size": 2, "members": [{"id": CANARY, "reason": None, "text": CANARY}]}]})  # fmt: skip
+    largest = {"id": CANARY, "size": 2, "members": [{"id": CANARY, "reason": None, "text": CANARY}]}
+    found = {"clusters": 1, "prompts": 2, "sizes": [[2, 1]], "largest": [largest]}
+    monkeypatch.setattr(page, "clusters", lambda *_, **__: found)
     report.write(str(run), str(tmp_path / "report.html"))
     html = (tmp_path / "report.html").read_text()
     assert "<script>document" not in html
@@ -183,7 +183,9 @@ def test_the_policy_allows_its_own_scripts_and_nothing_else(run: Path, shown: Pa
     assert "http" not in shown.policy
 
 
-def test_a_large_report_loses_conversations(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shown: Page) -> None:  # fmt: skip
+def test_a_large_report_loses_conversations(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shown: Page
+) -> None:
     size = (run / "report.html").stat().st_size
     monkeypatch.setattr(page, "MOST_BYTES", size - 20_000)
     report.write(str(run), str(tmp_path / "report.html"))
@@ -240,7 +242,7 @@ def test_a_report_that_fails_does_not_fail_the_run(
     cli._report_of_run(Config.model_validate(raw_config), {})
     line = capsys.readouterr().err
     assert line.count("\n") == 1
-    assert re.match(r"report: +not written \(RuntimeError at test_report.py:\d+\); `stillhouse report \S+` tries again", line)  # fmt: skip
+    assert re.match(r"report: +not written \(RuntimeError at test_report.py:\d+\); `stillhouse report \S+` tries", line)
     assert "somebody" not in line
 
 
