@@ -46,7 +46,9 @@ def histograms(rows: Rows) -> dict[str, Any]:
     columns, same = [], []
     for name, values in rows.numbers.items():
         known = values[~np.isnan(values)]
-        if len(known) and len(known) == len(values) and np.ptp(known) <= SAME * np.abs(known).max():
+        is_whole = bool((known == np.floor(known)).all())
+        rounding = 0.0 if is_whole else SAME * np.abs(known).max(initial=0.0)
+        if len(known) and len(known) == len(values) and np.ptp(known) <= rounding:
             same.append([name, number(float(known[0]))])
         elif len(known):
             labels, bins = _binned(values, known)

@@ -21,7 +21,9 @@ import pytest
 from stillhouse.pipeline import cli
 from stillhouse.pipeline.folder import open_folder
 from stillhouse.pipeline.look import report
+from stillhouse.pipeline.look.place import open_place
 from stillhouse.pipeline.look.report import page, plots
+from stillhouse.pipeline.look.report.clusters import clusters
 from stillhouse.pipeline.look.report.funnel import REASONS
 from tests.support.command import copy_of, read
 from tests.support.data import ROOT
@@ -157,9 +159,11 @@ def test_copies_are_a_cluster(run: Path, shown: Page) -> None:
     copies = [f"copy-{n} {'exact_duplicate' if n else 'kept'}" for n in range(COPIES)]
     assert all(copy in text for copy in copies)
     assert {f"copy-{n}" for n in range(1, COPIES)} <= set(dropped)
-    alike = int(re.search(r"(\d+) prompts are in (\d+) clusters", text)[1])  # type: ignore[index]
-    clusters = int(re.search(r"(\d+) prompts are in (\d+) clusters", text)[2])  # type: ignore[index]
-    assert alike - clusters == len(dropped)
+    sizes = [size for size in read(run / "dedupe")["cluster_size"].to_pylist() if size > 1]
+    assert f"{sum(sizes)} prompts are in {len(sizes)} clusters" in text
+    without = clusters(open_place(str(run)), with_text=False)
+    assert without is not None
+    assert {member["text"] for cluster in without["largest"] for member in cluster["members"]} == {None}
 
 
 def test_text_of_strangers_is_no_markup(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
