@@ -3,6 +3,7 @@
 # make test-trainers  exports in TRL, axolotl, DistillKit, verl, Tinker
 # make test-readers   published files in DuckDB, Polars, Spark and others
 # make test-deploy    deploy/rayjob.yaml against KubeRay's schema, which it fetches
+# make test-browser   the pages, in Chromium
 # make test-slow, make test-faults  the long ones; results in docs/
 # make test-gpu  what needs a GPU, skipped where torch sees none
 # make lock   requirements/*.txt anew, after a change of pyproject.toml; UPGRADE=--upgrade takes newer versions
@@ -30,7 +31,7 @@ KUBERAY_SHA256 := ecae45d9a5dc1be68f1074ba784c495ef9d439d295253b61e1bd51f7b08522
 READER_NAMES := $(basename $(notdir $(wildcard tests/readers/requirements/*.txt)))
 LAYOUTS := axolotl distillkit distillkit-compressed verl tinker openai
 
-.PHONY: env data run test test-fast test-slow test-faults test-trainers test-readers test-deploy test-gpu check lock clean
+.PHONY: env data run test test-fast test-slow test-faults test-trainers test-readers test-deploy test-browser test-gpu check lock clean
 
 env: $(VENV)/.installed
 data: $(DATA)/.prepared
@@ -63,6 +64,10 @@ test-readers: env data $(READER_NAMES:%=$(READERS)/%.installed) $(READERS)/hypar
 
 test-deploy: env data/deploy/rayjobs.yaml
 	$(BIN)/pytest tests/deploy
+
+# The report and the viewer in a real browser; skipped where there is no Chromium.
+test-browser: env data
+	$(BIN)/pytest tests/browser
 
 test-gpu:
 	$(MAKE) BUILD=gpu env data

@@ -5,6 +5,7 @@ ray, engine                           a real Ray cluster, a real vLLM engine: `m
 gpu                                   a GPU: `make test-gpu`
 slow                                  minutes to hours each: `make test-slow`, `make test-faults`
 readers                               others' Parquet readers: `make test-readers`
+browser                               Chromium: `make test-browser`
 trainers                              an environment of their own: `make test-trainers`
 """
 

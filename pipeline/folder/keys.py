@@ -5,6 +5,7 @@ run.json                              whose run this is: the configuration and i
 ledger/<stage>/<n>.parquet            the rows it dropped (a view of the shard's own metadata)
 dataset/data/train-<n>-of-<N>.parquet what publish writes
 dataset/manifest.json, README.md      written last: with the manifest a run is finished
+report.html                           what the run came to, for people; holds prompts
 state/partition.json                  how many shards there are
 state/<stage>/sketches|assignments/   inputs of a stage that needs a view of the whole data set
 state/set_aside/<stage>/<n>.json      a shard that failed too often
@@ -23,6 +24,8 @@ PARTITION = "state/partition.json"
 TEACHER = "state/teacher.json"
 MANIFEST = "dataset/manifest.json"
 CARD = "dataset/README.md"
+REPORT = "report.html"
+"""Not in `dataset/`, which is passed on: it quotes prompts."""
 PARTS = "state/parts/generate"
 TIMELINE = "state/timeline"
 NOW = "state/now"
