@@ -13,8 +13,9 @@ from stillhouse.pipeline.folder.certified import parse_object
 from stillhouse.pipeline.folder.store import Folder
 from stillhouse.schemas.config import Config
 
-SILENT_AFTER_S = 180.0
-"""A run that goes on writes every minute (`run.timeline`); one that is silent for so long was killed."""
+SILENT_AFTER_S = 120.0
+"""A run that goes on writes every 15 s (`run.timeline`), and a store may take a while; silent for so long, it was
+killed."""
 
 
 def status(config: Config) -> dict[str, Any]:

@@ -22,8 +22,10 @@ from stillhouse.pipeline.run.progress import Progress
 from stillhouse.pipeline.run.result import Activity, ShardResult
 from stillhouse.schemas.tables import TIMELINE
 
-WRITE_EVERY_S = 60.0
-"""A run that is killed loses so much of its timeline; `look.status` knows that a run which goes on writes so often."""
+ROWS_EVERY_S = 60.0
+"""A run that is killed loses so much of its timeline."""
+NOW_EVERY_S = 15.0
+"""`look.status` knows that a run which goes on writes so often, and whenever a step begins."""
 
 
 class Timeline:
@@ -36,11 +38,13 @@ class Timeline:
         run = f"{self._began:%Y%m%dT%H%M%S}-{secrets.token_hex(2)}"
         self._rows_key, self._now_key = f"{keys.TIMELINE}/{run}.parquet", f"{keys.NOW}/{run}.json"
         self._rows: list[dict[str, Any]] = []
-        self._next_write = 0.0
+        self._next_rows = self._next_now = time.monotonic()
+        self._has_now = False
         self._writing = threading.Lock()
 
     def begin(self, step: str, num_shards: int | None, num_answers: int | None = None) -> None:
         self._queued = datetime.now(UTC)
+        self._next_now = time.monotonic()
 
     def result(self, step: str, result: ShardResult) -> None:
         ended = datetime.now(UTC)
@@ -69,22 +73,30 @@ class Timeline:
         with self._writing, contextlib.suppress(StorageError):
             if self._rows:
                 self._write_rows()
-            if self._next_write:
+            if self._has_now:
                 self._folder.delete(self._now_key)
 
     def _write_now_and_then(self) -> None:
-        if time.monotonic() < self._next_write or not self._writing.acquire(blocking=False):
+        now = time.monotonic()
+        if now < min(self._next_now, self._next_rows) or not self._writing.acquire(blocking=False):
             return
         try:
-            self._next_write = time.monotonic() + WRITE_EVERY_S
             with contextlib.suppress(StorageError):
-                if (snapshot := self._progress.snapshot()) is not None:
-                    facts = {"began": self._began.isoformat(), "written": datetime.now(UTC).isoformat()}
-                    self._folder.put(self._now_key, json.dumps(facts | dataclasses.asdict(snapshot)).encode())
-                if self._rows:
-                    self._write_rows()
+                if now >= self._next_now:
+                    self._next_now = now + NOW_EVERY_S
+                    self._write_now()
+                if now >= self._next_rows:
+                    self._next_rows = now + ROWS_EVERY_S
+                    if self._rows:
+                        self._write_rows()
         finally:
             self._writing.release()
+
+    def _write_now(self) -> None:
+        if (snapshot := self._progress.snapshot()) is not None:
+            self._has_now = True
+            facts = {"began": self._began.isoformat(), "written": datetime.now(UTC).isoformat()}
+            self._folder.put(self._now_key, json.dumps(facts | dataclasses.asdict(snapshot)).encode())
 
     def _write_rows(self) -> None:
         table = pa.Table.from_pylist(self._rows[:], schema=TIMELINE)

@@ -86,7 +86,7 @@ def test_status_says_how_far_a_run_is(
     (now,) = status.status(config)["now"]
     assert (now["step"], now["num_shards"], now["num_answers"], now["num_workers"]) == ("generate", 3, 30, 1)
     assert now["shards_done"] == 0  # not yet: it was written when the first worker spoke
-    monkeypatch.setattr(line, "_next_write", 0.1)  # a minute goes by
+    monkeypatch.setattr(line, "_next_now", 0.0)  # time goes by
     report.activity(Activity("w", "generate", "transform", False, 2, 4, 16, 1000))
     result = status.status(config)
     (now,) = result["now"]
@@ -97,6 +97,9 @@ def test_status_says_how_far_a_run_is(
     shown = capsys.readouterr().err
     assert "a run goes on; " in shown
     assert "generate: 14 answers done, 16 under way, 0 to come, " in shown
+    report.begin("review: sketch", 3)
+    report.activity(Activity("v", "review", "sketch", True))
+    assert [now["step"] for now in status.status(config)["now"]] == ["review: sketch"]  # at once
     line.close()
     assert status.status(config)["now"] == []
 
@@ -116,7 +119,7 @@ def test_status_knows_a_run_that_was_killed(
     shown = capsys.readouterr().err
     assert f"silent since {then.isoformat()} and was killed" in shown
     assert "goes on; " not in shown
-    assert timeline.WRITE_EVERY_S * 2 < status.SILENT_AFTER_S
+    assert timeline.NOW_EVERY_S * 2 < status.SILENT_AFTER_S
 
 
 def test_storage_that_fails_ends_no_run_for_a_timeline(going: tuple[Reports, Timeline], config: Config) -> None:
@@ -126,7 +129,7 @@ def test_storage_that_fails_ends_no_run_for_a_timeline(going: tuple[Reports, Tim
         file.unlink()
     folder.rmdir()
     folder.write_bytes(b"")  # where a folder should be
-    line._next_write = 0.1
+    line._next_now = line._next_rows = 0.0
     report.activity(Activity("w", "generate", "transform", False, 2, 4, 16, 1000))
     line.close()
 
