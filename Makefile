@@ -2,6 +2,8 @@
 # make check  format, lint, types                  make test-fast  those without an engine and without Ray
 # make test-trainers  exports in TRL, axolotl, DistillKit, verl, Tinker
 # make test-readers   published files in DuckDB, Polars, Spark and others
+# make test-deploy    deploy/rayjob.yaml against KubeRay's schema, which it fetches
+# make test-browser   the pages, in Chromium
 # make test-slow, make test-faults  the long ones; results in docs/
 # make test-gpu  what needs a GPU, skipped where torch sees none
 # make lock   requirements/*.txt anew, after a change of pyproject.toml; UPGRADE=--upgrade takes newer versions
@@ -23,10 +25,13 @@ NOT_ON_CPU := torchvision torchaudio torchcodec
 DISTILLKIT ?= git+https://github.com/arcee-ai/DistillKit@a61c2e7d25c2e990d45832e12bd8542bdee9c810
 TRAINERS := data/trainers
 READERS := data/readers
+# Not copied into the repository: 1.3 MB that are KubeRay's. Another mirror may stand in for GitHub.
+KUBERAY ?= https://raw.githubusercontent.com/ray-project/kuberay/v1.6.2
+KUBERAY_SHA256 := ecae45d9a5dc1be68f1074ba784c495ef9d439d295253b61e1bd51f7b08522f5
 READER_NAMES := $(basename $(notdir $(wildcard tests/readers/requirements/*.txt)))
 LAYOUTS := axolotl distillkit distillkit-compressed verl tinker openai
 
-.PHONY: env data run test test-fast test-slow test-faults test-trainers test-readers test-gpu check lock clean
+.PHONY: env data run test test-fast test-slow test-faults test-trainers test-readers test-deploy test-browser test-gpu check lock clean
 
 env: $(VENV)/.installed
 data: $(DATA)/.prepared
@@ -40,7 +45,7 @@ test: test-fast
 
 # Neither an engine nor Ray; on all cores.
 test-fast: env data data/tests/.fetched
-	$(BIN)/pytest -n auto --dist worksteal tests/pipeline tests/stages tests/schemas tests/examples tests/test_docs.py
+	$(BIN)/pytest -n auto --dist worksteal tests/pipeline tests/stages tests/schemas tests/deploy tests/examples tests/test_docs.py
 
 test-slow: env data data/tests/.fetched
 	$(BIN)/pytest tests/slow --timeout 0 -s
@@ -56,6 +61,13 @@ test-trainers: $(TRAINERS)/venv/.installed $(TRAINERS)/.made
 # Others' Parquet readers, each in a folder of its own; hyparquet and Spark where there is npm and Java.
 test-readers: env data $(READER_NAMES:%=$(READERS)/%.installed) $(READERS)/hyparquet/.installed
 	$(BIN)/pytest tests/readers
+
+test-deploy: env data/deploy/rayjobs.yaml
+	$(BIN)/pytest tests/deploy
+
+# The report and the viewer in a real browser; skipped where there is no Chromium.
+test-browser: env data
+	$(BIN)/pytest tests/browser
 
 test-gpu:
 	$(MAKE) BUILD=gpu env data
@@ -111,6 +123,12 @@ $(READERS)/%.installed: tests/readers/requirements/%.txt | $(VENV)/.installed
 	rm -rf $@ $(READERS)/$*
 	$(INSTALL) $(BIN)/python --target $(READERS)/$* -r $<
 	touch $@
+
+data/deploy/rayjobs.yaml:
+	mkdir -p $(@D)
+	curl -fsSL --retry 3 -o $@.part $(KUBERAY)/ray-operator/config/crd/bases/ray.io_rayjobs.yaml
+	echo "$(KUBERAY_SHA256)  $@.part" | sha256sum --check --quiet
+	mv $@.part $@
 
 $(READERS)/hyparquet/.installed: tests/readers/package.json
 	rm -rf $(@D)

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from stillhouse.schemas.config import Config
-from stillhouse.stages.teacher import Answer, Teacher, TeacherError, TemplateError, fault
+from stillhouse.stages.teacher import Answer, Load, Teacher, TeacherError, TemplateError, fault
 from stillhouse.stages.teacher.channels import Channels
 from stillhouse.stages.teacher.chat import Chat
 from stillhouse.stages.teacher.completions import Sample, completions
@@ -87,6 +87,12 @@ class Generate:
         written counts those of the answers that have ended."""
         num_tokens = getattr(self._teacher, "num_tokens", self._num_ended_tokens)
         return GenerateProgress(self._num_done, self._num_under_way, num_tokens)
+
+    @property
+    def load(self) -> Load:
+        """How full the teacher's engine is, as far as it tells; may be read from another thread."""
+        load: Load = getattr(self._teacher, "load", Load())
+        return load
 
     def close(self) -> None:
         """End the teacher."""

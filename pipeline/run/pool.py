@@ -282,7 +282,7 @@ async def _work(pipe: Any, job: Job, name: str, send: Callable[[str, dict[str, A
 
         async def process(shard: str) -> None:
             assert reporter.worker is not None
-            send("result", (await reporter.worker.process(shard)).to_json())
+            send("result", (await reporter.worker.process(shard)).by(name).to_json())
 
         running = set()
         while (shard := await names.get()) is not None:
