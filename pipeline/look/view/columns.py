@@ -29,6 +29,10 @@ _COUNTED_BY = {
 """The columns that say how long lists are (docs/format.md): one number, or a number for each token."""
 
 
+_LABELS = ("language", "source", "finish_reasons", "stage", "reason", "cluster_id", "rendering_differs")
+"""Texts that a search leaves out: who searches for `stop` wants rows that say it."""
+
+
 @dataclass(frozen=True)
 class Column:
     name: str
@@ -39,8 +43,8 @@ class Column:
     """SQL of what is filtered, sorted and counted: the value; of a list its length."""
     cell: str | None
     """SQL of what the table shows; None where that would read a heavy column."""
-    texts: tuple[str, ...] = ()
-    """SQL of the texts that a search reads; each is a text or a list of texts."""
+    contains: tuple[str, ...] = ()
+    """SQL of what a search asks: whether a text of it contains a parameter, a word in lower case."""
     heavy: bool = False
     """`value` reads a column of lists of numbers, so that it waits until it is asked for."""
 
@@ -72,7 +76,9 @@ def _scalar(name: str, kind: pa.DataType, path: str) -> Column:
     if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind):
         return Column(name, str(kind), "number", path, path)
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
-        return Column(name, str(kind), "text", path, f"left({path}, {CLIP})", (path,))
+        return Column(
+            name, str(kind), "text", path, f"left({path}, {CLIP})", _searched(name, f"contains(lower({path}), ?)")
+        )
     text = f"CAST({path} AS VARCHAR)"
     return Column(name, str(kind), "other", text, f"left({text}, {CLIP})")
 
@@ -81,18 +87,28 @@ def _list(name: str, kind: pa.DataType, names: list[str]) -> Column:
     path, item, length = quoted(name), kind.value_type, f"len({quoted(name)})"
     shown = "list of " + ("messages" if pa.types.is_struct(item) else str(item))
     if pa.types.is_string(item) or pa.types.is_large_string(item):
-        return Column(name, shown, "length", length, f"left({path}[1], {CLIP})", (path,))
+        searched = _searched(name, _any_contains(path, "m"))
+        return Column(name, shown, "length", length, f"left({path}[1], {CLIP})", searched)
     if pa.types.is_struct(item):
         texts = [child.name for child in item if pa.types.is_string(child.type) or pa.types.is_large_string(child.type)]
         if "content" in texts:
-            searched = tuple(f"list_transform({path}, lambda m: m.{quoted(text)})" for text in texts if text != "role")
+            searched = tuple(_any_contains(path, f"m.{quoted(text)}") for text in texts if text != "role")
             return Column(name, shown, "length", length, _first_of_user(path, "role" in texts), searched)
         return Column(name, "list of " + str(item), "length", length, f"left(CAST({path} AS VARCHAR), {CLIP})")
     counter = _COUNTED_BY.get(name)
     if counter in names:
-        length = f"list_sum({quoted(counter)})" if counter.endswith("_lengths") else quoted(counter)
+        length = f"CAST(list_sum({quoted(counter)}) AS BIGINT)" if counter.endswith("_lengths") else quoted(counter)
         return Column(name, shown, "length", length, length)
     return Column(name, shown, "length", length, None, heavy=True)
+
+
+def _searched(name: str, condition: str) -> tuple[str, ...]:
+    return () if name in _LABELS else (condition,)
+
+
+def _any_contains(path: str, text: str) -> str:
+    # Measured: as fast as a search can be made here, and faster than the same over unnested rows or one joined text.
+    return f"list_bool_or(list_transform({path}, lambda m: contains(lower({text}), ?)))"
 
 
 def _first_of_user(path: str, has_roles: bool) -> str:
