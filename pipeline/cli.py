@@ -1,4 +1,5 @@
-"""The command: `stillhouse check | run | status CONFIG`, `export RUN --to LAYOUT`, `verify FOLDER`.
+"""The command: `stillhouse check | run | status CONFIG`, `export RUN --to LAYOUT`, `verify FOLDER`,
+`view PATH`.
 
 Exit codes: 0 done, 1 failed, 2 bad configuration or usage, 3 finished with shards set aside, 130 interrupted.
 Standard output holds the result as JSON with `--json`, and nothing else; what people read goes to standard error.
@@ -63,6 +64,7 @@ def main(argv: Sequence[str] | None = None, results: TextIO | None = None, *, is
         "status": _status,
         "export": _export,
         "verify": _verify,
+        "view": _view,
     }
     command = commands[arguments.command]
     if is_process and arguments.command != "run":  # Ray Data may want pandas
@@ -129,6 +131,12 @@ def _parser() -> argparse.ArgumentParser:
     text = "check a dataset or an export of one: checksums, shapes, ids, alignment"
     verify = commands.add_parser("verify", help=text, description=text, allow_abbrev=False)
     verify.add_argument("folder", help="run, dataset or export")
+    text = "look at rows in a browser: a page for this machine alone, over the files as they are"
+    view = commands.add_parser("view", help=text, description=text, allow_abbrev=False)
+    view.add_argument("path", help="run, stage's folder, dataset, export or one shard")
+    view.add_argument("--port", type=_positive, help="of 127.0.0.1 (default: 8427, or a free one)")
+    view.add_argument("--no-browser", action="store_true", help="only print the address, also on a desktop")
+    view.add_argument("--tokenizer", metavar="MODEL", help="folder or hub id to take it from (default: the run's teacher)")
     for command in (export, verify):
         command.add_argument("--workers", type=_positive, help="processes (default: one for each core)")
     for command in commands.choices.values():
@@ -232,3 +240,9 @@ def _verify(arguments: argparse.Namespace) -> tuple[dict[str, Any], int]:
     result = verify(arguments.folder, arguments.workers)
     show_verify(result)
     return result, 0 if result["ok"] else EXIT_FAILED
+
+
+def _view(arguments: argparse.Namespace) -> tuple[dict[str, Any], int]:
+    from stillhouse.pipeline.look.view.serve import serve
+
+    return serve(arguments.path, arguments.port, arguments.tokenizer, may_open_browser=not arguments.no_browser), 0

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
 
-class _File(io.RawIOBase):
+class PartsOfFile(io.RawIOBase):
     """A file of a folder, of which only the parts that are asked for are read."""
 
     def __init__(self, folder: Folder, key: str, size: int) -> None:
@@ -57,7 +57,7 @@ class Columns:
             raise FileNotFoundError(self.where)
         self._parquet = self._asked(
             # Column chunks that lie side by side are read at once: an object store answers in tens of milliseconds.
-            lambda: pq.ParquetFile(_File(folder, key, size), pre_buffer=True, page_checksum_verification=True)
+            lambda: pq.ParquetFile(PartsOfFile(folder, key, size), pre_buffer=True, page_checksum_verification=True)
         )
         self.metadata: Any = self._parquet.metadata
         self.schema: pa.Schema = self._parquet.schema_arrow.remove_metadata()

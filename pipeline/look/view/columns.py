@@ -43,6 +43,8 @@ class Column:
     """SQL of what is filtered, sorted and counted: the value; of a list its length."""
     cell: str | None
     """SQL of what the table shows; None where that would read a heavy column."""
+    reads: str
+    """The column of the file that `value` and `cell` read."""
     contains: tuple[str, ...] = ()
     """SQL of what a search asks: whether a text of it contains a parameter, a word in lower case."""
     heavy: bool = False
@@ -64,23 +66,29 @@ def _of_field(field: pa.Field, names: list[str]) -> list[Column]:
     name, kind = field.name, field.type
     if pa.types.is_struct(kind):
         path = quoted(name)
-        return [_scalar(f"{name}.{child.name}", child.type, f"{path}.{quoted(child.name)}") for child in kind]
+        return [_scalar(f"{name}.{child.name}", child.type, f"{path}.{quoted(child.name)}", name) for child in kind]
     if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
         return [_list(name, kind, names)]
-    return [_scalar(name, kind, quoted(name))]
+    return [_scalar(name, kind, quoted(name), name)]
 
 
-def _scalar(name: str, kind: pa.DataType, path: str) -> Column:
+def _scalar(name: str, kind: pa.DataType, path: str, reads: str) -> Column:
     if pa.types.is_boolean(kind):
-        return Column(name, str(kind), "flag", path, path)
+        return Column(name, str(kind), "flag", path, path, reads)
     if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind):
-        return Column(name, str(kind), "number", path, path)
+        return Column(name, str(kind), "number", path, path, reads)
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
         return Column(
-            name, str(kind), "text", path, f"left({path}, {CLIP})", _searched(name, f"contains(lower({path}), ?)")
+            name,
+            str(kind),
+            "text",
+            path,
+            f"left({path}, {CLIP})",
+            reads,
+            _searched(name, f"contains(lower({path}), ?)"),
         )
     text = f"CAST({path} AS VARCHAR)"
-    return Column(name, str(kind), "other", text, f"left({text}, {CLIP})")
+    return Column(name, str(kind), "other", text, f"left({text}, {CLIP})", reads)
 
 
 def _list(name: str, kind: pa.DataType, names: list[str]) -> Column:
@@ -88,18 +96,18 @@ def _list(name: str, kind: pa.DataType, names: list[str]) -> Column:
     shown = "list of " + ("messages" if pa.types.is_struct(item) else str(item))
     if pa.types.is_string(item) or pa.types.is_large_string(item):
         searched = _searched(name, _any_contains(path, "m"))
-        return Column(name, shown, "length", length, f"left({path}[1], {CLIP})", searched)
+        return Column(name, shown, "length", length, f"left({path}[1], {CLIP})", name, searched)
     if pa.types.is_struct(item):
         texts = [child.name for child in item if pa.types.is_string(child.type) or pa.types.is_large_string(child.type)]
         if "content" in texts:
             searched = tuple(_any_contains(path, f"m.{quoted(text)}") for text in texts if text != "role")
-            return Column(name, shown, "length", length, _first_of_user(path, "role" in texts), searched)
-        return Column(name, "list of " + str(item), "length", length, f"left(CAST({path} AS VARCHAR), {CLIP})")
+            return Column(name, shown, "length", length, _first_of_user(path, "role" in texts), name, searched)
+        return Column(name, "list of " + str(item), "length", length, f"left(CAST({path} AS VARCHAR), {CLIP})", name)
     counter = _COUNTED_BY.get(name)
     if counter in names:
         length = f"CAST(list_sum({quoted(counter)}) AS BIGINT)" if counter.endswith("_lengths") else quoted(counter)
-        return Column(name, shown, "length", length, length)
-    return Column(name, shown, "length", length, None, heavy=True)
+        return Column(name, shown, "length", length, length, counter)
+    return Column(name, shown, "length", length, None, name, heavy=True)
 
 
 def _searched(name: str, condition: str) -> tuple[str, ...]:

@@ -14,6 +14,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import duckdb
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from stillhouse.pipeline.look.view.columns import quoted
@@ -60,8 +62,8 @@ class Engine:
         for name, listed in files.items():
             if not listed:
                 continue
-            scan = f"read_parquet([{', '.join(map(_literal, listed))}], file_row_number = true)"
-            run(f"CREATE VIEW {quoted(name)} AS SELECT * EXCLUDE (file_row_number) FROM {scan}")
+            scan = f"read_parquet([{', '.join(map(_literal, listed))}])"
+            run(f"CREATE VIEW {quoted(name)} AS SELECT * FROM {scan}")
             run(f"CREATE VIEW {located(name)} AS SELECT *, file_index, file_row_number FROM {scan}")
         run("SET lock_configuration = true")
 
@@ -88,16 +90,18 @@ class Asking:
     def stop(self) -> None:
         self._stopped.set()
 
-    def rows(self, sql: str, parameters: Any = (), tables: Mapping[str, pa.Table] | None = None) -> list[tuple[Any, ...]]:
+    def rows(
+        self, sql: str, parameters: Any = (), tables: Mapping[str, pa.Table] | None = None
+    ) -> list[tuple[Any, ...]]:
         """All rows of our own SQL. `tables` are there under their names. Raises `SQLError`."""
         with self._watched(tables):
             return self._cursor.execute(sql, parameters).fetchall()
 
-    def integers(self, sql: str, parameters: Any = ()) -> Any:
+    def integers(self, sql: str, parameters: Any = ()) -> npt.NDArray[np.int64]:
         """The one column of our own SQL, int64 [rows]."""
         with self._watched(None):
             (column,) = self._cursor.execute(sql, parameters).fetchnumpy().values()
-            return column
+            return np.asarray(column, np.int64)
 
     def persons_sql(self, sql: str) -> dict[str, Any]:
         """The answer to SQL that a person wrote: {"columns": [{"name", "type"}], "rows": [[value, …]], "more": bool,
@@ -143,7 +147,9 @@ class Asking:
                 "columns"
             ) from None
         except duckdb.OutOfMemoryException:
-            raise SQLError(f"needs more than {MEMORY} of memory; ask for less, such as fewer columns or groups") from None
+            raise SQLError(
+                f"needs more than {MEMORY} of memory; ask for less, such as fewer columns or groups"
+            ) from None
         except duckdb.Error as error:
             raise SQLError(str(error)) from None
         finally:

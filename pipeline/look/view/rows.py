@@ -1,0 +1,189 @@
+"""Rows of the stages of a place: which of them a query selects, a page of them, and one of them whole.
+
+What a query selects is kept as the places of its rows, 8 bytes each, so that turning pages asks nothing again. A place
+is `file << 40 | row`, both from 0.
+"""
+
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from stillhouse.pipeline.folder import keys
+from stillhouse.pipeline.look.conversation import conversation
+from stillhouse.pipeline.look.place import Place
+from stillhouse.pipeline.look.view.columns import Column, columns_of
+from stillhouse.pipeline.look.view.engine import Asking, located
+from stillhouse.pipeline.look.view.queries import Query, QueryError
+from stillhouse.schemas.config import ConfigError
+
+PAGE = 100
+LEDGER = "ledger"
+PUBLISHED = "published"
+NUM_KEPT = 8
+"""Selections that are kept: of a million rows, 8 MB each."""
+LIST_BEGIN = 32
+"""Values of a list that a row shows, where it is no conversation's."""
+_ROW_BITS = 40
+Places = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """The files of one stage, with one schema."""
+
+    name: str
+    files: list[str]
+    """Keys in the folder of the place."""
+    num_rows: npt.NDArray[np.int64]
+    """Of each file."""
+    schema: pa.Schema
+
+    @cached_property
+    def columns(self) -> dict[str, Column]:
+        return columns_of(self.schema)
+
+    @cached_property
+    def names(self) -> list[str]:
+        """How addresses spell the files: names without folder and suffix, or keys where those are not distinct."""
+        names = [keys.name(key).rpartition(".")[0] for key in self.files]
+        return names if len({*names}) == len(names) else [key.rpartition(".")[0] for key in self.files]
+
+    @cached_property
+    def total(self) -> int:
+        return int(self.num_rows.sum())
+
+    def places(self, start: int, end: int) -> Places:
+        """Where rows `start` to `end` of all are."""
+        ends = np.cumsum(self.num_rows)
+        rows = np.arange(max(0, start), min(end, self.total), dtype=np.int64)
+        files = np.searchsorted(ends, rows, side="right")
+        return (files << _ROW_BITS) | (rows - (ends - self.num_rows)[files])
+
+    def address(self, place: int) -> str:
+        return f"{self.names[place >> _ROW_BITS]}:{place & ((1 << _ROW_BITS) - 1)}"
+
+    def place(self, address: str) -> tuple[str, int]:
+        """The key and the row of an address. Raises `QueryError`."""
+        name, _, row = address.rpartition(":")
+        if name in self.names and row.isascii() and row.isdecimal() and len(row) < 12:
+            file = self.names.index(name)
+            if int(row) < self.num_rows[file]:
+                return self.files[file], int(row)
+        raise QueryError("row: there is no such row in this stage; it is FILE:NUMBER, as the table's links have it")
+
+
+def files_of(place: Place) -> dict[str, list[str]]:
+    """Keys of the Parquet files by the name of the stage they are shown under. Raises `ConfigError` where none is."""
+    files = {PUBLISHED if stage == keys.PUBLISH else stage: found for stage, found in place.stages.items()}
+    ledger = [key for found in place.ledger.values() for key in found]
+    if ledger:
+        files[LEDGER] = ledger
+    found = {
+        stage: chosen for stage, listed in files.items() if (chosen := [k for k in listed if k.endswith(".parquet")])
+    }
+    if not found:
+        raise ConfigError(
+            f"{place.path}: has no Parquet files, which are all that can be viewed; give the dataset that this export "
+            "was made from, or a run of which a stage has begun"
+        )
+    return found
+
+
+class Rows:
+    """What the page asks about rows. Methods take the `Asking` of the request and raise `QueryError`, `SQLError`."""
+
+    def __init__(self, place: Place, files: dict[str, list[str]], paths: dict[str, str]) -> None:
+        """`paths`: what the engine calls each key."""
+        self.place = place
+        self._files = files
+        self._paths = paths
+        self._stages: dict[str, Stage] = {}
+        self._kept: OrderedDict[tuple[str, Query], Places] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def stage(self, name: str, asking: Asking) -> Stage:
+        if name not in self._files:
+            raise QueryError(f"stage: there is no {name!r} here; choose one of {', '.join(self._files)}")
+        with self._lock:
+            if name not in self._stages:
+                paths = [self._paths[key] for key in self._files[name]]
+                counts = dict(asking.rows("SELECT file_name, num_rows FROM parquet_file_metadata(?)", [paths]))
+                num_rows = np.array([counts[path] for path in paths], np.int64)
+                schema = self.place.open(self._files[name][0]).schema
+                self._stages[name] = Stage(name, self._files[name], num_rows, schema)
+            return self._stages[name]
+
+    def selected(self, stage: Stage, query: Query, asking: Asking) -> Places | None:
+        """The places of the rows that `query` selects, in its order; None for all of them in the order of the files."""
+        if not query.where and not query.order:
+            return None
+        key = (stage.name, query)
+        with self._lock:
+            if key in self._kept:
+                self._kept.move_to_end(key)
+                return self._kept[key]
+        places = asking.integers(
+            f"SELECT (CAST(file_index AS BIGINT) << {_ROW_BITS}) | file_row_number FROM {located(stage.name)}"
+            + (f" WHERE {query.where}" if query.where else "")
+            + (f" ORDER BY {query.order}, file_index, file_row_number" if query.order else ""),
+            query.parameters,
+        )
+        with self._lock:
+            self._kept[key] = places
+            while len(self._kept) > NUM_KEPT:
+                self._kept.popitem(last=False)
+        return places
+
+    def page(self, stage: Stage, query: Query, number: int, asking: Asking) -> dict[str, Any]:
+        """Page `number`, from 0: {"total", "rows": [{"row": address, "cells": [of each column that has cells]}]}."""
+        places = self.selected(stage, query, asking)
+        start = number * PAGE
+        shown = stage.places(start, start + PAGE) if places is None else places[start : start + PAGE]
+        return {
+            "total": stage.total if places is None else len(places),
+            "rows": [
+                {"row": stage.address(int(place)), "cells": list(cells)}
+                for place, cells in zip(shown, self._cells(stage, shown, asking), strict=True)
+            ],
+        }
+
+    def _cells(self, stage: Stage, places: Places, asking: Asking) -> list[tuple[Any, ...]]:
+        """Reads, of the row groups that the rows are in, what cells are made from; the cells are SQL over that."""
+        if not len(places):
+            return []
+        columns = [column for column in stage.columns.values() if column.cell]
+        reads = [name for name in stage.schema.names if name in {column.reads for column in columns}]
+        schema = pa.schema([field for field in stage.schema if field.name in reads])
+        parts, order = [schema.empty_table()], list[npt.NDArray[np.int64]]()
+        files = places >> _ROW_BITS
+        for file in np.unique(files):
+            at = np.flatnonzero(files == file)
+            rows = (places[at] & ((1 << _ROW_BITS) - 1)).tolist()
+            parts.append(self.place.open(stage.files[file]).rows(rows, reads))
+            order.append(at)
+        table = pa.concat_tables(parts).take(pa.array(np.argsort(np.concatenate(order))))
+        return asking.rows(
+            f"SELECT {', '.join(str(column.cell) for column in columns)} FROM page", tables={"page": table}
+        )
+
+    def row(self, stage: Stage, address: str, tokenizer: Any | None) -> dict[str, Any]:
+        """One row as `conversation` has it, and "lists": its other lists as {"name", "length", "begin": text}."""
+        key, number = stage.place(address)
+        table = self.place.open(key).rows([number])
+        known = conversation(table, 0, tokenizer)
+        if known["tokens"]["ids"] and known["tokens"]["logprobs"]:
+            return known | {"lists": []}
+        lists = [
+            {"name": field.name, "length": len(values), "begin": ", ".join(map(str, values[:LIST_BEGIN]))}
+            for field in stage.schema
+            if pa.types.is_list(field.type) or pa.types.is_large_list(field.type)
+            if field.name not in ("messages", "user_turns")
+            and (values := table.column(field.name)[0].as_py()) is not None
+        ]
+        return known | {"lists": lists}
