@@ -12,7 +12,7 @@ const renderConversation = (() => {
   const HEAT = [0.1, 0.5, 1, 2, 4];
   // C0 and C1 controls, soft hyphen, zero-width characters, marks of direction, separators, tags, byte-order mark.
   const UNSEEN =
-    /[\u0000-\u0009\u000b-\u001f\u007f-\u009f\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb]|[\u{e0000}-\u{e007f}]/gu;
+    /[\u0000-\u0009\u000b-\u001f\u007f-\u009f\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb]|[\u{e0000}-\u{e007f}]/gu;
   let numDrawn = 0;
 
   function make(name, className, text) {
@@ -46,7 +46,7 @@ const renderConversation = (() => {
   }
 
   function percent(logprob) {
-    const value = 100 * Math.exp(logprob);
+    const value = logprob === null ? 0 : 100 * Math.exp(logprob);
     if (value >= 99.995) return "100 %";
     if (value >= 1) return `${value.toFixed(value >= 10 ? 1 : 2)} %`;
     return value >= 0.001 ? `${Number(value.toPrecision(2))} %` : "< 0.001 %";
@@ -58,7 +58,13 @@ const renderConversation = (() => {
     return Number.isInteger(value) ? value.toLocaleString("en") : String(Number(value.toPrecision(4)));
   }
 
+  // Null stands for minus infinity.
+  function nats(logprob) {
+    return logprob === null ? "-∞" : logprob.toFixed(2);
+  }
+
   function heat(logprob) {
+    if (logprob === null) return HEAT.length;
     return HEAT.filter((step) => -logprob >= step).length;
   }
 
@@ -106,7 +112,7 @@ const renderConversation = (() => {
     return line;
   }
 
-  // Rows of [text or node, probability, note] as a table with a bar for each.
+  // Tokens as a table with a bar for each.
   function bars(caption, rows) {
     const table = make("table", "bars");
     table.append(make("caption", "", caption));
@@ -116,8 +122,7 @@ const renderConversation = (() => {
       if (className) row.className = className;
       const header = make("th");
       header.scope = "row";
-      if (text === null) header.textContent = "everything else";
-      else header.append(bdi(text === "" ? "(part of a character)" : text, "token-text", "⏎"));
+      header.append(bdi(text, "token-text", "⏎"));
       row.append(header);
       row.append(make("td", "id", id === null ? "" : String(id)), make("td", "share", label));
       const bar = make("div", "bar");
@@ -131,33 +136,33 @@ const renderConversation = (() => {
   }
 
   // What is stored about supervised token s, which is token t of the conversation.
-  function explain(panel, tokens, t, s) {
+  function explain(panel, conversation, t, s) {
+    const { tokens } = conversation;
     const id = tokens.ids[t];
     const title = make("p", "title");
-    title.append(bdi(tokens.texts[t] === "" ? "(part of a character)" : tokens.texts[t], "token-text", "⏎"));
+    title.append(bdi(tokens.texts[t], "token-text", "⏎"));
     const facts = [`id ${id}`, `token ${s + 1} of ${tokens.logprobs.length}`];
-    facts.push(`probability ${percent(tokens.logprobs[s])} (${tokens.logprobs[s].toFixed(2)} nats)`);
+    facts.push(`probability ${percent(tokens.logprobs[s])}, log ${nats(tokens.logprobs[s])}`);
     const rank = tokens.ranks ? tokens.ranks[s] : undefined;
-    if (rank !== null && rank !== undefined) facts.push(rank > 0 ? `rank ${rank}` : "not among those kept");
+    if (rank !== undefined) facts.push(rank === null ? "not among the targets that are stored" : `rank ${rank + 1}`);
     panel.replaceChildren(title, make("p", "facts", facts.join(" · ")));
     const alternatives = tokens.alternatives ? tokens.alternatives[s] : null;
     if (alternatives) {
       const rows = alternatives.map(([other, text, logprob]) => ({
         id: other,
         text,
-        share: Math.exp(logprob),
+        share: logprob === null ? 0 : Math.exp(logprob),
         label: percent(logprob),
         className: other === id ? "written" : "",
       }));
       const tail = tokens.tails ? tokens.tails[s] : null;
       panel.append(bars(`The teacher's most probable tokens here (${rows.length} shown)`, rows));
-      if (tail !== null) {
-        panel.append(make("p", "facts", `mass outside of all that is stored: ${percent(tail)}`));
-      }
+      if (tail !== null) panel.append(make("p", "facts", `mass outside of all targets that are stored: ${percent(tail)}`));
     }
     const draws = tokens.draws ? tokens.draws[s] : null;
     if (draws) {
-      const total = draws.reduce((sum, draw) => sum + draw[2], 0);
+      const shown = draws.reduce((sum, draw) => sum + draw[2], 0);
+      const total = conversation.columns?.num_draws ?? shown;
       const rows = draws.map(([other, text, count]) => ({
         id: other,
         text,
@@ -165,7 +170,7 @@ const renderConversation = (() => {
         label: `${count} ×`,
         className: other === id ? "written" : "",
       }));
-      panel.append(bars(`Draws kept for this token (${total})`, rows));
+      panel.append(bars(`The teacher's draws here (${shown} of ${total} shown)`, rows));
     }
   }
 
@@ -201,7 +206,7 @@ const renderConversation = (() => {
       shown?.classList.remove("shown");
       token.classList.add("shown");
       shown = token;
-      explain(panel, tokens, Number(token.dataset.token), Number(token.dataset.supervised));
+      explain(panel, conversation, Number(token.dataset.token), Number(token.dataset.supervised));
     }
     function pin(token) {
       pinned?.setAttribute("aria-pressed", "false");
