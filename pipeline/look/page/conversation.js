@@ -248,7 +248,7 @@ const renderConversation = (() => {
     return line;
   }
 
-  return function renderConversation(element, conversation) {
+  function renderConversation(element, conversation) {
     numDrawn += 1;
     element.classList.add("conversation");
     const panel = make("div", "panel");
@@ -259,8 +259,15 @@ const renderConversation = (() => {
     panel.append(
       make("p", "hint", "Point at a token of the teacher's, or go there by Tab and arrow keys: what else it might have written is shown here. A click or Enter holds it."),
     );
-    const tokens = make("div", "tokens");
-    tokens.append(stream(conversation, panel), panel);
-    element.replaceChildren(messages(conversation), legend(), tokens, columns(conversation));
-  };
+    const parts = [messages(conversation)];
+    if (conversation.tokens.ids.length) {
+      const tokens = make("div", "tokens");
+      tokens.append(stream(conversation, panel), panel);
+      parts.push(legend(), tokens);
+    }
+    element.replaceChildren(...parts, columns(conversation));
+  }
+  // renderConversation.text(text, className, breaks): somebody's text as an element, for pages that show it elsewhere.
+  renderConversation.text = bdi;
+  return renderConversation;
 })();

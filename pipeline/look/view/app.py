@@ -30,6 +30,7 @@ _ASSETS = {
     "/": ("view.html", "text/html"),
     "/view.js": ("view.js", "text/javascript"),
     "/table.js": ("table.js", "text/javascript"),
+    "/filters.js": ("filters.js", "text/javascript"),
     "/view.css": ("view.css", "text/css"),
     "/conversation.js": ("conversation.js", "text/javascript"),
     "/conversation.css": ("conversation.css", "text/css"),

@@ -180,10 +180,14 @@ class Rows:
         if known["tokens"]["ids"] and known["tokens"]["logprobs"]:
             return known | {"lists": []}
         lists = [
-            {"name": field.name, "length": len(values), "begin": ", ".join(map(str, values[:LIST_BEGIN]))}
+            {"name": field.name, "length": len(values), "begin": _begin(values)}
             for field in stage.schema
             if pa.types.is_list(field.type) or pa.types.is_large_list(field.type)
             if field.name not in ("messages", "user_turns")
             and (values := table.column(field.name)[0].as_py()) is not None
         ]
         return known | {"lists": lists}
+
+
+def _begin(values: list[Any]) -> str:
+    return ", ".join(map(str, values[:LIST_BEGIN])) + (" …" if len(values) > LIST_BEGIN else "")
