@@ -136,7 +136,7 @@ def _parser() -> argparse.ArgumentParser:
     view.add_argument("path", help="run, stage's folder, dataset, export or one shard")
     view.add_argument("--port", type=_positive, help="of 127.0.0.1 (default: 8427, or a free one)")
     view.add_argument("--no-browser", action="store_true", help="only print the address, also on a desktop")
-    view.add_argument("--tokenizer", metavar="MODEL", help="folder or hub id to take it from (default: the run's teacher)")
+    view.add_argument("--tokenizer", metavar="MODEL", help="folder or hub id of it (default: the run's teacher)")
     for command in (export, verify):
         command.add_argument("--workers", type=_positive, help="processes (default: one for each core)")
     for command in commands.choices.values():

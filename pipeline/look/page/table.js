@@ -80,7 +80,7 @@ const Table = (() => {
     plot.append(...bars);
     roving(plot, bars);
     const resting = isNumeric && rows.length
-      ? `${rows[0].label.split(" to ")[0]} – ${rows.at(-1).label.split(" to ").at(-1)}` : "";
+      ? [...new Set([rows[0].label.split(" to ")[0], rows.at(-1).label.split(" to ").at(-1)])].join(" – ") : "";
     explainBars(plot, bars, line, resting);
     line.textContent = resting;
     box.replaceChildren(plot, line, make("p", "rest", rest.join(" · ")));
@@ -99,7 +99,7 @@ const Table = (() => {
     button.addEventListener("click", () => onSort(up ? `-${column.name}` : down ? "" : column.name));
     const box = make("div", "histogram");
     box.setAttribute("aria-busy", "true");
-    cell.append(button, make("p", "type", column.kind === "length" ? `length of ${column.type}` : column.type), box);
+    cell.append(button, make("p", "type", column.kind !== "length" ? column.type : column.texts ? `${column.type}; bars: how many` : `length of ${column.type}`), box);
     return { cell, box };
   }
 
@@ -168,7 +168,7 @@ const Table = (() => {
         const cell = tr.insertCell();
         const shown = make("div", "clip");
         shown.append(value(found));
-        if (typeof found === "number") cell.className = "numeric";
+        if (/^U?\w*INT$|^FLOAT$|^DOUBLE$|^DECIMAL/.test(result.columns[tr.cells.length - 1].type)) cell.className = "numeric";
         cell.append(shown);
       }
     }

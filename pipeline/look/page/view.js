@@ -65,18 +65,23 @@
 
   // ---- stages, filters
 
+  function linkTo(text, there) {
+    const link = make("a", "", text);
+    link.href = address(there);
+    link.addEventListener("click", (event) => {
+      if (event.ctrlKey || event.metaKey || event.shiftKey) return;
+      event.preventDefault();
+      go(there);
+    });
+    return link;
+  }
+
   function drawStages(state) {
     $("stages").replaceChildren(...place.stages.map((stage) => {
       const item = make("li");
-      const link = make("a", "", stage.name);
-      link.href = address({ stage: stage.name, filters: [], page: 1 });
+      const link = linkTo(stage.name, { stage: stage.name, q: "", sort: "", page: 1, row: "", sql: state.sql, filters: [] });
       link.title = `${plural(stage.files, "file")}, ${(stage.bytes / 1e6).toFixed(1)} MB`;
       if (stage.name === state.stage) link.setAttribute("aria-current", "page");
-      link.addEventListener("click", (event) => {
-        if (event.ctrlKey || event.metaKey || event.shiftKey) return;
-        event.preventDefault();
-        go({ stage: stage.name, q: "", sort: "", page: 1, row: "", filters: [] });
-      });
       item.append(link);
       return item;
     }));
@@ -215,11 +220,13 @@
     $("conversation").replaceChildren();
     $("lists").replaceChildren();
     $("row-note").textContent = "";
+    $("elsewhere").replaceChildren();
     try {
       const row = await ask("/api/row", new URLSearchParams({ stage: state.stage, row: state.row }));
       if (shown.row !== signature) return;
       $("row-title").replaceChildren(renderConversation.text(row.sample_id ?? row.prompt_id ?? state.row), make("span", "soft", ` ${state.stage}, ${state.row}`));
       $("row-note").textContent = row.note ?? "";
+      drawElsewhere(state, row.columns.source_row);
       renderConversation($("conversation"), row);
       if (!row.messages.length || !row.tokens.ids.length) $("conversation").querySelector("details").open = true;
       $("lists").replaceChildren(...row.lists.map((list) => {
@@ -233,6 +240,18 @@
     }
     $("row-title").focus();
     drawNeighbours(state);
+  }
+
+  // Where else the prompt is: of a row of the ledger, what it said.
+  function drawElsewhere(state, sourceRow) {
+    if (sourceRow === undefined || sourceRow === null) return;
+    const others = place.stages.filter((stage) => stage.name !== state.stage);
+    if (!others.length) return;
+    $("elsewhere").append("The same source row in:");
+    for (const stage of others) {
+      const there = { stage: stage.name, q: "", sort: "", page: 1, row: "", sql: "", filters: [["source_row", `is:${sourceRow}`]] };
+      $("elsewhere").append(" ", linkTo(stage.name, there));
+    }
   }
 
   function drawNeighbours(state) {

@@ -131,7 +131,14 @@ class View:
         if not (number.isascii() and number.isdecimal() and 0 < int(number) < 1 << 40):
             raise QueryError("page: is a number from 1")
         columns = [
-            {"name": c.name, "type": c.type, "kind": c.kind, "has_cells": c.cell is not None, "heavy": c.heavy}
+            {
+                "name": c.name,
+                "type": c.type,
+                "kind": c.kind,
+                "texts": bool(c.contains),
+                "has_cells": c.cell is not None,
+                "heavy": c.heavy,
+            }
             for c in stage.columns.values()
         ]
         page = self.rows.page(stage, query, int(number) - 1, asking)

@@ -9,6 +9,8 @@ from typing import Literal
 
 import pyarrow as pa
 
+from stillhouse.pipeline.look.conversation import TEXT
+
 Kind = Literal["number", "text", "flag", "length", "other"]
 
 CLIP = 300
@@ -47,8 +49,12 @@ class Column:
     """The column of the file that `value` and `cell` read."""
     contains: tuple[str, ...] = ()
     """SQL of what a search asks: whether a text of it contains a parameter, a word in lower case."""
-    heavy: bool = False
-    """`value` reads a column of lists of numbers, so that it waits until it is asked for."""
+    is_list_of_numbers: bool = False
+
+    @property
+    def heavy(self) -> bool:
+        """`value` reads a column that may be most of the file, so that it waits until it is asked for."""
+        return self.cell is None
 
 
 def quoted(name: str) -> str:
@@ -57,8 +63,9 @@ def quoted(name: str) -> str:
 
 
 def columns_of(schema: pa.Schema) -> dict[str, Column]:
-    """The columns of a file, by name, in its order."""
+    """The columns of a file, by name: first what was said, last the lists of numbers, otherwise in the file's order."""
     found = [column for field in schema for column in _of_field(field, schema.names)]
+    found.sort(key=lambda column: 0 if column.reads in TEXT else 2 if column.is_list_of_numbers else 1)
     return {column.name: column for column in found}
 
 
@@ -95,7 +102,10 @@ def _list(name: str, kind: pa.DataType, names: list[str]) -> Column:
     path, item, length = quoted(name), kind.value_type, f"len({quoted(name)})"
     shown = "list of " + ("messages" if pa.types.is_struct(item) else str(item))
     if pa.types.is_string(item) or pa.types.is_large_string(item):
-        searched = _searched(name, _any_contains(path, "m"))
+        if name in _LABELS:  # one for each turn
+            together = f"array_to_string({path}, ', ')"
+            return Column(name, shown, "text", together, f"left({together}, {CLIP})", name)
+        searched = (_any_contains(path, "m"),)
         return Column(name, shown, "length", length, f"left({path}[1], {CLIP})", name, searched)
     if pa.types.is_struct(item):
         texts = [child.name for child in item if pa.types.is_string(child.type) or pa.types.is_large_string(child.type)]
@@ -106,8 +116,8 @@ def _list(name: str, kind: pa.DataType, names: list[str]) -> Column:
     counter = _COUNTED_BY.get(name)
     if counter in names:
         length = f"CAST(list_sum({quoted(counter)}) AS BIGINT)" if counter.endswith("_lengths") else quoted(counter)
-        return Column(name, shown, "length", length, length, counter)
-    return Column(name, shown, "length", length, None, name, heavy=True)
+        return Column(name, shown, "length", length, length, counter, is_list_of_numbers=True)
+    return Column(name, shown, "length", length, None, name, is_list_of_numbers=True)
 
 
 def _searched(name: str, condition: str) -> tuple[str, ...]:

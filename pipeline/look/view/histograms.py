@@ -16,7 +16,7 @@ NUM_VALUES = 6
 """Values of a text that get a bar of their own."""
 MAX_LABEL = 100
 FEW = 60
-"""A text with more different values than that is shown by its lengths."""
+"""A text with more different values than that, or hardly a value twice, is shown by its lengths."""
 
 
 def histogram(stage: Stage, column: Column, places: Places | None, asking: Asking) -> dict[str, Any]:
@@ -34,8 +34,8 @@ def histogram(stage: Stage, column: Column, places: Places | None, asking: Askin
 
     value, of = column.value, "values"
     if column.kind == "text":
-        ((num_different,),) = ask(f"SELECT approx_count_distinct({value}) FROM {source}")
-        if num_different > FEW:
+        ((num_different, num_there),) = ask(f"SELECT approx_count_distinct({value}), count({value}) FROM {source}")
+        if num_different > min(FEW, max(NUM_VALUES, num_there / 2)):
             value, of = f"length({column.value})", "lengths"
     if column.kind in ("number", "length") or of == "lengths":
         found = _numbers(value, column, ask, source)
