@@ -158,7 +158,7 @@
     fillHistograms(boxes, asked(state), signal);
   }
 
-  // One after the other and only those that come into view: each reads its column of all rows.
+  // One after the other and only those that come into view: each reads its column of all rows. Texts take longest.
   function fillHistograms(boxes, parameters, signal) {
     const byName = new Map(columns.map((column) => [column.name, column]));
     const names = new Map([...boxes].map(([name, box]) => [box, name]));
@@ -186,6 +186,7 @@
         seen.unobserve(entry.target);
         waiting.push(entry.target);
       }
+      waiting.sort((a, b) => byName.get(names.get(a)).texts - byName.get(names.get(b)).texts);
       work();
     }, { rootMargin: "200px" });
     for (const [box, name] of names) {

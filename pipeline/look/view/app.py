@@ -55,7 +55,7 @@ class View:
         else:
             paths = {key: place.folder.path(key).removeprefix("file://") for key in listed}
         self.engine = Engine({name: [paths[key] for key in files] for name, files in self.files.items()}, filesystem)
-        self.rows = Rows(place, self.files, paths)
+        self.rows = Rows(place, self.files)
 
     @cached_property
     def tokenizer(self) -> tuple[Any, str | None]:
@@ -130,18 +130,18 @@ class View:
         number = request.query_params.get("page", "1")
         if not (number.isascii() and number.isdecimal() and 0 < int(number) < 1 << 40):
             raise QueryError("page: is a number from 1")
+        page = self.rows.page(stage, query, int(number) - 1, asking)
         columns = [
             {
-                "name": c.name,
-                "type": c.type,
-                "kind": c.kind,
-                "texts": bool(c.contains),
-                "has_cells": c.cell is not None,
-                "heavy": c.heavy,
+                "name": column.name,
+                "type": column.type,
+                "kind": column.kind,
+                "texts": bool(column.contains),
+                "has_cells": column.name in page["shown"],
+                "heavy": column.heavy,
             }
-            for c in stage.columns.values()
+            for column in stage.columns.values()
         ]
-        page = self.rows.page(stage, query, int(number) - 1, asking)
         return page | {"of": stage.total, "columns": columns}
 
     def _histogram(self, request: Request, asking: Asking) -> dict[str, Any]:

@@ -43,23 +43,24 @@ class Column:
     kind: Kind
     value: str
     """SQL of what is filtered, sorted and counted: the value; of a list its length."""
-    cell: str | None
-    """SQL of what the table shows; None where that would read a heavy column."""
+    cell: str
+    """SQL of what the table shows."""
     reads: str
     """The column of the file that `value` and `cell` read."""
     contains: tuple[str, ...] = ()
     """SQL of what a search asks: whether a text of it contains a parameter, a word in lower case."""
     is_list_of_numbers: bool = False
-
-    @property
-    def heavy(self) -> bool:
-        """`value` reads a column that may be most of the file, so that it waits until it is asked for."""
-        return self.cell is None
+    heavy: bool = False
+    """To know how long the lists are, they have to be read, and they may be most of the file."""
 
 
 def quoted(name: str) -> str:
     """A name as SQL."""
     return '"' + name.replace('"', '""') + '"'
+
+
+def is_list(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
 
 
 def columns_of(schema: pa.Schema) -> dict[str, Column]:
@@ -74,7 +75,7 @@ def _of_field(field: pa.Field, names: list[str]) -> list[Column]:
     if pa.types.is_struct(kind):
         path = quoted(name)
         return [_scalar(f"{name}.{child.name}", child.type, f"{path}.{quoted(child.name)}", name) for child in kind]
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+    if is_list(kind):
         return [_list(name, kind, names)]
     return [_scalar(name, kind, quoted(name), name)]
 
@@ -110,14 +111,14 @@ def _list(name: str, kind: pa.DataType, names: list[str]) -> Column:
     if pa.types.is_struct(item):
         texts = [child.name for child in item if pa.types.is_string(child.type) or pa.types.is_large_string(child.type)]
         if "content" in texts:
-            searched = tuple(_any_contains(path, f"m.{quoted(text)}") for text in texts if text != "role")
-            return Column(name, shown, "length", length, _first_of_user(path, "role" in texts), name, searched)
+            texts_searched = tuple(_any_contains(path, f"m.{quoted(text)}") for text in texts if text != "role")
+            return Column(name, shown, "length", length, _first_of_user(path, "role" in texts), name, texts_searched)
         return Column(name, "list of " + str(item), "length", length, f"left(CAST({path} AS VARCHAR), {CLIP})", name)
     counter = _COUNTED_BY.get(name)
     if counter in names:
         length = f"CAST(list_sum({quoted(counter)}) AS BIGINT)" if counter.endswith("_lengths") else quoted(counter)
         return Column(name, shown, "length", length, length, counter, is_list_of_numbers=True)
-    return Column(name, shown, "length", length, None, name, is_list_of_numbers=True)
+    return Column(name, shown, "length", length, length, name, is_list_of_numbers=True, heavy=True)
 
 
 def _searched(name: str, condition: str) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from stillhouse.pipeline.look.view.columns import Column
@@ -37,7 +38,9 @@ def histogram(stage: Stage, column: Column, places: Places | None, asking: Askin
         ((num_different, num_there),) = ask(f"SELECT approx_count_distinct({value}), count({value}) FROM {source}")
         if num_different > min(FEW, max(NUM_VALUES, num_there / 2)):
             value, of = f"length({column.value})", "lengths"
-    if column.kind in ("number", "length") or of == "lengths":
+    if column.kind == "length" or of == "lengths":
+        found = _lengths(value, ask, source)
+    elif column.kind == "number":
         found = _numbers(value, column, ask, source)
     else:
         found = _values(value, ask, source)
@@ -76,18 +79,33 @@ def _numbers(value: str, column: Column, ask: Any, source: str) -> dict[str, Any
     found = {"rows": rows, "nulls": rows - there, "others": there - num_finite, "bars": []}
     if not num_finite:
         return found
-    is_whole = column.kind != "number" or column.type.startswith(("int", "uint"))
+    is_whole = column.type.startswith(("int", "uint"))
     edges = bar_edges(float(low), float(high), is_whole=is_whole)
     ((*at_least,),) = ask(
         "SELECT " + ", ".join(f"count(*) FILTER ({value} >= ? AND {finite})" for _ in edges) + f" FROM {source}", edges
     )
-    counts = np.array(at_least[:-1]) - np.array(at_least[1:])
+    return found | {"bars": _bars(edges, np.array(at_least[:-1]) - np.array(at_least[1:]), is_whole=is_whole)}
+
+
+def _lengths(value: str, ask: Any, source: str) -> dict[str, Any]:
+    """By one query, because each reads texts or lists: there are few different lengths."""
+    counted = ask(f"SELECT {value} AS v, count(*) FROM {source} GROUP BY v")
+    lengths = [(int(length), count) for length, count in counted if length is not None]
+    rows, there = sum(count for _, count in counted), sum(count for _, count in lengths)
+    found = {"rows": rows, "nulls": rows - there, "others": 0, "bars": []}
+    if not lengths:
+        return found
+    edges = bar_edges(float(min(lengths)[0]), float(max(lengths)[0]), is_whole=True)
+    values, weights = np.array(lengths).T
+    return found | {"bars": _bars(edges, np.histogram(values, edges, weights=weights)[0].astype(int), is_whole=True)}
+
+
+def _bars(edges: list[float], counts: npt.NDArray[Any], *, is_whole: bool) -> list[dict[str, Any]]:
     bars = []
     for start, end, count in zip(edges[:-1], edges[1:], counts.tolist(), strict=True):
-        single = is_whole and end - start == 1
-        label = _number(start) if single else f"{_number(start)} to {_number(end)}"
+        label = _number(start) if is_whole and end - start == 1 else f"{_number(start)} to {_number(end)}"
         bars.append({"label": label, "count": count, "filter": f"{start:.12g}..{end:.12g}"})
-    return found | {"bars": bars}
+    return bars
 
 
 def bar_edges(low: float, high: float, *, is_whole: bool) -> list[float]:

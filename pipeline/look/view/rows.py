@@ -15,9 +15,9 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from stillhouse.pipeline.folder import keys
-from stillhouse.pipeline.look.conversation import conversation
+from stillhouse.pipeline.look.conversation import TEXT, conversation
 from stillhouse.pipeline.look.place import Place
-from stillhouse.pipeline.look.view.columns import Column, columns_of
+from stillhouse.pipeline.look.view.columns import Column, columns_of, is_list
 from stillhouse.pipeline.look.view.engine import Asking, located
 from stillhouse.pipeline.look.view.queries import Query, QueryError
 from stillhouse.schemas.config import ConfigError
@@ -98,11 +98,9 @@ def files_of(place: Place) -> dict[str, list[str]]:
 class Rows:
     """What the page asks about rows. Methods take the `Asking` of the request and raise `QueryError`, `SQLError`."""
 
-    def __init__(self, place: Place, files: dict[str, list[str]], paths: dict[str, str]) -> None:
-        """`paths`: what the engine calls each key."""
+    def __init__(self, place: Place, files: dict[str, list[str]]) -> None:
         self.place = place
         self._files = files
-        self._paths = paths
         self._stages: dict[str, Stage] = {}
         self._kept: OrderedDict[tuple[str, Query], Places] = OrderedDict()
         self._lock = threading.Lock()
@@ -112,9 +110,11 @@ class Rows:
             raise QueryError(f"stage: there is no {name!r} here; choose one of {', '.join(self._files)}")
         with self._lock:
             if name not in self._stages:
-                paths = [self._paths[key] for key in self._files[name]]
-                counts = dict(asking.rows("SELECT file_name, num_rows FROM parquet_file_metadata(?)", [paths]))
-                num_rows = np.array([counts[path] for path in paths], np.int64)
+                # Not from the footers by name: this way DuckDB has read them when the first filter comes.
+                counted = asking.rows(f"SELECT file_index, count(*) FROM {located(name)} GROUP BY file_index")
+                num_rows = np.zeros(len(self._files[name]), np.int64)
+                for file, count in counted:
+                    num_rows[file] = count
                 schema = self.place.open(self._files[name][0]).schema
                 self._stages[name] = Stage(name, self._files[name], num_rows, schema)
             return self._stages[name]
@@ -141,23 +141,27 @@ class Rows:
         return places
 
     def page(self, stage: Stage, query: Query, number: int, asking: Asking) -> dict[str, Any]:
-        """Page `number`, from 0: {"total", "rows": [{"row": address, "cells": [of each column that has cells]}]}."""
+        """Page `number`, from 0: {"total", "shown": [column], "rows": [{"row": address, "cells": [of "shown"]}]}.
+
+        Heavy columns are shown only where rows follow each other in the files: scattered ones would read much of them.
+        """
         places = self.selected(stage, query, asking)
         start = number * PAGE
         shown = stage.places(start, start + PAGE) if places is None else places[start : start + PAGE]
+        columns = [column for column in stage.columns.values() if places is None or not column.heavy]
         return {
             "total": stage.total if places is None else len(places),
+            "shown": [column.name for column in columns],
             "rows": [
                 {"row": stage.address(int(place)), "cells": list(cells)}
-                for place, cells in zip(shown, self._cells(stage, shown, asking), strict=True)
+                for place, cells in zip(shown, self._cells(stage, columns, shown, asking), strict=True)
             ],
         }
 
-    def _cells(self, stage: Stage, places: Places, asking: Asking) -> list[tuple[Any, ...]]:
+    def _cells(self, stage: Stage, columns: list[Column], places: Places, asking: Asking) -> list[tuple[Any, ...]]:
         """Reads, of the row groups that the rows are in, what cells are made from; the cells are SQL over that."""
-        if not len(places):
-            return []
-        columns = [column for column in stage.columns.values() if column.cell]
+        if not len(places) or not columns:
+            return [()] * len(places)
         reads = [name for name in stage.schema.names if name in {column.reads for column in columns}]
         schema = pa.schema([field for field in stage.schema if field.name in reads])
         parts, order = [schema.empty_table()], list[npt.NDArray[np.int64]]()
@@ -168,9 +172,7 @@ class Rows:
             parts.append(self.place.open(stage.files[file]).rows(rows, reads))
             order.append(at)
         table = pa.concat_tables(parts).take(pa.array(np.argsort(np.concatenate(order))))
-        return asking.rows(
-            f"SELECT {', '.join(str(column.cell) for column in columns)} FROM page", tables={"page": table}
-        )
+        return asking.rows(f"SELECT {', '.join(column.cell for column in columns)} FROM page", tables={"page": table})
 
     def row(self, stage: Stage, address: str, tokenizer: Any | None) -> dict[str, Any]:
         """One row as `conversation` has it, and "lists": its other lists as {"name", "length", "begin": text}."""
@@ -182,8 +184,8 @@ class Rows:
         lists = [
             {"name": field.name, "length": len(values), "begin": _begin(values)}
             for field in stage.schema
-            if pa.types.is_list(field.type) or pa.types.is_large_list(field.type)
-            if field.name not in ("messages", "user_turns")
+            if is_list(field.type)
+            and field.name not in TEXT
             and (values := table.column(field.name)[0].as_py()) is not None
         ]
         return known | {"lists": lists}

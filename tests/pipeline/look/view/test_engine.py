@@ -103,7 +103,7 @@ def test_nothing_else_is(engine: Engine, file: Path, sql: str) -> None:
 
 
 def test_it_takes_no_longer_than_it_may(engine: Engine) -> None:
-    with pytest.raises(SQLError, match="took longer than 0.3 seconds"):
+    with pytest.raises(SQLError, match="took longer than"):
         ask(engine, "SELECT count(*) FROM range(10000000) a, range(10000000) b WHERE a.range + b.range = 1", 0.3)
 
 
