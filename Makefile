@@ -2,6 +2,7 @@
 # make check  format, lint, types                  make test-fast  those without an engine and without Ray
 # make test-trainers  exports in TRL, axolotl, DistillKit, verl, Tinker
 # make test-readers   published files in DuckDB, Polars, Spark and others
+# make test-browser   the pages, in Chromium
 # make test-slow, make test-faults  the long ones; results in docs/
 # make lock   requirements/*.txt anew, after a change of pyproject.toml; UPGRADE=--upgrade takes newer versions
 # Python keeps what it has compiled: without that every process compiles vLLM and torch anew, a minute for an engine.
@@ -23,7 +24,7 @@ READERS := data/readers
 READER_NAMES := $(basename $(notdir $(wildcard tests/readers/requirements/*.txt)))
 LAYOUTS := axolotl distillkit distillkit-compressed verl tinker openai
 
-.PHONY: env data run test test-fast test-slow test-faults test-trainers test-readers check lock clean
+.PHONY: env data run test test-fast test-slow test-faults test-trainers test-readers test-browser check lock clean
 
 env: $(VENV)/.installed
 data: $(DATA)/.prepared
@@ -53,6 +54,10 @@ test-trainers: $(TRAINERS)/venv/.installed $(TRAINERS)/.made
 # Others' Parquet readers, each in a folder of its own; hyparquet and Spark where there is npm and Java.
 test-readers: env data $(READER_NAMES:%=$(READERS)/%.installed) $(READERS)/hyparquet/.installed
 	$(BIN)/pytest tests/readers
+
+# The report and the viewer in a real browser; skipped where there is no Chromium.
+test-browser: env data
+	$(BIN)/pytest tests/browser
 
 check: env
 	$(BIN)/ruff format --check .

@@ -1,5 +1,5 @@
 """The command: `stillhouse check | run | status CONFIG`, `export RUN --to LAYOUT`, `verify FOLDER`,
-`view PATH`.
+`report RUN`, `view PATH`.
 
 Exit codes: 0 done, 1 failed, 2 bad configuration or usage, 3 finished with shards set aside, 130 interrupted.
 Standard output holds the result as JSON with `--json`, and nothing else; what people read goes to standard error.
@@ -64,6 +64,7 @@ def main(argv: Sequence[str] | None = None, results: TextIO | None = None, *, is
         "status": _status,
         "export": _export,
         "verify": _verify,
+        "report": _report,
         "view": _view,
     }
     command = commands[arguments.command]
@@ -108,6 +109,7 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument(
                 "--retry-set-aside", action="store_true", help="try shards again that failed too often"
             )
+            command.add_argument("--no-report", action="store_true", help="write no report.html")
             command.add_argument(
                 "--local", action="store_true", help="on this machine alone, in processes and without Ray"
             )
@@ -131,6 +133,11 @@ def _parser() -> argparse.ArgumentParser:
     text = "check a dataset or an export of one: checksums, shapes, ids, alignment"
     verify = commands.add_parser("verify", help=text, description=text, allow_abbrev=False)
     verify.add_argument("folder", help="run, dataset or export")
+    text = "write what a finished run came to as one page for a browser; run does so at its end"
+    report = commands.add_parser("report", help=text, description=text, allow_abbrev=False)
+    report.add_argument("run", help="run folder, or a copy of its dataset/")
+    report.add_argument("--output", help="the file to write; by default RUN/report.html")
+    report.add_argument("--no-text", action="store_true", help="no prompts, answers or tokens: may be passed on")
     text = "look at rows in a browser: a page for this machine alone, over the files as they are"
     view = commands.add_parser("view", help=text, description=text, allow_abbrev=False)
     view.add_argument("path", help="run, stage's folder, dataset, export or one shard")
@@ -170,20 +177,24 @@ def _refuse_rays_copy(key: str, location: str) -> None:
 
 def _run(config: Config, arguments: argparse.Namespace) -> tuple[dict[str, Any], int]:
     _refuse_rays_copy("run_dir", config.run_dir)
+    from stillhouse.pipeline.folder import open_folder
     from stillhouse.pipeline.look.summary import summary
     from stillhouse.pipeline.run import driver
     from stillhouse.pipeline.run.pool import LocalPool, Pool
     from stillhouse.pipeline.run.progress import Progress
     from stillhouse.pipeline.run.ray_pool import RAYS_LINES, RayPool
+    from stillhouse.pipeline.run.times import Times
 
     if not arguments.local and not arguments.verbose and arguments.is_process:
         console.drop_lines(RAYS_LINES)
     pool: Pool = LocalPool() if arguments.local else RayPool()
     progress = Progress()
+    times = Times(open_folder(config.run_dir), progress)
     try:
-        manifest = driver.run(config, progress, pool, retry_set_aside=arguments.retry_set_aside)
+        manifest = driver.run(config, times, pool, retry_set_aside=arguments.retry_set_aside)
     finally:
         progress.close()
+        times.write()
     summary(
         config,
         manifest,
@@ -193,7 +204,22 @@ def _run(config: Config, arguments: argparse.Namespace) -> tuple[dict[str, Any],
         generate_seconds=progress.generate_seconds,
         generate_tokens=progress.generate_tokens,
     )
+    if not arguments.no_report:
+        _report_of_run(config, manifest)
     return manifest, EXIT_SET_ASIDE if manifest["set_aside"] else 0
+
+
+def _report_of_run(config: Config, manifest: dict[str, Any]) -> None:
+    """Writes the report of a finished run, which is not to fail for it."""
+    from stillhouse.pipeline.errors import safe_message
+    from stillhouse.pipeline.look import report
+
+    try:
+        console.message(f"report:   {report.write_after_run(config.run_dir, manifest)}")
+    except Exception as error:  # of any kind: the dataset is there
+        console.message(
+            f"report:   not written ({safe_message(error)}); `stillhouse report {config.run_dir}` tries again"
+        )
 
 
 def _status(config: Config, arguments: argparse.Namespace) -> tuple[dict[str, Any], int]:
@@ -240,6 +266,15 @@ def _verify(arguments: argparse.Namespace) -> tuple[dict[str, Any], int]:
     result = verify(arguments.folder, arguments.workers)
     show_verify(result)
     return result, 0 if result["ok"] else EXIT_FAILED
+
+
+def _report(arguments: argparse.Namespace) -> tuple[dict[str, Any], int]:
+    from stillhouse.pipeline.look import report
+
+    _refuse_rays_copy("--output" if arguments.output else "report", arguments.output or arguments.run)
+    result = report.write(arguments.run, arguments.output, with_text=not arguments.no_text)
+    console.message(f"report: {result['report']} ({result['bytes'] / 1e6:.1f} MB)")
+    return result, 0
 
 
 def _view(arguments: argparse.Namespace) -> tuple[dict[str, Any], int]:

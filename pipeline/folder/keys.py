@@ -5,6 +5,7 @@ run.json                              whose run this is: the configuration and i
 ledger/<stage>/<n>.parquet            the rows it dropped (a view of the shard's own metadata)
 dataset/data/train-<n>-of-<N>.parquet what publish writes
 dataset/manifest.json, README.md      written last: with the manifest a run is finished
+report.html                           what the run came to, for people; holds prompts
 state/partition.json                  how many shards there are
 state/<stage>/sketches|assignments/   inputs of a stage that needs a view of the whole data set
 state/set_aside/<stage>/<n>.json      a shard that failed too often
@@ -12,6 +13,7 @@ state/attempts/<run>/                 an empty file for each attempt under way, 
 state/parts/generate/<n>.<lo>-<hi>.*  what is done of a shard that is made in parts, rows lo to hi of its source
 state/index/<stage>.json              what finished shards say of themselves, for the next run
 state/teacher.json                    facts about the teacher, for the manifest
+state/times/<run>.json                how long each shard took, and in how many attempts
 state/staged/                         files that are being written
 state/damaged/<key>.<digest>          files that were not what a run wrote; nothing reads them
 """
@@ -21,6 +23,9 @@ PARTITION = "state/partition.json"
 TEACHER = "state/teacher.json"
 MANIFEST = "dataset/manifest.json"
 CARD = "dataset/README.md"
+REPORT = "report.html"
+"""Not in `dataset/`, which is passed on: it quotes prompts."""
+TIMES = "state/times"
 PARTS = "state/parts/generate"
 DAMAGED = "state/damaged"
 STAGED = "state/staged"

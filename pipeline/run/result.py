@@ -25,6 +25,8 @@ class ShardResult:
     rows_out: int = 0
     dropped: dict[str, int] = field(default_factory=dict)
     num_target_tokens: int = 0
+    attempts: int = 1
+    """How many it took in this run."""
     damaged: tuple[str, ...] = ()
     """Keys of the files that have to be made again."""
 

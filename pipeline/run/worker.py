@@ -105,7 +105,7 @@ class Worker:
                 else:
                     for made in range(attempt + 1):
                         self._attempts.end(shard, str(made))
-                    return result
+                    return dataclasses.replace(result, attempts=attempt + 1)
         failure = f"{self._stage.name} {shard}: set aside after {limit} attempts; last: {reason}"
         if self._splits:
             try:

@@ -174,7 +174,8 @@ const renderConversation = (() => {
     }
   }
 
-  // The tokens in a row. One of them is in the tab order; arrow keys go on from it.
+  // The tokens in a row. One of them is in the tab order; arrow keys go on from it. Returned is also what to do once
+  // they are in the page: show where the teacher begins, and the token there that it found least probable.
   function stream(conversation, panel) {
     const { tokens } = conversation;
     const line = make("div", "stream");
@@ -245,7 +246,14 @@ const renderConversation = (() => {
       }
       event.preventDefault();
     });
-    return line;
+    function begin() {
+      if (!written.length) return;
+      line.scrollTop = written[0].offsetTop - 60;
+      const first = written.slice(0, 20);
+      const logprob = (token) => tokens.logprobs[Number(token.dataset.supervised)] ?? -Infinity;
+      show(first.reduce((least, token) => (logprob(token) < logprob(least) ? token : least)));
+    }
+    return [line, begin];
   }
 
   function renderConversation(element, conversation) {
@@ -254,18 +262,18 @@ const renderConversation = (() => {
     const panel = make("div", "panel");
     panel.id = `conversation-panel-${numDrawn}`;
     panel.setAttribute("role", "region");
-    panel.setAttribute("aria-live", "polite");
     panel.setAttribute("aria-label", "The token that is looked at");
-    panel.append(
-      make("p", "hint", "Point at a token of the teacher's, or go there by Tab and arrow keys: what else it might have written is shown here. A click or Enter holds it."),
-    );
-    const parts = [messages(conversation)];
-    if (conversation.tokens.ids.length) {
-      const tokens = make("div", "tokens");
-      tokens.append(stream(conversation, panel), panel);
-      parts.push(legend(), tokens);
+    if (!conversation.tokens.ids.length) {
+      element.replaceChildren(messages(conversation), columns(conversation));
+      return;
     }
-    element.replaceChildren(...parts, columns(conversation));
+    const hint = "Point at a token, or go there by Tab and arrow keys, to see what else the teacher might have written. A click or Enter holds it.";
+    const tokens = make("div", "tokens");
+    const [line, begin] = stream(conversation, panel);
+    tokens.append(line, panel);
+    element.replaceChildren(messages(conversation), legend(), make("p", "hint", hint), tokens, columns(conversation));
+    begin();
+    panel.setAttribute("aria-live", "polite"); // what is shown first is no news
   }
   // renderConversation.text(text, className, breaks): somebody's text as an element, for pages that show it elsewhere.
   renderConversation.text = bdi;

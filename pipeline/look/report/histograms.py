@@ -18,6 +18,8 @@ MAX_BINS = 24
 MAX_WORDS = 12
 """Values of a column of words that have a bar of their own; the others share one."""
 QUANTILES = {"least": 0.0, "5 %": 0.05, "25 %": 0.25, "median": 0.5, "75 %": 0.75, "95 %": 0.95, "most": 1.0}
+SAME = 1e-3
+"""Differences that are so small, as a share of the values, are rounding."""
 MISSING, OTHERS = "(none)", "(others)"
 MEANINGS = {
     "num_target_tokens": "tokens that the teacher wrote in a row",
@@ -43,7 +45,7 @@ def histograms(rows: Rows) -> dict[str, Any]:
     columns, same = [], []
     for name, values in rows.numbers.items():
         known = values[~np.isnan(values)]
-        if len(known) and len(known) == len(values) and known.min() == known.max():
+        if len(known) and len(known) == len(values) and np.ptp(known) <= SAME * np.abs(known).max():
             same.append([name, number(float(known[0]))])
         elif len(known):
             labels, bins = _binned(values, known)
@@ -55,15 +57,15 @@ def histograms(rows: Rows) -> dict[str, Any]:
             same.append([name, labels[0]])
         elif labels:
             columns.append(_column(name, labels, bins, sample, None))
-    columns.sort(key=lambda column: (list(MEANINGS).index(column["name"]) if column["name"] in MEANINGS else 99))
+    columns.sort(key=lambda column: list(MEANINGS).index(column["name"]) if column["name"] in MEANINGS else 99)
     return {"rows": rows.num_rows, "sample": len(sample), "columns": columns, "same": same}
 
 
 def number(value: float) -> str:
-    """A number for people, with four digits that count."""
+    """A number for people, with three digits that count, whole ones with all."""
     if value == int(value) and abs(value) < 1e15:
         return f"{int(value):,}"
-    return f"{value:,.1f}" if abs(value) >= 1000 else f"{value:.4g}"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def _column(
@@ -117,7 +119,7 @@ def _label(start: float, end: float, is_whole: bool, *, is_last: bool) -> str:
     if is_whole and float(start).is_integer() and float(end).is_integer():
         last = end if is_last and end - start > 1 else end - 1
         return number(start) if last <= start else f"{number(start)} – {number(last)}"
-    return f"{number(start)} – {number(end)}"
+    return f"{start:.6g} – {end:.6g}"
 
 
 def _worded(words: pa.DictionaryArray) -> tuple[list[str], NDArray[np.int64]]:

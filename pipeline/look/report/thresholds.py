@@ -145,5 +145,3 @@ def _curve(stage: str, label: str, threshold: float | None, of: _Counts, *, has_
         "published": at_or_above(of.published),
         "bars": bars,
     }
-
-
