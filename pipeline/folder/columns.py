@@ -15,12 +15,17 @@ if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
 
+_READ_BYTES = 64 << 10
+"""Read at least: narrow columns lie side by side, and an object store takes as long for one of them as for all."""
+
+
 class PartsOfFile(io.RawIOBase):
-    """A file of a folder, of which only the parts that are asked for are read."""
+    """A file of a folder, of which only the parts that are asked for are read, and what is right behind them."""
 
     def __init__(self, folder: Folder, key: str, size: int) -> None:
         self._folder, self._key, self._size = folder, key, size
         self._at = 0
+        self._last = (0, b"")  # where the last part read begins, and its bytes
 
     def readable(self) -> bool:
         return True
@@ -37,10 +42,16 @@ class PartsOfFile(io.RawIOBase):
 
     def readinto(self, buffer: "WriteableBuffer", /) -> int:
         target = memoryview(buffer).cast("B")
-        data = self._folder.part(self._key, self._at, min(self._at + len(target), self._size))
-        target[: len(data)] = data
-        self._at += len(data)
-        return len(data)
+        end = min(self._at + len(target), self._size)
+        start, data = self._last
+        if not (start <= self._at and end <= start + len(data)):
+            start = self._at
+            data = self._folder.part(self._key, start, min(max(end, start + _READ_BYTES), self._size))
+            self._last = (start, data)
+        found = data[self._at - start : end - start]
+        target[: len(found)] = found
+        self._at += len(found)
+        return len(found)
 
 
 class Columns:
@@ -56,8 +67,9 @@ class Columns:
         if size is None:
             raise FileNotFoundError(self.where)
         self._parquet = self._asked(
-            # Column chunks that lie side by side are read at once: an object store answers in tens of milliseconds.
-            lambda: pq.ParquetFile(PartsOfFile(folder, key, size), pre_buffer=True, page_checksum_verification=True)
+            # Arrow's threads must never hold a file of Python's: one that lets go of it while the interpreter ends
+            # aborts the process. So nothing is read ahead, and columns are decoded one after the other.
+            lambda: pq.ParquetFile(PartsOfFile(folder, key, size), pre_buffer=False, page_checksum_verification=True)
         )
         self.metadata: Any = self._parquet.metadata
         self.schema: pa.Schema = self._parquet.schema_arrow.remove_metadata()
@@ -68,11 +80,19 @@ class Columns:
 
     def read(self, columns: Sequence[str]) -> pa.Table:
         """Some columns (or leaves: `prompt_scores.toxicity`) of all rows; those that the shard lacks are left out."""
-        return self._plain(self._asked(lambda: self._parquet.read(self._known(columns))))
+        return self._plain(self._asked(lambda: self._parquet.read(self._known(columns), use_threads=False)))
 
     def batches(self, columns: Sequence[str], rows: int = 1 << 16) -> Iterator[pa.RecordBatch]:
         """The same, some rows at a time."""
-        yield from self._asked(lambda: self._parquet.iter_batches(rows, columns=self._known(columns)))
+        yield from self._asked(
+            lambda: self._parquet.iter_batches(rows, columns=self._known(columns), use_threads=False)
+        )
+
+    def group(self, number: int, columns: Sequence[str]) -> pa.Table:
+        """Some columns of one row group."""
+        return self._plain(
+            self._asked(lambda: self._parquet.read_row_group(number, self._known(columns), use_threads=False))
+        )
 
     def rows(self, numbers: Sequence[int], columns: Sequence[str] | None = None) -> pa.Table:
         """The rows of these numbers, in this order, all columns or some. Reads the row groups that they are in."""
@@ -83,8 +103,7 @@ class Columns:
             groups.setdefault(group, []).append((place, row))
         parts, places = [self.schema.empty_table().select(columns)], list[int]()
         for group, wanted in sorted(groups.items()):
-            table = self._plain(self._asked(lambda g=group: self._parquet.read_row_group(g, columns)))
-            parts.append(table.take([row for _, row in wanted]))
+            parts.append(self.group(group, columns).take([row for _, row in wanted]))
             places += [place for place, _ in wanted]
         order = sorted(range(len(places)), key=places.__getitem__)
         return pa.concat_tables(parts).take(pa.array(order, pa.int64()))

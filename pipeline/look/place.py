@@ -20,7 +20,7 @@ Kind = Literal["run", "stage", "dataset", "export", "shard"]
 STAGES = ("ingest", "dedupe", "screen", "generate", "review", keys.PUBLISH)
 """As `flow.of` has them, which needs a configuration."""
 SUFFIXES = (".parquet", ".jsonl")
-_LOOSE = "ledger"
+LOOSE = "ledger"
 """The stage of ledger files that lie alone: their rows name it."""
 
 
@@ -154,7 +154,7 @@ def _folder_of_files(path: str, url: str, folder: Folder) -> Place | None:
         return None
     stage = _stage_of(folder, files[0], sizes[files[0]])
     if stage is None:
-        return Place(path, "stage", folder, {}, {_LOOSE: files}, None, None, sizes, False, [])
+        return Place(path, "stage", folder, {}, {LOOSE: files}, None, None, sizes, False, [])
     return Place(path, "stage", folder, {stage: files}, {}, None, None, sizes, False, [])
 
 
@@ -175,7 +175,7 @@ def _shard(path: str, url: str, file: str) -> Place | None:
                     return _part(path, "shard", around, {}, {stage: chosen})
     stage_or_none = None if file.endswith(".jsonl") else _stage_of(folder, file, size)
     files_by_stage = {} if stage_or_none is None else {stage_or_none: [file]}
-    ledger = {_LOOSE: [file]} if stage_or_none is None else {}
+    ledger = {LOOSE: [file]} if stage_or_none is None else {}
     return Place(path, "shard", folder, files_by_stage, ledger, None, None, {file: size}, False, [])
 
 

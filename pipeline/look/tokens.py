@@ -21,8 +21,12 @@ def teacher_tokenizer(place: Place, model: str | None = None) -> tuple[Any, str 
     name = model or config.get("teacher.model") or ((place.manifest or {}).get("teacher") or {}).get("model")
     if not isinstance(name, str):
         return None, "tokens are shown as ids: nothing here names the teacher (--tokenizer MODEL does)"
+    revision = None if model else config.get("teacher.revision")
     try:
-        tokenizer = load_tokenizer(name, None if model else config.get("teacher.revision"), False)
+        from transformers.utils.hub import cached_file
+
+        cached_file(name, "tokenizer_config.json", revision=revision)  # of what is gone, AutoTokenizer says so in 20 s
+        tokenizer = load_tokenizer(name, revision, False)
         found = hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
     except Exception as error:  # of a library, about files or a hub that nobody promised
         return None, (
