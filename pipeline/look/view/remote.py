@@ -1,5 +1,6 @@
 """Files of an object store for DuckDB, without its own extension, which it would fetch from the network."""
 
+import threading
 from datetime import UTC, datetime
 from typing import Any
 
@@ -14,6 +15,16 @@ _PROTOCOL = "stillhouse"
 def duckdb_path(key: str) -> str:
     """What DuckDB calls the file at `key`."""
     return f"{_PROTOCOL}://{key}"
+
+
+class _FileOfEachThread(threading.local):
+    """A file with a position for each thread: DuckDB's threads share it, and each of them seeks before it reads."""
+
+    def __init__(self, *which: Any) -> None:  # called again in each thread
+        self._file = PartsOfFile(*which)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
 
 
 class FilesOfPlace(fsspec.AbstractFileSystem):  # type: ignore[misc]
@@ -43,4 +54,4 @@ class FilesOfPlace(fsspec.AbstractFileSystem):  # type: ignore[misc]
         key = self._strip_protocol(path)
         if mode != "rb":
             raise PermissionError(path)
-        return PartsOfFile(self._place.folder, key, self.info(key)["size"])
+        return _FileOfEachThread(self._place.folder, key, self.info(key)["size"])
