@@ -40,9 +40,9 @@ class Viewer:
                 return rows
             assert len(page["rows"]) == 100
 
-    def sql(self, query: str, expect: int = 200) -> dict[str, Any]:
+    def sql(self, query: str) -> dict[str, Any]:
         response = self.client.post("/api/sql", json={"sql": query})
-        assert response.status_code == expect, response.text
+        assert response.status_code == 200, response.text
         answer: dict[str, Any] = response.json()
         return answer
 

@@ -53,7 +53,7 @@
     const response = await fetch(`${path}?${parameters}`, options);
     const isJSON = response.headers.get("content-type")?.startsWith("application/json");
     const answer = isJSON ? await response.json() : { error: await response.text() };
-    if (!response.ok) throw new Error(answer.error);
+    if (answer.error) throw new Error(answer.error);
     return answer;
   }
 

@@ -1,4 +1,5 @@
-"""What the page asks for, as routes. Answers are JSON; whoever asks for what is not there gets 400 and a sentence."""
+"""What the page asks for, as routes. Answers are JSON; whoever asks for what is not there gets 400 and a sentence, and
+whoever makes a mistake in SQL a sentence."""
 
 import asyncio
 import time
@@ -88,7 +89,7 @@ class View:
             sql = None
         if not isinstance(sql, str) or len(sql) > MAX_SQL:
             return JSONResponse({"error": f"send a query of at most {MAX_SQL:,} characters"}, 400)
-        return await self._answered(request, lambda asking: asking.persons_sql(sql))
+        return await self._answered(request, lambda asking: _told(asking, sql))
 
     async def _answered(self, request: Request, answer: Callable[[Asking], dict[str, Any]]) -> Response:
         """What `answer` gives, in a thread; stopped when whoever asked goes away."""
@@ -157,6 +158,14 @@ class View:
         tokenizer, note = self.tokenizer if "input_ids" in stage.schema.names else (None, None)
         row = self.rows.row(stage, request.query_params.get("row", ""), tokenizer)
         return row | {"note": note if row["tokens"]["ids"] else None}
+
+
+def _told(asking: Asking, sql: str) -> dict[str, Any]:
+    """A mistake in a query is an answer like others: browsers would write a line about it to their consoles."""
+    try:
+        return asking.persons_sql(sql)
+    except SQLError as error:
+        return {"error": str(error)}
 
 
 def _asset(name: str, media_type: str) -> Any:

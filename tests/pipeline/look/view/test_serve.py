@@ -124,7 +124,7 @@ def test_a_run_in_an_object_store(finished: Command, bucket: str) -> None:
                 "SELECT language, count(*), sum(len(target_ids)) FROM generate GROUP BY ALL ORDER BY 1"
             )
             row = viewer("row", stage="generate", row=rows[0]["row"])
-            refused = viewer.sql("SELECT * FROM read_text('stillhouse://run.json')", expect=400)
+            refused = viewer.sql("SELECT * FROM read_text('stillhouse://run.json')")
             assert "disabled" in refused["error"]
         answers.append([{**found, "seconds": 0} for found in (histogram, counted, row)] + [rows])
     assert answers[0] == answers[1]
