@@ -29,9 +29,8 @@ def serve(path: str, port: int | None, tokenizer: str | None, *, may_open_browse
         address = f"{url}?token={guard.token}"
         for note in view.place.notes:
             message(f"note: {note}")
-        message(f"{path}: {view.place.kind}, {', '.join(view.files)}")
-        message(f"  {address}")
-        message("  open it in a browser on this machine; Ctrl-C ends it")
+        message(f"{path} ({view.place.kind}): {', '.join(view.files)}")
+        message(f"open in a browser on this machine (Ctrl-C ends it):\n  {address}")
         if may_open_browser and _is_desktop():
             webbrowser.open(address)
         # No access log: addresses hold what was searched for, which may be somebody's words.
