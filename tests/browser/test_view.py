@@ -257,7 +257,7 @@ def test_pages_of_others_get_nothing(browser: Any, address: str, tmp_path: Path)
         page.wait_for_selector("table.rows tbody tr")
         for host in ("127.0.0.1", "localhost"):
             evil = context.new_page()
-            refused = []
+            refused = list[int]()
             evil.on("response", lambda response, refused=refused: refused.append(response.status))
             evil.goto(f"http://{host}:{server.server_port}/evil.html")
             until(evil, "window.result")

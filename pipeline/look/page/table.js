@@ -89,6 +89,7 @@ const Table = (() => {
   function header(column, sort, onSort) {
     const cell = make("th");
     cell.scope = "col";
+    cell.abbr = column.name; // what a screen reader says at each cell of the column, not the bars as well
     const down = sort === `-${column.name}`;
     const up = sort === column.name;
     cell.setAttribute("aria-sort", up ? "ascending" : down ? "descending" : "none");

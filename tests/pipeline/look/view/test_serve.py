@@ -1,6 +1,7 @@
 """`stillhouse view` as a process: an address is printed, it answers on 127.0.0.1 alone, and Ctrl-C ends it."""
 
 import contextlib
+import http.client
 import http.cookiejar
 import json
 import re
@@ -8,7 +9,9 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -81,6 +84,37 @@ def test_it_serves_until_it_is_interrupted(tmp_path: Path, sign: signal.Signals)
     assert json.loads(out) == {"path": str(tmp_path / "run/dataset"), "url": base}
     assert "Traceback" not in err
     assert "text-canary" not in err
+
+
+def test_a_query_stops_when_the_browser_has_gone(tmp_path: Path) -> None:
+    write_dataset(tmp_path / "run")
+    with started(str(tmp_path / "run")) as (process, address):
+        someone = http.client.HTTPConnection("127.0.0.1", urllib.parse.urlsplit(address).port, timeout=30)
+        someone.request("GET", "/?" + urllib.parse.urlsplit(address).query)
+        opened = someone.getresponse()
+        cookie = opened.headers["set-cookie"].partition(";")[0]
+        opened.read()
+        sql = "SELECT count(*) FROM range(10000000) a, range(10000000) b WHERE a.range + b.range = 1"
+        headers = {"Content-Type": "application/json", "Cookie": cookie}
+        someone.request("POST", "/api/sql", json.dumps({"sql": sql}), headers)
+        begun = time.monotonic()
+        while is_busy(process.pid) is False:
+            assert time.monotonic() < begun + 20
+        someone.close()
+        while is_busy(process.pid):
+            assert time.monotonic() < begun + 20, "it would have ended by itself after 30 seconds"
+
+
+def is_busy(pid: int) -> bool:
+    """Whether a process computes, over half a second."""
+
+    def ticks() -> int:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return int(fields[11]) + int(fields[12])
+
+    before = ticks()
+    time.sleep(0.5)
+    return ticks() > before + 4
 
 
 def test_a_port_that_is_taken(tmp_path: Path) -> None:
