@@ -144,6 +144,7 @@
     $("previous").disabled = state.page <= 1;
     $("next").disabled = state.page >= pages;
     Filters.offer(columns);
+    $("search").hidden = !columns.some((column) => column.texts);
     const boxes = Table.drawTable($("rows"), page, {
       first: (state.page - 1) * place.page + 1,
       sort: state.sort,

@@ -157,7 +157,7 @@ class View:
         stage = self._stage(request, asking)
         tokenizer, note = self.tokenizer if "input_ids" in stage.schema.names else (None, None)
         row = self.rows.row(stage, request.query_params.get("row", ""), tokenizer)
-        return row | {"note": note if row["tokens"]["ids"] else None}
+        return row | {"note": note}
 
 
 def _told(asking: Asking, sql: str) -> dict[str, Any]:

@@ -175,12 +175,20 @@ class Rows:
         return asking.rows(f"SELECT {', '.join(column.cell for column in columns)} FROM page", tables={"page": table})
 
     def row(self, stage: Stage, address: str, tokenizer: Any | None) -> dict[str, Any]:
-        """One row as `conversation` has it, and "lists": its other lists as {"name", "length", "begin": text}."""
+        """One row as `conversation` has it, and "lists": what else it has, as {"name", "length", "begin": text}.
+
+        Of an export there are no messages but ids, and targets in the trainer's own columns: then the message is what
+        the ids spell, there are no tokens, and all columns are lists.
+        """
         key, number = stage.place(address)
         table = self.place.open(key).rows([number])
         known = conversation(table, 0, tokenizer)
-        if known["tokens"]["ids"] and known["tokens"]["logprobs"]:
+        tokens = known["tokens"]
+        if tokens["logprobs"]:
             return known | {"lists": []}
+        if tokens["ids"] and not known["messages"]:
+            spelled = {"role": "what the ids spell", "content": "".join(tokens["texts"]), "reasoning_content": None}
+            known |= {"messages": [spelled], "tokens": {name: [] for name in tokens}}
         lists = [
             {"name": field.name, "length": len(values), "begin": _begin(values)}
             for field in stage.schema

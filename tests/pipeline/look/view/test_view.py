@@ -202,7 +202,9 @@ def test_exports(tmp_path: Path, layout: str) -> None:
         rows = viewer.all_rows(stage=layout)
         assert len(rows) == manifest["rows"]
         found = viewer("row", stage=layout, row=rows[0]["row"])
-        assert found["lists"] or found["messages"]
+        assert found["tokens"]["ids"] == []
+        assert {one["name"] for one in found["lists"]} >= {"input_ids"} & {*viewer("rows", stage=layout)["shown"]}
+        assert found["lists"]
         for column in viewer("rows", stage=layout)["columns"]:
             histogram = viewer("histogram", stage=layout, column=column["name"])
             assert histogram["rows"] == len(rows)
