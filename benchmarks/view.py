@@ -36,6 +36,13 @@ LANGUAGES = ["English", "German", "French", "Portuguese", "unknown", "Italian", 
 SHARES = [0.6, 0.08, 0.07, 0.06, 0.06, 0.05, 0.05, 0.03]
 
 
+SQL = {
+    "SQL, groups": "SELECT language, count(*), avg(num_target_tokens) FROM published GROUP BY ALL",
+    "SQL, whole rows": "SELECT * FROM published",
+    "SQL, too much": "SELECT list(target_logprobs) FROM published",
+}
+
+
 def make(run: Path, folder: Path, gigabytes: float, distinct: int) -> None:
     """Writes `folder/data/train-*.parquet` until they have `gigabytes`; goes on where there are some."""
     base = pq.read_table(sorted((run / "generate").glob("*.parquet"))).replace_schema_metadata(None)
@@ -162,6 +169,16 @@ def measure(folder: Path, repeat: int) -> None:
         timed("histogram in a search", "histogram", {"column": "num_target_tokens", "q": "marketing"})
         addresses = [f"{row['row']}" for row in ask("rows", stage="published", q="marketing")["rows"]]
         timed("row", "row", *({"row": address} for address in addresses[:3]))
+        for name, sql in SQL.items():
+            data = json.dumps({"sql": sql}).encode()
+            began = time.perf_counter()
+            with opener.open(
+                urllib.request.Request(f"{base}api/sql", data, {"Content-Type": "application/json"})
+            ) as found:
+                answer = json.load(found)
+            results[name] = {"seconds": round(time.perf_counter() - began, 2), "peak_gb": _peak_gb(process.pid)}
+            results[name]["answer"] = answer.get("error") or f"{len(answer['rows'])} rows"
+            print(name, results[name], file=sys.stderr, flush=True)
     finally:
         process.terminate()
         process.wait(30)

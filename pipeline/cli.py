@@ -1,5 +1,5 @@
-"""The command: `stillhouse check | run | status CONFIG`, `inspect PATH`, `export RUN --to LAYOUT`, `verify FOLDER`,
-`report RUN`, `view PATH`.
+"""The command: `stillhouse check | run | status CONFIG`, `inspect PATH`, `report RUN`, `view PATH`,
+`export RUN --to LAYOUT`, `verify FOLDER`.
 
 Exit codes: 0 done, 1 failed, 2 bad configuration or usage, 3 finished with shards set aside, 130 interrupted.
 Standard output holds the result as JSON with `--json`, and nothing else; what people read goes to standard error.
@@ -134,6 +134,11 @@ def _parser() -> argparse.ArgumentParser:
     text = "check a dataset or an export of one: checksums, shapes, ids, alignment"
     verify = commands.add_parser("verify", help=text, description=text, allow_abbrev=False)
     verify.add_argument("folder", help="run, dataset or export")
+    text = "write what a finished run came to as one page for a browser; run does so at its end"
+    report = commands.add_parser("report", help=text, description=text, allow_abbrev=False)
+    report.add_argument("run", help="run folder, or a copy of its dataset/")
+    report.add_argument("--output", help="the file to write; by default RUN/report.html")
+    report.add_argument("--no-text", action="store_true", help="no prompts, answers or tokens: may be passed on")
     text = "look at a run at any stage, a dataset, an export or one file: counts, distributions, rows"
     inspect = commands.add_parser("inspect", help=text, description=text, allow_abbrev=False)
     inspect.add_argument("path", help="run, stage, dataset, export or file of one")
@@ -144,11 +149,6 @@ def _parser() -> argparse.ArgumentParser:
     inspect.add_argument("--row", metavar="ID", help="walk a prompt or sample through every stage, token by token")
     inspect.add_argument("--tokenizer", metavar="MODEL", help="folder or hub id, where the teacher is not found")
     inspect.add_argument("--against", metavar="OTHER", help="compare with another run or dataset; --samples N answers")
-    text = "write what a finished run came to as one page for a browser; run does so at its end"
-    report = commands.add_parser("report", help=text, description=text, allow_abbrev=False)
-    report.add_argument("run", help="run folder, or a copy of its dataset/")
-    report.add_argument("--output", help="the file to write; by default RUN/report.html")
-    report.add_argument("--no-text", action="store_true", help="no prompts, answers or tokens: may be passed on")
     text = "look at rows in a browser: a page for this machine alone, over the files as they are"
     view = commands.add_parser("view", help=text, description=text, allow_abbrev=False)
     view.add_argument("path", help="run, stage's folder, dataset, export or one shard")

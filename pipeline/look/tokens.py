@@ -46,7 +46,7 @@ def token_texts(tokenizer: Any, ids: Iterable[int]) -> list[str]:
         return [f"#{i}" for i in ids]
     backend = tokenizer.backend_tokenizer
     added = {i: token.content for i, token in tokenizer.added_tokens_decoder.items()}
-    as_bytes = _bytes_of_characters() if _is_byte_level(backend.to_str()) else None
+    as_bytes = _bytes_of_characters() if _is_byte_level(tokenizer) else None
     return [added[i] if i in added else _text(backend.id_to_token(i), i, as_bytes) for i in ids]
 
 
@@ -64,9 +64,9 @@ def _text(piece: str | None, i: int, as_bytes: dict[str, int] | None) -> str:
 
 
 @functools.lru_cache(maxsize=4)
-def _is_byte_level(tokenizer_json: str) -> bool:
-    """Whether its pieces are spelled in GPT-2's characters for bytes."""
-    decoder = json.loads(tokenizer_json).get("decoder") or {}
+def _is_byte_level(tokenizer: Any) -> bool:
+    """Whether its pieces are spelled in GPT-2's characters for bytes. Kept: writing a tokenizer out takes 50 ms."""
+    decoder = json.loads(tokenizer.backend_tokenizer.to_str()).get("decoder") or {}
     return any(part.get("type") == "ByteLevel" for part in [decoder, *decoder.get("decoders", [])])
 
 

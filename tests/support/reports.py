@@ -1,6 +1,7 @@
 """Reports as programs read them."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -12,21 +13,24 @@ from tests.support.data import CONVERSATIONS, make_raw_config
 from tests.support.inline_pool import run_inline
 from tests.support.runs import ProbedTeacher
 
-CANARY = "</script><script>document.title='canary'</script> <img src=x onerror=alert(1)> \u202egnirts\u202c \u0007 \u05e9\u05dc"
+CANARY = (
+    "</script><script>document.title='canary'</script> <img src=x onerror=alert(1)> "
+    "\u202egnirts\u202c \u0007 \u05e9\u05dc"
+)
 """In every prompt that is a copy, and so in a published one: markup, an override of direction, a control character."""
 THRESHOLD = 0.1
 COPIES = 4
 
 
 def make_run(folder: Path) -> Path:
-    """A finished run of 80 conversations and copies of one prompt, with every kind of thing that a report shows."""
+    """A finished run of 60 conversations and copies of one prompt, with every kind of thing that a report shows."""
     raw = make_raw_config(folder)
-    rows = pq.read_table(CONVERSATIONS).slice(0, 80).to_pylist()
+    rows = pq.read_table(CONVERSATIONS).slice(0, 60).to_pylist()
     asked = next(row for row in rows if row["conversation"][0]["role"] == "user")
     for n in range(COPIES):
         copy = json.loads(json.dumps(asked)) | {"conversation_id": f"copy-{n}"}
         copy["conversation"][0]["content"] = f"Say hello to the people of the town {CANARY}"
-        rows.insert(20 * n, copy)
+        rows.insert(16 * n, copy)
     source = folder.parent / "source.jsonl"
     source.write_text("".join(json.dumps(row) + "\n" for row in rows))
     raw |= {
@@ -35,10 +39,12 @@ def make_run(folder: Path) -> Path:
         "ingest": {**raw["ingest"], "rows_per_shard": 20},
         "screen": {"classifiers": [{"name": "profanity-check", "thresholds": {"profanity": THRESHOLD}}]},
         "teacher": {**raw["teacher"], "backend": f"{ProbedTeacher.__module__}:{ProbedTeacher.__name__}"},
-        "sampling": {"max_tokens": 24, "n": 2},
+        "sampling": {"max_tokens": 12, "n": 2},
         "targets": {"top_k": 8, "method": "both", "num_draws": 16},
     }
-    run_inline(Config.model_validate(raw))
+    # In a thread of its own: in this one Playwright may have an event loop under way.
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(run_inline, Config.model_validate(raw)).result()
     return folder
 
 

@@ -30,7 +30,7 @@ def show_tokens(console: Console, tokens: dict[str, Any]) -> None:
         # A newline is seen, and still ends the line.
         text.append(visible(token, one_line=True) + ("\n" if token.endswith("\n") else ""), style)
     console.print(text)
-    legend = Text("dim: read by the teacher; written with a probability of ", "dim")
+    legend = Text("dim: read by the teacher; written with a probability of ")
     for (above, style), name in zip(_HEAT, ("0.9", "0.5", "0.1", "0.01", "less"), strict=True):
         legend.append(f"{name}{'+' if above > float('-inf') else ''} ", style)
     console.print(legend)

@@ -125,4 +125,4 @@ def _share(rows: Rows, column: str, is_odd: Any) -> float:
     words = rows.words[column]
     names = words.dictionary.to_pylist()
     codes = words.indices.to_pylist()
-    return sum(is_odd(None if code is None else names[code]) for code in codes) / rows.num_rows
+    return sum(bool(is_odd(None if code is None else names[code])) for code in codes) / rows.num_rows

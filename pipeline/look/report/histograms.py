@@ -3,6 +3,7 @@
 Shape legend: R rows of the data set, N of them in the sample, B bins.
 """
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -45,7 +46,9 @@ def histograms(rows: Rows) -> dict[str, Any]:
     columns, same = [], []
     for name, values in rows.numbers.items():
         known = values[~np.isnan(values)]
-        if len(known) and len(known) == len(values) and np.ptp(known) <= SAME * np.abs(known).max():
+        is_whole = bool((known == np.floor(known)).all())
+        rounding = 0.0 if is_whole else SAME * np.abs(known).max(initial=0.0)
+        if len(known) and len(known) == len(values) and np.ptp(known) <= rounding:
             same.append([name, number(float(known[0]))])
         elif len(known):
             labels, bins = _binned(values, known)
@@ -91,7 +94,7 @@ def _binned(values: NDArray[np.float64], known: NDArray[np.float64]) -> tuple[li
     """Labels [B] of bins, and the bin of each value; those that are missing have the last one."""
     edges, is_whole = _edges(known), bool((known == np.floor(known)).all())
     bins = np.clip(np.searchsorted(edges, values, side="right") - 1, 0, len(edges) - 2)
-    labels = [_label(a, b, is_whole, is_last=b == edges[-1]) for a, b in zip(edges, edges[1:], strict=False)]
+    labels = [_label(a, b, is_whole, is_last=b == edges[-1]) for a, b in itertools.pairwise(edges)]
     if len(known) < len(values):
         bins[np.isnan(values)] = len(labels)
         labels.append(MISSING)

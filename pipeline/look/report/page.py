@@ -3,8 +3,9 @@
 import base64
 import functools
 import hashlib
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from stillhouse.pipeline.look.page import asset
 from stillhouse.pipeline.look.place import Place
@@ -28,6 +29,12 @@ MOST_BYTES = 5_000_000
 def html(place: Place, *, with_text: bool, mark: str) -> bytes:
     """The report of a finished run or dataset, `mark` at its end. Without text it holds no prompt, no answer and no
     token. Its bytes depend on the data alone, and on what `state/times/` says."""
+    with ThreadPoolExecutor(1) as pool:  # the library takes a second or two of a core that is free
+        library = pool.submit(plots.library)
+        return _html(place, with_text=with_text, mark=mark, library=library)
+
+
+def _html(place: Place, *, with_text: bool, mark: str, library: "Future[str]") -> bytes:
     manifest = place.manifest
     assert manifest is not None
     rows = read(place)
@@ -48,7 +55,7 @@ def html(place: Place, *, with_text: bool, mark: str) -> bytes:
             plots.bars("Tokens per second while the teacher wrote.", time["speed"], "seconds", "tokens per second")
         )
     style = asset("conversation.css") + _own("report.css")
-    scripts = [plots.library(), asset("conversation.js") + _own("report.js")]
+    scripts = [library.result(), asset("conversation.js") + _own("report.js")]
     facts = {
         "name": place.folder.url.rstrip("/").rpartition("/")[2],
         "manifest": manifest,
@@ -83,7 +90,8 @@ def html(place: Place, *, with_text: bool, mark: str) -> bytes:
 def _policy(style: str, scripts: list[str]) -> str:
     """What the page may do: run and look as its own scripts and styles say, by their digests, and nothing else."""
     sources = " ".join(_digest(script) for script in scripts)
-    return f"default-src 'none'; script-src {sources}; style-src {_digest(style)}; img-src data:; base-uri 'none'; form-action 'none'"
+    allowed = f"default-src 'none'; script-src {sources}; style-src {_digest(style)}; img-src data:"
+    return f"{allowed}; base-uri 'none'; form-action 'none'"
 
 
 def _digest(text: str) -> str:

@@ -77,7 +77,8 @@ def score(curve: dict[str, Any]) -> dict[str, Any]:
     """The distribution of a score, kept and dropped rows on each other; the page fills the data set `rules`:
     {"at", "kind"}. Rows are on a square-root axis: nearly all scores lie near 0, and the few others matter."""
     bars = [
-        {"from": start, "to": end, "low": low, "high": high, "what": what, "note": f"{start:g} to {end:g}: {rows:,} {what}"}
+        {"from": start, "to": end, "low": low, "high": high, "what": what,
+         "note": f"{start:g} to {end:g}: {rows:,} {what}"}
         for start, end, kept, dropped in curve["bars"]
         for low, high, rows, what in ((0, kept, kept, "kept"), (kept, kept + dropped, dropped, "dropped"))
         if rows

@@ -1,10 +1,11 @@
 """The scalars of every published row, read by columns: what histograms, quantiles and the sample are made of.
 
-In memory are 8 bytes per row and numeric column, 4 per other column, and a shard's lists at a time; not the lists of all
-rows. Shape legend: R rows of the data set, N of them in the sample.
+In memory are 8 bytes per row and numeric column, 4 per other column, and the lists of a few shards at a time.
+Shape legend: R rows of the data set, N of them in the sample.
 """
 
 import hashlib
+import itertools
 import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -124,7 +125,7 @@ def _read(place: Place, key: str) -> _Part:
     if "finish_reasons" in table.column_names:
         reasons = flat_lists(table["finish_reasons"])
         starts, values = reasons.offsets.to_numpy(), reasons.values.to_pylist()
-        ended = ["length" if "length" in values[a:b] else "stop" for a, b in zip(starts, starts[1:], strict=False)]
+        ended = ["length" if "length" in values[a:b] else "stop" for a, b in itertools.pairwise(starts)]
         words[ENDED] = pa.array(ended, pa.string()).dictionary_encode()
         numbers[TURNS] = np.diff(starts).astype(np.float64)
     metadata = shard.metadata.metadata or {}
@@ -133,9 +134,8 @@ def _read(place: Place, key: str) -> _Part:
 
 
 def _is_scalar(kind: pa.DataType) -> bool:
-    return (
-        pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_string(kind) or pa.types.is_boolean(kind)
-    )
+    tests = (pa.types.is_integer, pa.types.is_floating, pa.types.is_string, pa.types.is_boolean)
+    return any(test(kind) for test in tests)
 
 
 def _flattened(table: pa.Table, names: Sequence[str]) -> list[tuple[str, Any]]:

@@ -40,16 +40,17 @@ def _cut(one: dict[str, Any]) -> dict[str, Any]:
                 message[name] = f"{text[:TEXT_CHARACTERS]} […]"
                 cuts.append(f"a text of {len(text):,} characters ends after {TEXT_CHARACTERS:,}")
     tokens = one["tokens"]
-    T, tokens_bytes = len(tokens["ids"]), _num_bytes(tokens)
-    if tokens_bytes > MOST_BYTES:
+    T = len(tokens["ids"])
+    while (size := _num_bytes(tokens)) > MOST_BYTES and len(tokens["ids"]) > 1:
         # The last ones, whole: what the teacher wrote is at the end.
-        first = T - max(1, T * MOST_BYTES // tokens_bytes)
-        before = sum(tokens["supervised"][:first])
+        num_kept = max(1, len(tokens["ids"]) * MOST_BYTES // size)
+        before = sum(tokens["supervised"][:-num_kept])
         for name in ("ids", "texts", "supervised"):
-            tokens[name] = tokens[name][first:]
+            tokens[name] = tokens[name][-num_kept:]
         for name in ("logprobs", "tails", "alternatives", "draws", "ranks"):
             tokens[name] = tokens[name] and tokens[name][before:]
-        cuts.append(f"the first {first:,} of {T:,} tokens are left out")
+    if len(tokens["ids"]) < T:
+        cuts.append(f"the first {T - len(tokens['ids']):,} of {T:,} tokens are left out")
     one["cut"] = "; ".join(dict.fromkeys(cuts)) or None
     return one
 

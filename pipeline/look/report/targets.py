@@ -16,6 +16,8 @@ MAX_BARS = 60
 class Verdict(NamedTuple):
     level: str
     """good, so-so, poor, or none where there are no tokens."""
+    short: str
+    """The reason, without a stop."""
     sentences: list[str]
 
 
@@ -23,19 +25,25 @@ def verdict(manifest: dict[str, Any]) -> Verdict:
     """Whether what is stored of the teacher's distributions is close to them, from a manifest's fidelity report."""
     fidelity, targets = manifest["fidelity"], manifest["targets"]
     if not fidelity["tokens"]:
-        return Verdict("none", ["There are no tokens."])
-    levels, sentences = [], []
+        return Verdict("none", "there are no tokens", ["There are no tokens."])
+    short, levels, sentences = [], [], []
     if "top_k" in fidelity:
+        found = fidelity["top_k"]
+        short.append(
+            f"{percent(found['written_token_among_them'])} of all tokens are among their top {targets['top_k']}, and "
+            f"{percent(found['tail_mass']['p50'])} of the probability is outside in the median"
+        )
         level, of_top_k = _of_top_k(fidelity["top_k"], targets)
         levels.append(level)
         sentences += of_top_k
     if "draws" in fidelity:
+        short.append(f"each token has {targets['num_draws']} draws from {targets['draws_from']}")
         level, of_draws = _of_draws(fidelity["draws"], targets)
         levels.append(level)
         sentences += of_draws
     sentences += _of_probes(fidelity)
     # With both kinds a trainer takes the better one.
-    return Verdict(min(levels, key=["good", "so-so", "poor"].index), sentences)
+    return Verdict(min(levels, key=["good", "so-so", "poor"].index), "; ".join(short), sentences)
 
 
 def _of_top_k(found: dict[str, Any], targets: dict[str, Any]) -> tuple[str, list[str]]:

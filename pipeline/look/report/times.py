@@ -1,6 +1,7 @@
 """Where the time went, from what runs wrote down in `state/times/` (`pipeline.run.times`)."""
 
 import contextlib
+import itertools
 from typing import Any
 
 import numpy as np
@@ -40,7 +41,7 @@ def times(place: Place) -> dict[str, Any] | None:
 
 def _add(steps: dict[str, dict[str, Any]], facts: dict[str, Any]) -> None:
     """Adds what one run did to what others did before it."""
-    begun = {step: at for step, at in reversed(facts["steps"])}
+    begun = dict(reversed(facts["steps"]))
     for step, _, ended, _, rows, tokens, attempts, is_written in facts["shards"]:
         known = steps.setdefault(
             step,
@@ -68,7 +69,7 @@ def _speed(spans: list[tuple[float, float, int]]) -> list[list[float]]:
     rates = tokens / np.maximum(ends - starts, 1e-3)
     width = edges[1] - edges[0]
     found = []
-    for start, end in zip(edges, edges[1:], strict=False):
+    for start, end in itertools.pairwise(edges):
         inside = np.clip(np.minimum(ends, end) - np.maximum(starts, start), 0, None)
         slice_of = (start - edges[0], end - edges[0], (rates * inside).sum() / width)
         found.append([round(float(value), 2) for value in slice_of])

@@ -434,7 +434,18 @@ def _noise(column: pa.ChunkedArray, random: np.random.Generator) -> pa.ListArray
 
 def test_the_page_has_every_key(looked_at: Path) -> None:
     page = (ROOT / "docs/inspecting.md").read_text()
-    found = asked(looked_at, samples=1, row="id-7", against=str(looked_at))
-    found["dropped"] = asked(looked_at, dropped="unsafe_prompt")["dropped"]
-    documented = set(re.findall(r"^\| `(\w+)` \|", page, re.M))
-    assert documented == found.keys()
+    found = asked(looked_at, row="id-7", against=str(looked_at))
+    for options in ({"samples": 1}, {"dropped": "unsafe_prompt"}):
+        found |= asked(looked_at, **options)
+    cells = re.findall(r"^\| (`\w+`(?:, `\w+`)*) \|", page, re.M)
+    assert {name for cell in cells for name in re.findall(r"\w+", cell)} == found.keys()
+    (example,) = re.findall(r"^```json\n(.*?)^```$", page, re.M | re.S)
+    told, given = json.loads(example), found["row"]["conversations"][0]
+    assert [*told] == [*given]
+    assert [*told["tokens"]] == [*given["tokens"]]
+    assert [*told["messages"][0]] == [*given["messages"][0]]
+    for name in ("alternatives", "draws"):
+        assert [type(value) for value in told["tokens"][name][0][0]] == [type(v) for v in given["tokens"][name][0][0]]
+    for name, keys_of in (("dropped", found["dropped"][0]), ("row", found["row"]), ("against", found["against"])):
+        (line,) = re.findall(rf"^\| `{name}` \|(.*)$", page, re.M)
+        assert keys_of.keys() <= {*re.findall(r"`(\w+)`", line)}, name

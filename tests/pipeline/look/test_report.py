@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,9 @@ import pytest
 from stillhouse.pipeline import cli
 from stillhouse.pipeline.folder import open_folder
 from stillhouse.pipeline.look import report
+from stillhouse.pipeline.look.place import open_place
 from stillhouse.pipeline.look.report import page, plots
+from stillhouse.pipeline.look.report.clusters import clusters
 from stillhouse.pipeline.look.report.funnel import REASONS
 from tests.support.command import copy_of, read
 from tests.support.data import ROOT
@@ -32,18 +35,19 @@ def run(tmp_path_factory: pytest.TempPathFactory, weights: Path) -> Path:
     return make_run(tmp_path_factory.mktemp("run") / "run")
 
 
-@pytest.fixture(autouse=True)
-def _without_library(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its 0.9 MB take a second each time; tests/browser has them."""
-    monkeypatch.setattr(plots, "library", lambda: "window.vegaEmbed = null;")
+@pytest.fixture(scope="module", autouse=True)
+def _quickly(tokenizer: Any) -> Iterator[None]:
+    """The plot library takes a second each time (tests/browser has it), and so does a tokenizer."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plots, "library", lambda: "window.vegaEmbed = null;")
+        patch.setattr("stillhouse.pipeline.look.tokens.teacher_tokenizer", lambda place: (tokenizer, None))
+        yield
 
 
 @pytest.fixture(scope="module")
-def shown(run: Path) -> Iterator[Page]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plots, "library", lambda: "window.vegaEmbed = null;")
-        report.write(str(run))
-    yield Page.of(run / "report.html")
+def shown(run: Path) -> Page:
+    report.write(str(run))
+    return Page.of(run / "report.html")
 
 
 def test_the_first_screen_says_what_became_of_the_rows(run: Path, shown: Page) -> None:
@@ -131,10 +135,10 @@ def test_without_text_there_is_none(run: Path, shown: Page, tmp_path: Path) -> N
     assert sum(json.dumps(snippet, ensure_ascii=False)[1:-1] in everything for snippet in snippets) > 20
     plain = without + json.dumps(Page(without).data, ensure_ascii=False) + Page(without).text
     assert [snippet for snippet in snippets if snippet in plain] == []
-    # Ids of tokens would be lists of whole numbers beyond what histograms have.
-    ids = {str(value) for value in read(run / "dataset/data")["input_ids"].to_pylist()[0] if value > 2000}
-    numbers = re.findall(r"\d+", json.dumps(Page(without).data["columns"]) + Page(without).text)
-    assert not ids <= set(numbers)
+    rows_of_ids = [one["tokens"]["ids"] for one in found.conversations]
+    pairs = {f"{a},{b}" for ids in rows_of_ids for a, b in pairwise(ids) if min(a, b) > 999}
+    assert sum(pair in with_text.replace(", ", ",") for pair in pairs) == len(pairs) > 20
+    assert [pair for pair in pairs if pair in without.replace(", ", ",")] == []
     assert Page(without).conversations == []
     assert "may be passed on" in Page(without).text
 
@@ -155,16 +159,18 @@ def test_copies_are_a_cluster(run: Path, shown: Page) -> None:
     copies = [f"copy-{n} {'exact_duplicate' if n else 'kept'}" for n in range(COPIES)]
     assert all(copy in text for copy in copies)
     assert {f"copy-{n}" for n in range(1, COPIES)} <= set(dropped)
-    alike = int(re.search(r"(\d+) prompts are in (\d+) clusters", text)[1])  # type: ignore[index]
-    clusters = int(re.search(r"(\d+) prompts are in (\d+) clusters", text)[2])  # type: ignore[index]
-    assert alike - clusters == len(dropped)
+    sizes = [size for size in read(run / "dedupe")["cluster_size"].to_pylist() if size > 1]
+    assert f"{sum(sizes)} prompts are in {len(sizes)} clusters" in text
+    without = clusters(open_place(str(run)), with_text=False)
+    assert without is not None
+    assert {member["text"] for cluster in without["largest"] for member in cluster["members"]} == {None}
 
 
 def test_text_of_strangers_is_no_markup(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(page, "samples", lambda *_: [{"sample_id": CANARY, "messages": [], "tokens": {}, "cut": None}])
-    monkeypatch.setattr(page, "clusters", lambda *_, **__: {
-        "clusters": 1, "prompts": 2, "sizes": [[2, 1]],
-        "largest": [{"id": CANARY, "size": 2, "members": [{"id": CANARY, "reason": None, "text": CANARY}]}]})  # fmt: skip
+    largest = {"id": CANARY, "size": 2, "members": [{"id": CANARY, "reason": None, "text": CANARY}]}
+    found = {"clusters": 1, "prompts": 2, "sizes": [[2, 1]], "largest": [largest]}
+    monkeypatch.setattr(page, "clusters", lambda *_, **__: found)
     report.write(str(run), str(tmp_path / "report.html"))
     html = (tmp_path / "report.html").read_text()
     assert "<script>document" not in html
@@ -181,7 +187,9 @@ def test_the_policy_allows_its_own_scripts_and_nothing_else(run: Path, shown: Pa
     assert "http" not in shown.policy
 
 
-def test_a_large_report_loses_conversations(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shown: Page) -> None:  # fmt: skip
+def test_a_large_report_loses_conversations(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shown: Page
+) -> None:
     size = (run / "report.html").stat().st_size
     monkeypatch.setattr(page, "MOST_BYTES", size - 20_000)
     report.write(str(run), str(tmp_path / "report.html"))
@@ -238,7 +246,7 @@ def test_a_report_that_fails_does_not_fail_the_run(
     cli._report_of_run(Config.model_validate(raw_config), {})
     line = capsys.readouterr().err
     assert line.count("\n") == 1
-    assert re.match(r"report: +not written \(RuntimeError at test_report.py:\d+\); `stillhouse report \S+` tries again", line)  # fmt: skip
+    assert re.match(r"report: +not written \(RuntimeError at test_report.py:\d+\); `stillhouse report \S+` tries", line)
     assert "somebody" not in line
 
 
