@@ -84,9 +84,9 @@ class Columns:
 
     def batches(self, columns: Sequence[str], rows: int = 1 << 16) -> Iterator[pa.RecordBatch]:
         """The same, some rows at a time."""
-        yield from self._asked(
-            lambda: self._parquet.iter_batches(rows, columns=self._known(columns), use_threads=False)
-        )
+        batches = self._asked(lambda: self._parquet.iter_batches(rows, columns=self._known(columns), use_threads=False))
+        while (batch := self._asked(lambda: next(batches, None))) is not None:
+            yield batch
 
     def group(self, number: int, columns: Sequence[str]) -> pa.Table:
         """Some columns of one row group."""

@@ -3,6 +3,7 @@ object store. Whatever looks at rows begins here."""
 
 import contextlib
 import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
@@ -68,8 +69,14 @@ class Place:
         return next(reversed(self.stages), None)
 
     def open(self, key: str) -> Columns:
-        """A file of `stages` or `ledger`, to be read in parts."""
+        """A file of `stages` or `ledger`, to be read in parts. Raises `DamagedError`."""
         return Columns(self.folder, key, self.sizes.get(key))
+
+    def open_all(self, files: Sequence[str]) -> Iterator[tuple[str, Columns]]:
+        """Those that can be opened, one after the other; the others are damaged, which `inspect` says elsewhere."""
+        for key in files:
+            with contextlib.suppress(DamagedError):
+                yield key, self.open(key)
 
 
 def open_place(path: str) -> Place:

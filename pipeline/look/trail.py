@@ -9,7 +9,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from stillhouse.pipeline.folder.columns import Columns
 from stillhouse.pipeline.look.conversation import HEAVY, TEXT, scalars
 from stillhouse.pipeline.look.place import STAGES, Place, shard_of
 
@@ -24,7 +23,7 @@ def trail(place: Place, row_id: str) -> list[dict[str, Any]]:
 
     {"stage", "file": key in `place.folder`, "row": its number in that file,
      "status": "kept", "dropped" (the file is then the ledger's), or "missing": the stage has not done it yet, or its
-               files are not here (file and row are null),
+               file is not here or damaged (file and row are null),
      "reason": why it was dropped, else null,
      "columns": its scalar columns there (`conversation.scalars`); of a ledger its scores too, as scores.<label>}
 
@@ -67,8 +66,7 @@ def _find(place: Place, row_id: str) -> tuple[str, str, str | None] | None:
         for files in (place.stages, place.ledger):
             keys = files.get(stage, [])
             with ThreadPoolExecutor(NUM_READERS) as pool:
-                columns = pool.map(lambda key: _column(place.open(key), "prompt_id"), keys)
-                ids = list(zip(keys, columns, strict=True))
+                ids = [pair for pairs in pool.map(lambda key: _prompt_ids(place, key), keys) for pair in pairs]
             for wanted, sample_id in ((row_id, None), (prompt_of_sample, row_id)):
                 for key, column in ids if wanted else []:
                     if pc.any(pc.equal(column, wanted)).as_py():
@@ -76,10 +74,10 @@ def _find(place: Place, row_id: str) -> tuple[str, str, str | None] | None:
     return None
 
 
-def _column(columns: Columns, name: str) -> pa.ChunkedArray:
-    """A column of strings; empty where the file has none of the name."""
-    table = columns.read([name])
-    return table.column(name) if name in table.column_names else pa.chunked_array([], pa.string())
+def _prompt_ids(place: Place, key: str) -> list[tuple[str, pa.ChunkedArray]]:
+    """The file and its prompt ids; nothing where it has none, as exports do."""
+    tables = [columns.read(["prompt_id"]) for _, columns in place.open_all([key])]
+    return [(key, table.column("prompt_id")) for table in tables if "prompt_id" in table.column_names]
 
 
 def _rows(
@@ -87,10 +85,8 @@ def _rows(
 ) -> list[tuple[str, int, dict[str, Any]]]:
     """Key, row and columns of what a stage's shard, or its part of the ledger, holds of a prompt or sample."""
     found = []
-    for key in files.get(stage, []):
-        if shard_of(key, stage if files is place.stages else "") != shard:
-            continue
-        columns = place.open(key)
+    of_shard = [key for key in files.get(stage, []) if shard_of(key, stage if files is place.stages else "") == shard]
+    for key, columns in place.open_all(of_shard):
         ids = columns.read(["prompt_id", "sample_id"])
         is_it = pc.equal(ids.column("prompt_id"), prompt_id)
         if sample_id is not None and "sample_id" in ids.column_names:

@@ -39,7 +39,7 @@ def test_sql_of_the_pages_runs(
     snippet: snippets.Snippet, after_make_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(after_make_run)
-    assert duckdb.sql(snippet.text).fetchall()
+    assert duckdb.execute(snippet.text).fetchall()
 
 
 def test_the_card_loads_its_dataset(after_make_run: Path, tmp_path: Path) -> None:

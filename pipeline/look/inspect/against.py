@@ -57,27 +57,34 @@ def _answers(
 ) -> tuple[dict[str, int] | None, list[dict[str, Any]]]:
     if stage is None or other_stage is None:
         return None, []
-    pairs = ((place, stage), (other, other_stage))
-    if any("prompt_id" not in p.open(p.stages[s][0]).schema.names for p, s in pairs):  # exports have none
+    here, there = _prompt_ids(place, stage), _prompt_ids(other, other_stage)
+    if here is None or there is None:
         return None, []
-    here, there = ([p.open(key).read(["prompt_id"]).column(0) for key in p.stages[s]] for p, s in pairs)
-    unique_here, unique_there = (pc.drop_null(pc.unique(_joined(columns))) for columns in (here, there))
+    unique_here, unique_there = (pc.drop_null(pc.unique(_joined(ids))) for ids in (here, there))
     both = unique_here.filter(pc.is_in(unique_here, value_set=unique_there))
     counts = {"both": len(both), "only_here": len(unique_here) - len(both), "only_there": len(unique_there) - len(both)}
     chosen = np.sort(np.random.default_rng(seed).choice(len(both), min(number, len(both)), replace=False))
     return counts, [
-        {"prompt_id": i, "conversations": [_first(place, stage, here, i), _first(other, other_stage, there, i)]}
+        {"prompt_id": i, "conversations": [_first(place, here, i), _first(other, there, i)]}
         for i in both.take(pa.array(chosen)).to_pylist()
     ]
 
 
-def _joined(columns: list[pa.ChunkedArray]) -> pa.ChunkedArray:
-    return pa.chunked_array([chunk for column in columns for chunk in column.chunks], pa.string())
+def _prompt_ids(place: Place, stage: str) -> dict[str, pa.ChunkedArray] | None:
+    """Of each file of a stage, by key; None where they have none, as exports do."""
+    tables = {key: columns.read(["prompt_id"]) for key, columns in place.open_all(place.stages[stage])}
+    if any(not table.column_names for table in tables.values()):
+        return None
+    return {key: table.column(0) for key, table in tables.items()}
 
 
-def _first(place: Place, stage: str, ids: list[pa.ChunkedArray], prompt_id: str) -> dict[str, Any]:
-    """The first row of a prompt in a stage whose files have these prompt ids."""
-    for key, column in zip(place.stages[stage], ids, strict=True):
+def _joined(ids: dict[str, pa.ChunkedArray]) -> pa.ChunkedArray:
+    return pa.chunked_array([chunk for column in ids.values() for chunk in column.chunks], pa.string())
+
+
+def _first(place: Place, ids: dict[str, pa.ChunkedArray], prompt_id: str) -> dict[str, Any]:
+    """The first row of a prompt, in files that have these prompt ids."""
+    for key, column in ids.items():
         row = pc.index(column, prompt_id).as_py()
         if row >= 0:
             columns = place.open(key)

@@ -21,10 +21,10 @@ def at_random(place: Place, stage: str, number: int, seed: int) -> list[dict[str
     """`number` rows of a stage, each as likely, the same for the same seed, in the order of the files; as
     `conversation` without tokens. Reads the row groups that they are in, without the columns of tokens."""
     files = [key for key in place.stages[stage] if key.endswith(".parquet")]
-    counts = [place.open(key).num_rows for key in files]
+    counts = {key: columns.num_rows for key, columns in place.open_all(files)}
     found = []
-    for i, rows in _drawn(counts, number, seed):
-        columns = place.open(files[i])
+    for i, rows in _drawn([*counts.values()], number, seed):
+        columns = place.open([*counts][i])
         table = columns.rows(rows, [name for name in columns.schema.names if name not in HEAVY])
         found += [conversation(table, row, None) for row in range(table.num_rows)]
     return found

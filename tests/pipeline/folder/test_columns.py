@@ -105,4 +105,6 @@ def test_damaged_pages_are_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     columns = Columns(folder, "data/x.parquet")
     with pytest.raises(DamagedError, match="is damaged"):
         columns.read(["heavy"])
+    with pytest.raises(DamagedError, match="is damaged"):
+        list(columns.batches(["heavy"]))
     assert columns.rows([0]).column("number").to_pylist() == [0]

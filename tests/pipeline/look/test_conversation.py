@@ -22,7 +22,7 @@ def expected_tokens(row: dict[str, Any], number: int) -> dict[str, Any]:
     if "target_ids" in row:
         ids, lengths = list(row["target_ids"]), row["target_lengths"]
         if "target_gaps" in row:
-            values = []
+            values: list[float] = []
             for length in lengths:
                 steps = 0
                 for gap in row["target_gaps"][len(values) : len(values) + length]:
