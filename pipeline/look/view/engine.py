@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from stillhouse.pipeline.errors import DamagedError
 from stillhouse.pipeline.look.view.columns import quoted
 
 MEMORY = "1GB"
@@ -40,7 +41,8 @@ class Engine:
     """Views by name over lists of files. Use one `asking` for each request."""
 
     def __init__(self, files: Mapping[str, list[str]], filesystem: Any = None) -> None:
-        """`files` are paths that DuckDB can open, or that `filesystem` (fsspec) can."""
+        """`files` are paths that DuckDB can open, or that `filesystem` (fsspec) can. Raises `DamagedError` where the
+        first of a list is no Parquet file."""
         self._database = duckdb.connect(config={"python_enable_replacements": "false"})
         run = self._database.execute
         if filesystem is not None:
@@ -63,7 +65,12 @@ class Engine:
             if not listed:
                 continue
             scan = f"read_parquet([{', '.join(map(_literal, listed))}])"
-            run(f"CREATE VIEW {quoted(name)} AS SELECT * FROM {scan}")
+            try:
+                run(f"CREATE VIEW {quoted(name)} AS SELECT * FROM {scan}")
+            except duckdb.Error:  # this opens the first file alone
+                raise DamagedError(
+                    f"{listed[0]}: is damaged or no Parquet file; run again to make it again, or view another stage alone"
+                ) from None
             run(f"CREATE VIEW {located(name)} AS SELECT *, file_index, file_row_number FROM {scan}")
         run("SET lock_configuration = true")
 

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from stillhouse.pipeline.errors import DamagedError
 from stillhouse.pipeline.folder import shard
 from stillhouse.pipeline.folder.columns import Columns
 from stillhouse.pipeline.folder.shard import ShardInfo
@@ -252,6 +253,19 @@ def test_a_file_that_goes_is_said(finished: Command, tmp_path: Path) -> None:
         shutil.rmtree(run / "screen")
         assert viewer("rows", expect=400, stage="screen")["error"]
         assert viewer("row", expect=400, stage="screen", row="00001:0")["error"]
+
+
+def test_damaged_files_are_named(finished: Command, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished.run_dir, run)
+    first, *_, last = sorted((run / "screen").glob("*.parquet"))
+    last.write_bytes(last.read_bytes()[:-40])
+    with viewing(run) as viewer:
+        assert last.name in viewer("rows", expect=400, stage="screen")["error"]
+        assert viewer("rows", stage="dedupe")["total"]
+    first.write_bytes(b"")
+    with pytest.raises(DamagedError, match=first.name):
+        View(open_place(str(run)))
 
 
 def test_failures_quote_nobody(
