@@ -69,7 +69,7 @@ class Engine:
                 run(f"CREATE VIEW {quoted(name)} AS SELECT * FROM {scan}")
             except duckdb.Error:  # this opens the first file alone
                 raise DamagedError(
-                    f"{listed[0]}: is damaged or no Parquet file; run again to make it again, or view another stage alone"
+                    f"{listed[0]}: is damaged or no Parquet file; run again to make it anew, or view another stage"
                 ) from None
             run(f"CREATE VIEW {located(name)} AS SELECT *, file_index, file_row_number FROM {scan}")
         run("SET lock_configuration = true")
