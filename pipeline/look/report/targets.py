@@ -62,8 +62,9 @@ def _of_top_k(found: dict[str, Any], targets: dict[str, Any]) -> tuple[str, list
     if level != "good":
         which = [f"{percent(GOOD_MEDIAN)} in the median"] if median > GOOD_MEDIAN else []
         which += [f"{percent(GOOD_TAIL)} at 19 tokens in 20"] if most > GOOD_TAIL else []
+        larger = "top_k" if targets.get("top_p", 1.0) >= 1.0 else "top_p"
         sentences.append(
-            f"Good would be at most {' and '.join(which)}: a larger targets.top_k comes closer, and targets.method "
+            f"Good would be at most {' and '.join(which)}: a larger targets.{larger} comes closer, and targets.method "
             "sampled has no such error."
         )
     return level, sentences
