@@ -1,5 +1,5 @@
-"""The command: `stillhouse check | run | status CONFIG`, `inspect PATH`, `report RUN`, `export RUN --to LAYOUT`,
-`verify FOLDER`.
+"""The command: `stillhouse check | run | status CONFIG`, `inspect PATH`, `report RUN`, `view PATH`,
+`export RUN --to LAYOUT`, `verify FOLDER`.
 
 Exit codes: 0 done, 1 failed, 2 bad configuration or usage, 3 finished with shards set aside, 130 interrupted.
 Standard output holds the result as JSON with `--json`, and nothing else; what people read goes to standard error.
@@ -66,6 +66,7 @@ def main(argv: Sequence[str] | None = None, results: TextIO | None = None, *, is
         "export": _export,
         "verify": _verify,
         "report": _report,
+        "view": _view,
     }
     command = commands[arguments.command]
     if is_process and arguments.command != "run":  # Ray Data may want pandas
@@ -148,6 +149,12 @@ def _parser() -> argparse.ArgumentParser:
     inspect.add_argument("--row", metavar="ID", help="walk a prompt or sample through every stage, token by token")
     inspect.add_argument("--tokenizer", metavar="MODEL", help="folder or hub id, where the teacher is not found")
     inspect.add_argument("--against", metavar="OTHER", help="compare with another run or dataset; --samples N answers")
+    text = "look at rows in a browser: a page for this machine alone, over the files as they are"
+    view = commands.add_parser("view", help=text, description=text, allow_abbrev=False)
+    view.add_argument("path", help="run, stage's folder, dataset, export or one shard")
+    view.add_argument("--port", type=_positive, help="of 127.0.0.1 (default: 8427, or a free one)")
+    view.add_argument("--no-browser", action="store_true", help="only print the address, also on a desktop")
+    view.add_argument("--tokenizer", metavar="MODEL", help="folder or hub id of it (default: the run's teacher)")
     for command in (export, verify):
         command.add_argument("--workers", type=_positive, help="processes (default: one for each core)")
     for command in commands.choices.values():
@@ -293,3 +300,9 @@ def _report(arguments: argparse.Namespace) -> tuple[dict[str, Any], int]:
     result = report.write(arguments.run, arguments.output, with_text=not arguments.no_text)
     console.message(f"report: {result['report']} ({result['bytes'] / 1e6:.1f} MB)")
     return result, 0
+
+
+def _view(arguments: argparse.Namespace) -> tuple[dict[str, Any], int]:
+    from stillhouse.pipeline.look.view.serve import serve
+
+    return serve(arguments.path, arguments.port, arguments.tokenizer, may_open_browser=not arguments.no_browser), 0

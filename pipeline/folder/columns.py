@@ -19,7 +19,7 @@ _READ_BYTES = 64 << 10
 """Read at least: narrow columns lie side by side, and an object store takes as long for one of them as for all."""
 
 
-class _File(io.RawIOBase):
+class PartsOfFile(io.RawIOBase):
     """A file of a folder, of which only the parts that are asked for are read, and what is right behind them."""
 
     def __init__(self, folder: Folder, key: str, size: int) -> None:
@@ -69,7 +69,7 @@ class Columns:
         self._parquet = self._asked(
             # Arrow's threads must never hold a file of Python's: one that lets go of it while the interpreter ends
             # aborts the process. So nothing is read ahead, and columns are decoded one after the other.
-            lambda: pq.ParquetFile(_File(folder, key, size), pre_buffer=False, page_checksum_verification=True)
+            lambda: pq.ParquetFile(PartsOfFile(folder, key, size), pre_buffer=False, page_checksum_verification=True)
         )
         self.metadata: Any = self._parquet.metadata
         self.schema: pa.Schema = self._parquet.schema_arrow.remove_metadata()

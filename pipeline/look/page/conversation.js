@@ -256,7 +256,7 @@ const renderConversation = (() => {
     return [line, begin];
   }
 
-  return function renderConversation(element, conversation) {
+  function renderConversation(element, conversation) {
     numDrawn += 1;
     element.classList.add("conversation");
     const panel = make("div", "panel");
@@ -274,5 +274,8 @@ const renderConversation = (() => {
     element.replaceChildren(messages(conversation), legend(), make("p", "hint", hint), tokens, columns(conversation));
     begin();
     panel.setAttribute("aria-live", "polite"); // what is shown first is no news
-  };
+  }
+  // renderConversation.text(text, className, breaks): somebody's text as an element, for pages that show it elsewhere.
+  renderConversation.text = bdi;
+  return renderConversation;
 })();
