@@ -16,7 +16,7 @@ from stillhouse.schemas.config.data import (
     ScreenConfig,
     SourceConfig,
 )
-from stillhouse.schemas.config.identity import config_hash, deciding_values, differing_keys
+from stillhouse.schemas.config.identity import config_hash, deciding_values, differing_keys, values_hash
 from stillhouse.schemas.config.load import absolute, load
 from stillhouse.schemas.config.run import Config, ResourcesConfig, WorkersConfig
 from stillhouse.schemas.config.section import ConfigError, Section, checked_location, is_local_path
@@ -48,4 +48,5 @@ __all__ = [
     "differing_keys",
     "is_local_path",
     "load",
+    "values_hash",
 ]

@@ -35,7 +35,12 @@ def deciding_values(config: Config) -> dict[str, Any]:
 
 def config_hash(config: Config) -> str:
     """sha256 (hex) of `deciding_values` as canonical JSON."""
-    return hashlib.sha256(json.dumps(deciding_values(config), sort_keys=True).encode()).hexdigest()
+    return values_hash(deciding_values(config))
+
+
+def values_hash(values: Mapping[str, Any]) -> str:
+    """`config_hash` of `deciding_values`, which a manifest keeps."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def differing_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

@@ -1,0 +1,90 @@
+"""Do rows belong to their tokens? Judged on the numbers, where nothing exact is at hand.
+
+Two tests of sums. Both are bounds and no approximations (Bernstein's inequality for martingales, Freedman 1975): on
+right data they raise an alarm at most as often as stated.
+
+- `own_token`, `is_misaligned`: a token drawn from a distribution q has on average the probability sum q^2 there. Rows
+  that belong to other tokens give theirs far less. Tokens drawn at a lower temperature have more, so the test is right
+  for every temperature up to 1, and for top-p, top-k and min-p.
+- `disagree`: of D draws the token written gets D times its own log-probability's share.
+
+Shape legend: S rows (supervised tokens), K targets per row.
+"""
+
+import numpy as np
+import numpy.typing as npt
+
+from stillhouse.schemas.tables import IGNORE_INDEX
+from stillhouse.stages.layouts.records import Conversation
+
+LOG_ROW = float(np.log(1e9))
+"""A right conversation, file or export is taken for a wrong one at most once in 1e9."""
+LOG_TOKEN = float(np.log(1e12))
+"""The same for a single token."""
+MIN_TOKENS = 100
+"""With fewer supervised tokens than these, rows are not compared with their neighbours: those might win by chance."""
+SLACK = 0.01
+"""Of an expectation: what the arithmetic of an engine may be off."""
+
+
+def own_token(row: Conversation, *, is_draws: bool, is_normalised: bool) -> npt.NDArray[np.float64]:
+    """Sums over the rows of a conversation: the probability that its own token is expected to have at least, the
+    variance of that, and the probability that it has.
+
+    With `is_draws` `probs` are frequencies of draws, whose squares are too large by chance; with `is_normalised` they
+    were divided by their sum, which is taken to be at least a half on average.
+    """
+    probs_SK = row.probs
+    found_S = given_to_own(row)
+    square_S, cube_S = (probs_SK**2).sum(axis=1), (probs_SK**3).sum(axis=1)
+    if is_draws:
+        smallest = probs_SK[probs_SK > 0].min(initial=1.0)
+        num_draws = max(1.0 / smallest, 2.0)  # or fewer than there were, which expects less
+        square_S = np.clip((num_draws * square_S - 1) / (num_draws - 1), 0.0, 1.0)
+        variance_S = 2 * np.maximum(square_S * (1 - square_S), 1 / num_draws)
+    elif is_normalised:
+        square_S, variance_S = square_S / 2, cube_S
+    else:
+        variance_S = np.maximum(cube_S - square_S**2, 0.0)
+    return np.array([square_S.sum() * (1 - SLACK), variance_S.sum(), found_S.sum()])
+
+
+def is_misaligned(surplus: npt.NDArray[np.float64]) -> bool:
+    """Whether a sum of `own_token` is too low for rows that belong to their tokens."""
+    expected, variance, found = surplus.tolist()
+    return bool(_exceeds(expected - found, variance, LOG_ROW))
+
+
+def disagree(counts_S: npt.NDArray[np.float64], probs_S: npt.NDArray[np.float64], num_draws: int) -> int:
+    """How many tokens were drawn too seldom or too often for `counts_S` of `num_draws` draws with probabilities
+    `probs_S`; where only their sum was, all."""
+    expected_S = num_draws * probs_S
+    variance_S = expected_S * (1 - np.minimum(probs_S, 1.0))
+    off_S = np.abs(counts_S - expected_S) - SLACK * expected_S
+    wrong_S = _exceeds(off_S, variance_S, LOG_TOKEN)
+    off = abs(float((counts_S - expected_S).sum())) - SLACK * float(expected_S.sum())
+    is_wrong = bool(_exceeds(off, variance_S.sum(), LOG_ROW, num_draws))
+    return int(wrong_S.sum()) or (len(counts_S) if is_wrong else 0)
+
+
+def _exceeds(
+    off: npt.ArrayLike, variance: npt.ArrayLike, log_rarity: float, largest: float = 1.0
+) -> npt.NDArray[np.bool_]:
+    """Whether a sum that is off its expectation by `off` is rarer than exp(-log_rarity), of terms below `largest`."""
+    off, variance = np.asarray(off), np.asarray(variance)
+    return np.asarray((off > 0) & (off**2 > 2 * log_rarity * (variance + largest * off / 3)))
+
+
+def given_to_own(row: Conversation, shift: int = 0) -> npt.NDArray[np.float64]:
+    """[S] the probability that each row gives to the token which it is to predict, or `shift` tokens further; 0 where
+    there is none."""
+    at = np.flatnonzero(row.is_row) + 1 + shift
+    is_inside = (at >= 0) & (at < len(row.input_ids))
+    tokens = np.where(is_inside, row.input_ids[np.clip(at, 0, len(row.input_ids) - 1)], IGNORE_INDEX)
+    return np.asarray((row.probs * (row.ids == tokens[:, None])).sum(axis=1))
+
+
+def tried_shifted(row: Conversation) -> tuple[npt.NDArray[np.float64], int]:
+    """Sums of what rows give to the tokens before, at and after the one that they are to predict, and of how many."""
+    sums = [given_to_own(row, shift).sum() for shift in (-1, 0, 1)]
+    return np.array(sums), int(row.is_row.sum())
