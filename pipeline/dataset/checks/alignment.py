@@ -1,15 +1,17 @@
 """Do rows belong to their tokens? Judged on the numbers, where nothing exact is at hand.
 
-Two tests of sums. Both are bounds and no approximations (Bernstein's inequality for martingales, Freedman 1975): on
-right data they raise an alarm at most as often as stated.
+Two tests, both by bounds and not by approximations: on right data they raise an alarm at most as often as stated.
 
 - `own_token`, `is_misaligned`: a token drawn from a distribution q has on average the probability sum q^2 there. Rows
-  that belong to other tokens give theirs far less. Tokens drawn at a lower temperature have more, so the test is right
-  for every temperature up to 1, and for top-p, top-k and min-p.
-- `disagree`: of D draws the token written gets D times its own log-probability's share.
+  that belong to other tokens give theirs far less. The bound is Bernstein's for martingales (Freedman 1975). Tokens
+  drawn at a lower temperature have more on average, so an alarm means the same at every temperature up to 1, and with
+  top-p, top-k and min-p.
+- `rarity`, `are_rare`: draws hold the token written as often as its log-probability says. The bound is Chernoff's.
 
 Shape legend: S rows (supervised tokens), K targets per row.
 """
+
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -52,27 +54,26 @@ def own_token(row: Conversation, *, is_draws: bool, is_normalised: bool) -> npt.
 def is_misaligned(surplus: npt.NDArray[np.float64]) -> bool:
     """Whether a sum of `own_token` is too low for rows that belong to their tokens."""
     expected, variance, found = surplus.tolist()
-    return bool(_exceeds(expected - found, variance, LOG_ROW))
+    missing = expected - found
+    return bool(missing > 0 and missing**2 > 2 * LOG_ROW * (variance + missing / 3))
 
 
-def disagree(counts_S: npt.NDArray[np.float64], probs_S: npt.NDArray[np.float64], num_draws: int) -> int:
-    """How many tokens were drawn too seldom or too often for `counts_S` of `num_draws` draws with probabilities
-    `probs_S`; where only their sum was, all."""
-    expected_S = num_draws * probs_S
-    variance_S = expected_S * (1 - np.minimum(probs_S, 1.0))
-    off_S = np.abs(counts_S - expected_S) - SLACK * expected_S
-    wrong_S = _exceeds(off_S, variance_S, LOG_TOKEN)
-    off = abs(float((counts_S - expected_S).sum())) - SLACK * float(expected_S.sum())
-    is_wrong = bool(_exceeds(off, variance_S.sum(), LOG_ROW, num_draws))
-    return int(wrong_S.sum()) or (len(counts_S) if is_wrong else 0)
+def rarity(counts_S: npt.NDArray[np.float64], probs_S: npt.NDArray[np.float64], num_draws: int) -> npt.NDArray[Any]:
+    """[S] how rare it is to draw a token as seldom as `counts_S` times in `num_draws` draws with probability `probs_S`:
+    minus the logarithm of Chernoff's bound, at least 0, and above x with a probability of at most exp(-x)."""
+    probs_S = np.clip(probs_S, 1e-9, 1.0) * (1 - SLACK)
+    found_S = counts_S / num_draws
+    with np.errstate(divide="ignore", invalid="ignore"):
+        drawn_S = np.where(found_S > 0, found_S * np.log(found_S / probs_S), 0.0)
+        others_S = np.where(found_S < 1, (1 - found_S) * np.log((1 - found_S) / (1 - probs_S)), 0.0)
+    return np.where(found_S < probs_S, num_draws * (drawn_S + others_S), 0.0)
 
 
-def _exceeds(
-    off: npt.ArrayLike, variance: npt.ArrayLike, log_rarity: float, largest: float = 1.0
-) -> npt.NDArray[np.bool_]:
-    """Whether a sum that is off its expectation by `off` is rarer than exp(-log_rarity), of terms below `largest`."""
-    off, variance = np.asarray(off), np.asarray(variance)
-    return np.asarray((off > 0) & (off**2 > 2 * log_rarity * (variance + largest * off / 3)))
+def are_rare(rarities_S: npt.NDArray[np.float64]) -> bool:
+    """Whether `rarity` of the tokens of a row or file is more than chance gives: their sum is at most that of as many
+    exponential variables, whose tail has Chernoff's bound too."""
+    S, total = len(rarities_S), float(rarities_S.sum())
+    return bool(S and total > S and total - S - S * np.log(total / S) > LOG_ROW)
 
 
 def given_to_own(row: Conversation, shift: int = 0) -> npt.NDArray[np.float64]:

@@ -210,8 +210,8 @@ def _compare(row: Conversation, source: dict[str, Any], targets: Targets, layout
     wrong_RK = off_RK > ABSOLUTE + RELATIVE * np.abs(logs)
     if wrong_RK.any():
         raise RowError(
-            f"probabilities of {int(wrong_RK.any(axis=1).sum())} of {len(found_RK)} tokens are not the dataset's, by up "
-            f"to {off_RK.max():.4g} nats"
+            f"probabilities of {int(wrong_RK.any(axis=1).sum())} of {len(found_RK)} tokens are not the dataset's, by "
+            f"up to {off_RK.max():.4g} nats"
         )
 
 

@@ -39,6 +39,8 @@ class Findings:
     num_shifted: int = 0
     surplus: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros(3))
     """Sums over tokens of `alignment.own_token`: expected, variance, found."""
+    rarity: list[npt.NDArray[np.float64]] = field(default_factory=list)
+    """Of one file: `alignment.rarity` of each row."""
     row_digests: npt.NDArray[np.uint64] = field(default_factory=lambda: np.zeros(0, np.uint64))
     """[rows] of sample ids, or of an export's whole rows."""
     sample_ids: list[str] = field(default_factory=list)
@@ -79,7 +81,7 @@ class Findings:
             sample = f" (sample {self.sample_ids[row]})" if row < len(self.sample_ids) else ""
             others = f"; the same is wrong in {count - 1:,} more of its {self.rows:,} rows" if count > 1 else ""
             self.problem(f"{self.name} row {row}{sample}: {text}{others}")
-        self._alike, self.sample_ids = {}, []
+        self._alike, self.sample_ids, self.rarity = {}, [], []
 
     def add(self, other: "Findings") -> None:
         self.rows += other.rows

@@ -88,6 +88,12 @@ def check_published(table: pa.Table, manifest: dict[str, Any], words: Words | No
             except RowError as error:
                 findings.row_problem(i, str(error))
                 is_right[i] = False
+    rarities = np.concatenate(findings.rarity or [np.zeros(0)])
+    if alignment.are_rare(rarities) and not findings.has_bad_rows:
+        findings.file_problem(
+            f"draws hold the {len(rarities):,} tokens written more seldom than token_logprobs say; rows belong to other "
+            "tokens"
+        )
     for i in np.flatnonzero(is_right).tolist() if words is not None else []:
         assert words is not None
         try:
@@ -187,8 +193,10 @@ def _check_targets(row: dict[str, Any], targets: Targets, kind: Kind, settings: 
         probs_S = np.exp(written_S)
         # A token outside of the K has no draws where they were taken from the K; one of more than 1/K is inside.
         judged_S = settings.draws_are_whole | (probs_S > 1 / (settings.top_k + 1))
-        D = settings.num_draws
-        wrong = alignment.disagree((own_S * D)[judged_S], probs_S[judged_S], D)
+        rarity_S = alignment.rarity((own_S * settings.num_draws)[judged_S], probs_S[judged_S], settings.num_draws)
+        findings.rarity.append(rarity_S)
+        wrong = int((rarity_S > alignment.LOG_TOKEN).sum())
+        wrong = wrong or (len(rarity_S) if alignment.are_rare(rarity_S) else 0)
     if wrong:
         raise RowError(
             f"{kind}s disagree with token_logprobs about {wrong} of {len(own_S)} tokens written; "
