@@ -80,7 +80,7 @@ def verify(
     parts = list(in_processes(_verify_file, tasks, num_workers))
     for part in parts:
         total.add(part)
-    left = [part for part in parts if not part.is_left_out]
+    left = [*{part.name: part for part in parts if not part.is_left_out}.values()]  # a file may be listed twice
     together.check_columns_alike(left, total)
     together.check_repeated(left, folder, prefix, layout is not None, total)
     together.check_counts(manifest, total)

@@ -91,8 +91,8 @@ def check_published(table: pa.Table, manifest: dict[str, Any], words: Words | No
     rarities = np.concatenate(findings.rarity or [np.zeros(0)])
     if alignment.are_rare(rarities) and not findings.has_bad_rows:
         findings.file_problem(
-            f"draws hold the {len(rarities):,} tokens written more seldom than token_logprobs say; rows belong to other "
-            "tokens"
+            f"draws hold the {len(rarities):,} tokens written more seldom than token_logprobs say; rows belong to "
+            "other tokens"
         )
     for i in np.flatnonzero(is_right).tolist() if words is not None else []:
         assert words is not None

@@ -77,7 +77,8 @@ class Words:
         if not len(differs) and len(found) == len(asked):
             return
         at = int(differs[0]) if len(differs) else shared
-        if at < len(found) and int(found[at]) in self._control_ids:
+        num_control, num_asked = (int(np.isin(ids, [*self._control_ids]).sum()) for ids in (found, asked))
+        if at < len(found) and int(found[at]) in self._control_ids and num_control > num_asked:
             raise RowError(f"token {place + at}, in what the user said, is a control token (id {found[at]})")
         raise RowError(
             f"the ids before answer {turn + 1} are not what the template makes of messages, from token {place + at} on "

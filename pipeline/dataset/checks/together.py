@@ -78,6 +78,7 @@ def check_counts(manifest: dict[str, Any], total: Findings) -> None:
     reviewed = manifest["stages"]["review"]["rows_out"]
     if reviewed != manifest["rows"]:
         total.problem(f"manifest.json: says {manifest['rows']:,} rows, and that review let {reviewed:,} pass")
+        return
     measured = manifest["fidelity"]["tokens"]
     if measured != manifest["target_tokens"]:
         total.problem(
