@@ -15,6 +15,7 @@ from stillhouse.pipeline.dataset.checks.alignment import MIN_TOKENS
 from stillhouse.pipeline.dataset.checks.exported import (
     check_exported,
     check_lines,
+    is_judged,
     misalignment,
     without_long,
 )
@@ -77,6 +78,12 @@ def verify(
     ]
     listed = [f"data/{name}" for name in folder.list(f"{prefix}data")]
     together.check_names(manifest, listed, source.manifest if source else None, total)
+    is_numeric = layout is not None and not load_layout(layout).is_jsonl
+    if is_numeric and source is None and not is_judged(manifest.get("sampling")):
+        total.not_checked.add(
+            "whether rows belong to their tokens was judged by neighbouring tokens alone: more needs a temperature of "
+            "at most 1, no repetition penalty, and an export that says so"
+        )
     parts = list(in_processes(_verify_file, tasks, num_workers))
     for part in parts:
         total.add(part)

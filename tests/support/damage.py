@@ -31,7 +31,7 @@ class Folder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.manifest = read_manifest(path)
-        self.layout = self.manifest.get("layout")
+        self.layout: str = self.manifest.get("layout", "")
 
     def file(self, number: int) -> Path:
         return self.path / str(self.manifest["files"][number]["file"])
@@ -95,8 +95,8 @@ class Folder:
         return held
 
 
-def num_tokens(row: Row, layout: str | None) -> int:
-    return int(row["num_target_tokens"]) if layout is None else len(positions(row, layout))
+def num_tokens(row: Row, layout: str) -> int:
+    return int(row["num_target_tokens"]) if not layout else len(positions(row, layout))
 
 
 def positions(row: Row, layout: str) -> list[int]:

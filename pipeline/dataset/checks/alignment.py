@@ -45,7 +45,9 @@ def own_token(row: Conversation, *, is_draws: bool, is_normalised: bool) -> npt.
         square_S = np.clip((num_draws * square_S - 1) / (num_draws - 1), 0.0, 1.0)
         variance_S = 2 * np.maximum(square_S * (1 - square_S), 1 / num_draws)
     elif is_normalised:
-        square_S, variance_S = square_S / 2, cube_S
+        # With a mass M in the row the variance is M cube - (M square)^2; the M that makes it largest:
+        mass_S = np.clip(cube_S / (2 * square_S**2), 0.5, 1.0)
+        square_S, variance_S = square_S / 2, mass_S * cube_S - (mass_S * square_S) ** 2
     else:
         variance_S = np.maximum(cube_S - square_S**2, 0.0)
     return np.array([square_S.sum() * (1 - SLACK), variance_S.sum(), found_S.sum()])

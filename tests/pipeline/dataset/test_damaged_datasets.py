@@ -74,6 +74,11 @@ def shift(row: Row, *also: str) -> None:
         row[name] = row[name][1:] + row[name][:1]
 
 
+def shift_all(rows: Rows) -> None:
+    for row in rows:
+        shift(row)
+
+
 def shift_draws(row: Row) -> None:
     first = row["draw_lengths"][0]
     for name in ("draw_ids", "draw_counts"):
@@ -214,7 +219,7 @@ DAMAGE: dict[str, tuple[Damage, str]] = {
     "an id twice": (in_row(lambda row: row["target_ids"].__setitem__(1, row["target_ids"][0])), ROW + ".*an id twice"),
     "a draw twice": (in_row(lambda row: row["draw_ids"].__setitem__(1, row["draw_ids"][0])), ROW + ".*an id twice"),
     "targets shifted": (
-        in_rows(lambda rows: [shift(row) for row in rows]),
+        in_rows(shift_all),
         ROW + f"targets {OTHERS}; the same is wrong in",
     ),
     "targets and their tokens shifted": (in_row(lambda row: shift(row, "token_logprobs")), ROW + f"targets {OTHERS}"),
