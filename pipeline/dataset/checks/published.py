@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from stillhouse.pipeline.dataset.checks import alignment
 from stillhouse.pipeline.dataset.checks.findings import Findings, RowError, digests
-from stillhouse.pipeline.dataset.checks.text import Words
+from stillhouse.pipeline.dataset.checks.text import Words, supervised_runs
 from stillhouse.schemas.tables import IGNORE_INDEX
 from stillhouse.schemas.targets import TAIL_FLOOR, Kind, Targets, decode
 from stillhouse.stages.layouts.records import Conversation, records
@@ -144,18 +144,16 @@ def _check_turns(row: dict[str, Any], settings: Settings) -> None:
     turns = roles[1:] if roles[:1] == ["system"] else roles
     if not turns or len(turns) % 2 or turns != ["user", "assistant"] * (len(turns) // 2):
         raise RowError(f"its {len(roles)} messages are not one of the user and one of the teacher in turn")
-    ours = row["labels"] != IGNORE_INDEX
-    edges = np.flatnonzero(np.diff(np.concatenate([[0], ours.astype(np.int8), [0]])))
-    row["starts"], row["ends"] = edges[::2], edges[1::2]  # of each answer's supervised tokens
+    starts, ends = supervised_runs(row["labels"])
     reasons = row["finish_reasons"]
-    if not len(turns) // 2 == len(row["starts"]) == len(reasons):
+    if not len(turns) // 2 == len(starts) == len(reasons):
         raise RowError(
-            f"{len(turns) // 2} answers in messages, {len(row['starts'])} in labels and {len(reasons)} finish_reasons"
+            f"{len(turns) // 2} answers in messages, {len(starts)} in labels and {len(reasons)} finish_reasons"
         )
     if reasons[-1] not in ("stop", "length") or any(reason != "stop" for reason in reasons[:-1]):
         raise RowError("finish_reasons are not stop of every answer, or length of the last one")
     if settings.max_tokens is not None:
-        lengths = row["ends"] - row["starts"]
+        lengths = ends - starts
         if lengths.max() > settings.max_tokens:
             raise RowError(f"an answer has {lengths.max()} tokens, and sampling.max_tokens is {settings.max_tokens}")
         if reasons[-1] == "length" and lengths[-1] != settings.max_tokens:

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from stillhouse.pipeline.dataset.checks.findings import RowError
 from stillhouse.pipeline.dataset.manifest import tokenizer_digests
 from stillhouse.schemas.config import Config, GenerateConfig, TeacherConfig
+from stillhouse.schemas.tables import IGNORE_INDEX
 from stillhouse.stages.teacher import TemplateError, chat
 from stillhouse.stages.teacher.channels import Channels, without_end
 from stillhouse.stages.teacher.thinking import Thinking
@@ -33,16 +34,17 @@ class Words:
 
     def check(self, row: dict[str, Any]) -> None:
         """Raises `RowError` where a row's messages and `input_ids` are not the same conversation. `row` is one of a
-        published table, with `starts` and `ends` [answers], the places of each answer's supervised tokens."""
+        published table, with as many runs of labels as the teacher has messages."""
         ids_T: npt.NDArray[np.int32] = row["input_ids"]
         messages, reasons = row["messages"], row["finish_reasons"]
         system = messages[0]["content"] if messages[0]["role"] == "system" else None
         questions = [message["content"] for message in messages if message["role"] == "user"]
         answers = [message for message in messages if message["role"] == "assistant"]
+        starts, ends = supervised_runs(row["labels"])
         done = 0
         for turn, answer in enumerate(answers):
             asked = self._asked(questions[: turn + 1], system, ids_T[:done])
-            start, end = int(row["starts"][turn]), int(row["ends"][turn])
+            start, end = int(starts[turn]), int(ends[turn])
             # Thinking that is kept without labels is the teacher's too.
             answer_start = done + len(asked) if self._thinking == "keep" else start
             self._compare(ids_T[done:answer_start], asked, turn, done)
@@ -78,7 +80,8 @@ class Words:
             return
         at = int(differs[0]) if len(differs) else shared
         num_control, num_asked = (int(np.isin(ids, [*self._control_ids]).sum()) for ids in (found, asked))
-        if at < len(found) and int(found[at]) in self._control_ids and num_control > num_asked:
+        is_users = self._thinking != "keep"  # else thinking may have come in, which has its own
+        if is_users and at < len(found) and int(found[at]) in self._control_ids and num_control > num_asked:
             raise RowError(f"token {place + at}, in what the user said, is a control token (id {found[at]})")
         raise RowError(
             f"the ids before answer {turn + 1} are not what the template makes of messages, from token {place + at} on "
@@ -94,6 +97,13 @@ class Words:
             raise RowError(
                 f"finish_reasons say length of an answer of {len(written)} tokens, which is {self._max_tokens} tokens"
             )
+
+
+def supervised_runs(labels_T: npt.NDArray[np.int32]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Where the runs of labels start and end [answers]: one is what is learned of an answer."""
+    ours = np.concatenate([[False], labels_T != IGNORE_INDEX, [False]])
+    edges = np.flatnonzero(ours[1:] != ours[:-1])
+    return edges[::2], edges[1::2]
 
 
 @functools.lru_cache(maxsize=1)

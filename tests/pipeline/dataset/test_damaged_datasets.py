@@ -3,7 +3,7 @@ and nothing else is told."""
 
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -256,9 +256,9 @@ DAMAGE: dict[str, tuple[Damage, str]] = {
 
 
 @pytest.fixture
-def dataset(exported: Path, tmp_path: Path) -> Iterator[Folder]:
+def dataset(exported: Path, tmp_path: Path) -> Folder:
     shutil.copytree(exported / "dataset", tmp_path / "dataset")
-    yield Folder(tmp_path / "dataset")
+    return Folder(tmp_path / "dataset")
 
 
 @pytest.mark.parametrize("kind", DAMAGE)
