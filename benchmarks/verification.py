@@ -1,6 +1,6 @@
-"""How fast `stillhouse verify` is: a run with real prompts and a teacher that costs nothing, verified as it is, exported
-to every layout, and verified with and without the dataset. CPU seconds of one process, after a first pass that loads
-the tokenizer.
+"""How fast `stillhouse verify` is: a run with real prompts and a teacher that costs nothing, verified as it is,
+exported to every layout, and verified with and without the dataset. CPU seconds of one process, after a first pass that
+loads the tokenizer.
 
     python benchmarks/verification.py FOLDER [--limit 300] [--tokens 256] [--top-k 64]
 """

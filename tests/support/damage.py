@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,16 @@ class Folder:
         held = shard.decode(self.file(number).read_bytes(), "").info
         assert held is not None
         return held
+
+
+def copied(exported: Path, layout: str, folder: Path, *, alone: bool) -> Folder:
+    """An export to damage: under a run's `exports`, or somewhere else."""
+    if alone:
+        shutil.copytree(exported / "exports" / layout, folder / "export")
+        return Folder(folder / "export")
+    shutil.copytree(exported / "exports" / layout, folder / "run/exports" / layout)
+    (folder / "run/dataset").symlink_to(exported / "dataset")
+    return Folder(folder / "run/exports" / layout)
 
 
 def num_tokens(row: Row, layout: str) -> int:

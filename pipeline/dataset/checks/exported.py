@@ -77,7 +77,6 @@ def check_exported(
         targets = decode(source, settings.kind)
     contents: list[bytes] = []
     suspects: list[tuple[int, Findings]] = []
-    num_judged = 0
     by_numbers = source is None and is_judged(manifest.get("sampling"))
     for i, record in enumerate(records(table)):
         contents.append(b"")
@@ -94,13 +93,12 @@ def check_exported(
         seen = Findings(target_tokens=int(row.is_row.sum()))
         seen.surplus = alignment.own_token(row, is_draws=settings.kind == "draw", is_normalised=is_normalised)
         seen.shifted, seen.num_shifted = alignment.tried_shifted(row)
-        num_judged += alignment.is_misaligned(seen.surplus * (1, 1, 0))  # as if its tokens had no probability at all
         if by_numbers and alignment.is_misaligned(seen.surplus):
             suspects.append((i, seen))
         else:
             findings.add(seen)
     findings.row_digests = digests(contents)
-    if len(suspects) <= num_judged // 2:
+    if sum(seen.target_tokens for _, seen in suspects) <= findings.target_tokens:
         for i, seen in suspects:
             findings.row_problem(i, misalignment(seen, manifest) or "")
     else:  # the file is wrong, and not some of its rows

@@ -37,8 +37,8 @@ class Findings:
     """Sums over tokens of the probability that a row gives to the token before the right one, to the right one, and to
     the one after."""
     num_shifted: int = 0
-    surplus: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros(3))
-    """Sums over tokens of `alignment.own_token`: expected, variance, found."""
+    surplus: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros(4))
+    """Sums of `alignment.own_token`."""
     rarity: list[npt.NDArray[np.float64]] = field(default_factory=list)
     """Of one file: `alignment.rarity` of each row."""
     row_digests: npt.NDArray[np.uint64] = field(default_factory=lambda: np.zeros(0, np.uint64))

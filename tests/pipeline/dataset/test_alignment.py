@@ -18,6 +18,8 @@ S, V, K, D = 40, 60, 8, 16
 NUM_ROWS = 3000
 LEVEL = 0.05
 KINDS = ["target", "normalised", "draw"]
+ENOUGH = {"target": 1, "normalised": 5, "draw": 5}
+"""Conversations of S tokens in which wrong rows are found."""
 
 
 def distributions(random: np.random.Generator, spread: float) -> np.ndarray:
@@ -76,8 +78,8 @@ def test_wrong_rows_are_found(kind: str) -> None:
     for _ in range(20):
         p_SV = distributions(random, 5.0)
         wrong_S = random.integers(0, V, S)
-        total = sum(own(conversation(random, p_SV, wrong_S, kind), kind) for _ in range(5))
-        right = sum(own(conversation(random, p_SV, drawn(random, p_SV), kind), kind) for _ in range(5))
+        total = sum(own(conversation(random, p_SV, wrong_S, kind), kind) for _ in range(ENOUGH[kind]))
+        right = sum(own(conversation(random, p_SV, drawn(random, p_SV), kind), kind) for _ in range(ENOUGH[kind]))
         assert alignment.is_misaligned(np.asarray(total))
         assert not alignment.is_misaligned(np.asarray(right))
 

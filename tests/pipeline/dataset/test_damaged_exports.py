@@ -2,9 +2,7 @@
 alone where numbers are enough."""
 
 import itertools
-import json
 import re
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,16 +21,6 @@ Damage = Callable[[Folder], None]
 LISTS = [*TARGETS]
 MASKED = ["axolotl", "distillkit", "distillkit-compressed"]
 PADDED = ["distillkit", "distillkit-compressed", "verl"]
-
-
-def copied(exported: Path, layout: str, folder: Path, *, alone: bool) -> Folder:
-    """An export to damage: under a run's `exports`, or somewhere else."""
-    if alone:
-        shutil.copytree(exported / "exports" / layout, folder / "export")
-        return Folder(folder / "export")
-    shutil.copytree(exported / "exports" / layout, folder / "run/exports" / layout)
-    (folder / "run/dataset").symlink_to(exported / "dataset")
-    return Folder(folder / "run/exports" / layout)
 
 
 def in_row(change: Callable[[Row, str], Any]) -> Damage:
@@ -62,8 +50,8 @@ def shift_file(rows: Rows, layout: str) -> None:
 
 
 def exchange_targets(rows: Rows, layout: str) -> None:
-    """Two conversations exchange targets, as far as both have tokens."""
-    first, second = rows[0], rows[1]
+    """The two longest conversations exchange targets, as far as both have tokens."""
+    first, second = sorted(rows, key=lambda row: len(positions(row, layout)))[-2:]
     for i, j in zip(positions(first, layout), positions(second, layout), strict=False):
         for name in TARGETS[layout]:
             first[name][i], second[name][j] = second[name][j], first[name][i]
@@ -215,6 +203,13 @@ ANYWHERE: dict[str, tuple[Damage, str, list[str]]] = {
     "a response that begins masked": (in_row(unmask), READ + "response_mask is not made of 0 and 1", ["verl"]),
     "weights of more than 1": (in_row(too_heavy), READ + "weights of a token from .* sums of", ["tinker"]),
 }
+ALONE: dict[str, tuple[Damage, str, list[str]]] = {
+    "targets of two rows exchanged": (
+        in_file(exchange_targets),
+        ROW + "alignment: rows give .* the same is wrong in 1 more",
+        [name for name in LISTS if name != "tinker"],  # whose weights do not say what is outside of them
+    ),
+}
 COMPARED: dict[str, tuple[Damage, str, list[str]]] = {
     "a file twice, certified": (lambda f: f.double(0, 2, recertified=True), "00002.*: holds", LISTS),
     "a row dropped": (in_file(lambda rows, layout: rows.pop()), BIG + ": holds .* the dataset's file has", LISTS),
@@ -250,9 +245,9 @@ def test_damage_beside_the_dataset(exported: Path, tmp_path: Path, layout: str, 
     assert result["num_problems"] <= (2 if kind == "rows exchanged" else 1), result["problems"]
 
 
-@pytest.mark.parametrize(("layout", "kind"), cases(ANYWHERE))
+@pytest.mark.parametrize(("layout", "kind"), cases(ANYWHERE | ALONE))
 def test_damage_of_an_export_alone(exported: Path, tmp_path: Path, layout: str, kind: str) -> None:
-    damage, expected, _ = ANYWHERE[kind]
+    damage, expected, _ = (ANYWHERE | ALONE)[kind]
     folder = copied(exported, layout, tmp_path, alone=True)
     damage(folder)
     result = verify(str(folder.path), 1)
@@ -306,39 +301,9 @@ def test_the_compression_that_a_trainer_is_told(exported: Path, tmp_path: Path) 
     assert problem.startswith("compression_config.yaml: is missing, or not what")
 
 
-def change_text(rows: list[Any]) -> None:
-    rows[0]["messages"][-1]["content"] += "!"
-
-
-def add_field(rows: list[Any]) -> None:
-    rows[0]["messages"][-1]["name"] = "x"
-
-
-LINES: dict[str, tuple[Callable[[list[Any]], Any], str]] = {
-    "a word added": (change_text, "row 0 (sample"),
-    "lines exchanged": (
-        lambda rows: rows.insert(0, rows.pop(1)),
-        "its messages are not those of the dataset; the same",
-    ),
-    "a line lost": (lambda rows: rows.pop(), "lines, and manifest.json says"),
-    "a field added": (add_field, "has 1 fields beside messages, role and content"),
-    "the answer lost": (lambda rows: rows[0]["messages"].pop(), "no conversation that ends with the teacher's words"),
-}
-
-
-@pytest.mark.parametrize("kind", LINES)
-def test_damaged_lines(exported: Path, tmp_path: Path, kind: str) -> None:
-    change, expected = LINES[kind]
-    folder = copied(exported, "openai", tmp_path, alone=False)
-    rows = [json.loads(line) for line in folder.file(0).read_text().splitlines()]
-    change(rows)
-    folder.put(0, "".join(f"{json.dumps(row)}\n" for row in rows).encode())
-    (problem,) = verify(str(folder.path), 1)["problems"]
-    assert expected in problem
-
-
 def test_at_least_forty_kinds() -> None:
     from tests.pipeline.dataset.test_damaged_datasets import DAMAGE
+    from tests.pipeline.dataset.test_damaged_lines import LINES
 
     assert len(set(itertools.chain(DAMAGE, ANYWHERE, COMPARED, LINES))) >= 40
 
