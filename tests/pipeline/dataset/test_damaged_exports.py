@@ -14,7 +14,7 @@ import pytest
 
 from stillhouse.pipeline.dataset.verify import verify
 from stillhouse.stages.layouts import LAYOUTS
-from tests.support.damage import TARGETS, Folder, Rows, positions, tokens_of
+from tests.support.damage import TARGETS, Folder, Rows, copied, positions, tokens_of
 from tests.support.datasets import Row, make_export, write_dataset, write_manifest
 
 Damage = Callable[[Folder], None]
