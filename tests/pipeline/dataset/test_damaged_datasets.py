@@ -173,6 +173,38 @@ def rename_sample(row: Row) -> None:
     row["sample_id"] = "somebody/0"
 
 
+def supervise_first(row: Row) -> None:
+    place = next(t for t, label in enumerate(row["labels"]) if label != -100)
+    row["labels"][0], row["labels"][place] = row["input_ids"][0], -100
+
+
+def descend(row: Row) -> None:
+    first = next(s for s, length in enumerate(row["draw_lengths"]) if length > 1)
+    at = sum(row["draw_lengths"][:first])
+    for name in ("draw_ids", "draw_counts"):
+        row[name][at], row[name][at + 1] = row[name][at + 1], row[name][at]
+
+
+def lose_target(row: Row) -> None:
+    row["target_lengths"][0] -= 1
+    for name in ("target_ids", "target_logprobs"):
+        row[name].pop(K - 1)
+
+
+def go_on(row: Row) -> None:
+    row["input_ids"].append(28)
+    row["labels"].append(-100)
+    row["num_input_tokens"] += 1
+
+
+def other_scores(table: pa.Table) -> pa.Table:
+    """Another classifier's label in both columns of scores."""
+    for name in ("prompt_scores", "response_scores"):
+        scores = pa.array([{"toxicity": 0.1}] * table.num_rows, pa.struct([pa.field("toxicity", pa.float32())]))
+        table = table.set_column(table.column_names.index(name), name, scores)
+    return table
+
+
 def say_no_hash(folder: Folder) -> None:
     folder.manifest["config"]["sampling.seed"] = 99
     folder.save()
@@ -248,6 +280,16 @@ DAMAGE: dict[str, tuple[Damage, str]] = {
     "a finish reason too many": (in_row(lambda row: row["finish_reasons"].insert(0, "stop")), ROW + r"\d answers in"),
     "a sample of no prompt": (in_row(rename_sample), ROW + "its sample_id is not its prompt_id"),
     "tokens of a row miscounted": (in_row(lambda row: row.update(num_input_tokens=5)), ROW + ".* 5 num_input_tokens"),
+    "a sample too many": (in_row(lambda row: row.update(sample_id=f"{row['prompt_id']}/5")), ROW + "is sample 5"),
+    "the first token supervised": (in_row(supervise_first), ROW + "supervises its first token"),
+    "a user who answers": (
+        in_row(lambda row: row["messages"][0].update(role="assistant")),
+        ROW + r"its \d+ messages are",
+    ),
+    "draws not in order": (in_row(descend), ROW + "draw_ids of a token do not ascend"),
+    "a target lost": (in_row(lose_target), ROW + "7 to 8 targets per token, manifest.json says 8"),
+    "a token behind the end": (in_row(go_on), ROW + "1 tokens follow its last answer"),
+    "scores of another classifier": (in_table(other_scores), FILE + "has other columns or types than 7 other files"),
     "another verdict on its text": (
         in_row(lambda row: row.update(rendering_differs="text")),
         ROW + "rendering_differs",

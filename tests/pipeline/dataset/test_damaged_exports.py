@@ -125,6 +125,13 @@ def cool(row: Row, layout: str) -> None:
             row[TARGETS[layout][1]][j] = [2 * value for value in values]
 
 
+def disorder(row: Row, layout: str) -> None:
+    width = 2 if layout == "distillkit-compressed" else 1
+    for name in TARGETS[layout]:
+        values = row[name][positions(row, layout)[1]]
+        values[:width], values[-width:] = values[-width:], values[:width]
+
+
 def stray_targets(row: Row, layout: str) -> None:
     """Targets where the mask reads none."""
     source = positions(row, layout)[0]
@@ -196,6 +203,12 @@ ANYWHERE: dict[str, tuple[Damage, str, list[str]]] = {
         [name for name in LISTS if name != "distillkit-compressed"],
     ),
     "an id twice": (in_row(id_twice), ROW + "target ids of 1 tokens hold an id twice", LISTS),
+    "targets not in order": (in_row(disorder), ROW + "targets are not in order, most probable first", LISTS),
+    "a probability above 1": (
+        in_row(set_number(0.5)),
+        ROW + "rows whose probabilities sum to",
+        [name for name in LISTS if name != "tinker"],
+    ),
     "targets where none are read": (in_row(stray_targets), READ + "1 rows of .* hold targets where", PADDED),
     "every token hidden": (in_row(hide), READ + ".*attention_mask", MASKED),
     "a label of another token": (in_row(other_label), READ + "labels differ from input_ids at 1 tokens", MASKED),
