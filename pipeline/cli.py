@@ -131,9 +131,17 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument(
         "--max-length", type=int, metavar="TOKENS", help="length of every row, for distillkit (default: the longest)"
     )
-    text = "check a dataset or an export of one: checksums, shapes, ids, alignment"
+    text = "check a dataset or an export of one, to the last token: files, ids, text, probabilities, alignment"
     verify = commands.add_parser("verify", help=text, description=text, allow_abbrev=False)
     verify.add_argument("folder", help="run, dataset or export")
+    verify.add_argument(
+        "--dataset", metavar="RUN", help="what an export was made from (default: the run in whose exports/ it is)"
+    )
+    verify.add_argument(
+        "--teacher",
+        metavar="FOLDER",
+        help="the teacher's tokenizer: folder or hub name (default: where the run had it)",
+    )
     text = "write what a finished run came to as one page for a browser; run does so at its end"
     report = commands.add_parser("report", help=text, description=text, allow_abbrev=False)
     report.add_argument("run", help="run folder, or a copy of its dataset/")
@@ -288,7 +296,7 @@ def _verify(arguments: argparse.Namespace) -> tuple[dict[str, Any], int]:
     from stillhouse.pipeline.dataset.verify import verify
     from stillhouse.pipeline.look.dataset import show_verify
 
-    result = verify(arguments.folder, arguments.workers)
+    result = verify(arguments.folder, arguments.workers, arguments.dataset, arguments.teacher)
     show_verify(result)
     return result, 0 if result["ok"] else EXIT_FAILED
 

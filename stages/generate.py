@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from stillhouse.schemas.config import Config
 from stillhouse.stages.teacher import Answer, Load, Teacher, TeacherError, TemplateError, fault
-from stillhouse.stages.teacher.channels import Channels
+from stillhouse.stages.teacher.channels import Channels, without_end
 from stillhouse.stages.teacher.chat import Chat
 from stillhouse.stages.teacher.completions import Sample, completions
 from stillhouse.stages.teacher.draws import draw_from_top_k
@@ -188,10 +188,8 @@ class Generate:
         return True
 
     def _message(self, answer: Answer) -> dict[str, str | None]:
-        """What the teacher said, without the token that ended its turn (vLLM knows ends that the template does not)."""
-        ids = answer.token_ids.tolist()
-        if ids and (ids[-1] in self._end_ids or (answer.finish_reason == "stop" and ids[-1] in self._control_ids)):
-            ids = ids[:-1]
+        """What the teacher said, without the token that ended its turn."""
+        ids = without_end(answer.token_ids.tolist(), answer.finish_reason, self._end_ids, self._control_ids)
         return self._channels.message(ids, is_opened=self._config.generate.thinking != "drop")
 
 

@@ -69,9 +69,7 @@ def export(
     dataset, layout = open_dataset(url), load_layout(layout_name)
     target = open_folder(output, staged=STAGED)
     settings = _settings(dataset, layout_name, layout, kind, max_length)
-    identity = hashlib.sha256(
-        json.dumps([layout_name, settings.to_json(), [file["sha256"] for file in dataset.manifest["files"]]]).encode()
-    ).hexdigest()
+    identity = export_identity(layout_name, settings, dataset)
     if (finished := _finished(target)) is not None:
         if finished["identity"] != identity:
             raise ConfigError(
@@ -106,6 +104,8 @@ def export(
         "notes": layout.notes(settings, dataset.manifest["teacher"]["final_logit_softcapping"]),
         "teacher": dataset.manifest["teacher"],
         "dataset_config_hash": dataset.manifest["config_hash"],
+        "set_aside": dataset.manifest.get("set_aside"),
+        "sampling": _sampling(dataset.manifest["config"]),
         "rows": sum(file["rows"] for file in files),
         "rows_too_long": sum(file["rows_too_long"] for file in files),
         "target_tokens": sum(file["target_tokens"] for file in files),
@@ -118,6 +118,12 @@ def export(
     target.put(MANIFEST, encode_certified(manifest, indent=1))
     target.remove_staged()
     return manifest
+
+
+def export_identity(layout_name: str, settings: Settings, dataset: Dataset) -> str:
+    """sha256 (hex) of everything that decides an export's bytes, by which its files know whose they are."""
+    decides = [layout_name, settings.to_json(), [file["sha256"] for file in dataset.manifest["files"]]]
+    return hashlib.sha256(json.dumps(decides).encode()).hexdigest()
 
 
 def _finished(target: Folder) -> dict[str, Any] | None:
@@ -159,6 +165,13 @@ def _settings(dataset: Dataset, name: str, layout: Layout, kind: Kind | None, ma
 
 # ---------------------------------------------------------------------------------------------------------------------
 # One file, in a process of its own
+
+
+def _sampling(config: dict[str, Any]) -> dict[str, Any] | None:
+    """How the teacher wrote: decides how probable its tokens are to be where `verify` has the export alone."""
+    names = ("temperature", "repetition_penalty")
+    found = {name: config[f"sampling.{name}"] for name in names if f"sampling.{name}" in config}
+    return found if len(found) == len(names) else None
 
 
 def _make(task: _Task) -> tuple[dict[str, Any], float]:

@@ -7,7 +7,7 @@ import contextlib
 import hashlib
 import importlib.metadata
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from stillhouse.pipeline import flow
 from stillhouse.pipeline.dataset import card
@@ -18,6 +18,9 @@ from stillhouse.pipeline.folder.identity import run_date
 from stillhouse.pipeline.folder.index import ShardSummary
 from stillhouse.schemas.config import Config, ConfigError, config_hash, deciding_values
 from stillhouse.stages.teacher import fidelity
+
+if TYPE_CHECKING:
+    from stillhouse.stages.teacher.chat import Chat
 
 FORMAT_VERSION = 2
 """2: log-probabilities are float32 in Parquet (with float16's values); 1: float16, byte-split integers."""
@@ -182,11 +185,18 @@ def _read_teacher(config: Config) -> dict[str, Any]:
         "dtype": config.teacher.dtype,
         "vocab_size": len(chat.tokenizer) if model.vocab_size is None else model.vocab_size,
         "final_logit_softcapping": model.final_logit_softcapping,
-        "tokenizer_sha256": hashlib.sha256(chat.tokenizer.backend_tokenizer.to_str().encode()).hexdigest(),
-        "chat_template_sha256": hashlib.sha256(str(chat.template).encode()).hexdigest(),
+        **tokenizer_digests(chat),
         # The day in every prompt, where the template writes one.
         "chat_template_date": day.isoformat() if chat.jinja.writes_date else None,
         "end_of_turn_ids": chat.end_of_turn_ids(),
+    }
+
+
+def tokenizer_digests(chat: "Chat") -> dict[str, str]:
+    """Which tokenizer and template a teacher has."""
+    return {
+        "tokenizer_sha256": hashlib.sha256(chat.tokenizer.backend_tokenizer.to_str().encode()).hexdigest(),
+        "chat_template_sha256": hashlib.sha256(str(chat.template).encode()).hexdigest(),
     }
 
 

@@ -3,7 +3,7 @@
 from typing import Any
 
 from stillhouse.pipeline.console import message
-from stillhouse.pipeline.dataset.verify import MIN_TOKENS
+from stillhouse.pipeline.dataset.checks.alignment import MIN_TOKENS
 
 
 def show_export(url: str, manifest: dict[str, Any]) -> None:
@@ -32,9 +32,13 @@ def show_verify(result: dict[str, Any]) -> None:
         verdict = (
             f"a row gives its own token a mean probability of {own}, the one before {before}, the one after {after}"
             if result["alignment_tokens"]
-            else f"not judged, fewer than {MIN_TOKENS} tokens"
+            else f"not averaged, fewer than {MIN_TOKENS} tokens"
         )
         message(f"  alignment ({result['alignment']}): {verdict}")
+    if result["dataset"] is not None:
+        message(f"  compared with the dataset of {result['dataset']}, row by row")
+    for sentence in result["not_checked"]:
+        message(f"  not checked: {sentence}")
     for problem in result["problems"]:
         message(f"  {problem}")
     if result["num_problems"] > len(result["problems"]):

@@ -35,12 +35,12 @@ def deciding_values(config: Config) -> dict[str, Any]:
 
 def config_hash(config: Config) -> str:
     """sha256 (hex) of `deciding_values` as canonical JSON."""
-    return hash_of(deciding_values(config))
+    return values_hash(deciding_values(config))
 
 
-def hash_of(deciding: Mapping[str, Any]) -> str:
-    """The `config_hash` of `deciding_values`, also of those read from a run folder."""
-    return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
+def values_hash(values: Mapping[str, Any]) -> str:
+    """`config_hash` of `deciding_values`, which a manifest keeps."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def differing_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

@@ -10,7 +10,7 @@ from stillhouse.pipeline.folder.index import ShardSummary
 from stillhouse.pipeline.look.conversation import HEAVY
 from stillhouse.pipeline.look.inspect.distributions import distributions
 from stillhouse.pipeline.look.place import Place
-from stillhouse.schemas.config import ConfigError, hash_of
+from stillhouse.schemas.config import ConfigError, values_hash
 from stillhouse.stages.teacher import fidelity
 
 SAMPLED_GROUPS = 4
@@ -80,7 +80,7 @@ def _config_hash(place: Place) -> str | None:
     """Of an export that of the dataset it was made from."""
     told = place.manifest or {}
     found = told.get("config_hash", told.get("dataset_config_hash"))
-    return hash_of(place.config) if found is None and place.config is not None else found
+    return values_hash(place.config) if found is None and place.config is not None else found
 
 
 def _of_manifest(place: Place) -> dict[str, dict[str, Any]]:
