@@ -10,6 +10,7 @@ import gc
 import json
 import logging
 import os
+import shlex
 import signal
 import sys
 import traceback
@@ -18,7 +19,7 @@ from typing import Any, TextIO
 
 from stillhouse.pipeline import console
 from stillhouse.schemas.arrow import keep_pandas_out
-from stillhouse.schemas.config import Config, ConfigError, load
+from stillhouse.schemas.config import Config, ConfigError, load, sampled
 from stillhouse.stages.layouts import LAYOUTS
 
 Command = Callable[..., tuple[dict[str, Any], int]]
@@ -52,6 +53,8 @@ def main(argv: Sequence[str] | None = None, results: TextIO | None = None, *, is
     try:
         if "config" in arguments:
             config = load(arguments.config, arguments.set)
+            if getattr(arguments, "sample", None) is not None:
+                config = sampled(config, arguments.sample)
     except ConfigError as error:
         return _fail(str(error), EXIT_USAGE)
     logging.basicConfig(level=logging.INFO if arguments.verbose else logging.WARNING, stream=sys.stderr)
@@ -109,6 +112,15 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument(
                 "--local", action="store_true", help="on this machine alone, in processes and without Ray"
             )
+            command.add_argument(
+                "--until", metavar="STAGE", help="stop after this stage; the same command without it goes on"
+            )
+            command.add_argument(
+                "--sample",
+                type=_positive,
+                metavar="N",
+                help="a preview: all stages on N rows drawn from the whole source, in RUN_DIR-sample-N",
+            )
         if name == "check":
             command.add_argument("--rows", type=int, default=1000, help="source rows to look at (default 1000)")
             command.add_argument(
@@ -162,7 +174,7 @@ def _refuse_rays_copy(key: str, location: str) -> None:
 
 def _run(config: Config, arguments: argparse.Namespace) -> tuple[dict[str, Any], int]:
     _refuse_rays_copy("run_dir", config.run_dir)
-    from stillhouse.pipeline.look.summary import summary
+    from stillhouse.pipeline.look.summary import stopped, summary
     from stillhouse.pipeline.run import driver
     from stillhouse.pipeline.run.pool import LocalPool, Pool
     from stillhouse.pipeline.run.progress import Progress
@@ -171,11 +183,17 @@ def _run(config: Config, arguments: argparse.Namespace) -> tuple[dict[str, Any],
     if not arguments.local and not arguments.verbose and arguments.is_process:
         console.drop_lines(RAYS_LINES)
     pool: Pool = LocalPool() if arguments.local else RayPool()
+    if arguments.sample is not None:
+        console.message(f"sample: {arguments.sample:,} rows of the whole source, in {config.run_dir}")
     progress = Progress()
     try:
-        manifest = driver.run(config, progress, pool, retry_set_aside=arguments.retry_set_aside)
+        manifest = driver.run(config, progress, pool, retry_set_aside=arguments.retry_set_aside, until=arguments.until)
     finally:
         progress.close()
+    code = EXIT_SET_ASIDE if manifest["set_aside"] else 0
+    if "until" in manifest:
+        stopped(config, manifest, progress.seconds, _run_command(arguments))
+        return manifest, code
     summary(
         config,
         manifest,
@@ -185,7 +203,19 @@ def _run(config: Config, arguments: argparse.Namespace) -> tuple[dict[str, Any],
         generate_seconds=progress.generate_seconds,
         generate_tokens=progress.generate_tokens,
     )
-    return manifest, EXIT_SET_ASIDE if manifest["set_aside"] else 0
+    if arguments.sample is not None:
+        arguments.sample = None
+        console.message(f"whole:    {_run_command(arguments)}")
+    return manifest, code
+
+
+def _run_command(arguments: argparse.Namespace) -> str:
+    """The command of a run, without --until."""
+    words = ["stillhouse", "run", arguments.config]
+    words += [word for value in arguments.set for word in ("--set", value)]
+    words += ["--local"] * arguments.local
+    words += ["--sample", str(arguments.sample)] if arguments.sample is not None else []
+    return shlex.join(words)
 
 
 def _status(config: Config, arguments: argparse.Namespace) -> tuple[dict[str, Any], int]:

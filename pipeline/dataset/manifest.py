@@ -106,10 +106,6 @@ def write(config: Config, folder: Folder, summaries: dict[str, dict[str, ShardSu
         }
         for name, summary in sorted(published.items(), key=lambda item: (len(item[0]), item[0]))
     ]
-    stages = {}
-    for stage in flow.of(config)[:-1]:
-        rows_in, dropped = index.stage_counts(summaries[stage.name])
-        stages[stage.name] = {"rows_in": rows_in, "rows_out": rows_in - sum(dropped.values()), "dropped": dropped}
     manifest = {
         "format_version": FORMAT_VERSION,
         "config_hash": config_hash(config),
@@ -119,7 +115,7 @@ def write(config: Config, folder: Folder, summaries: dict[str, dict[str, ShardSu
         "targets": _targets(config),
         "fidelity": fidelity.report(fidelity.merged(summary.fidelity for summary in published.values())),
         "software": {name: version for name in SOFTWARE if (version := _version(name)) is not None},
-        "stages": stages,
+        "stages": stage_rows(config, summaries),
         "rows": sum(file["rows"] for file in files),
         "target_tokens": sum(file["target_tokens"] for file in files),
         "bytes": sum(file["bytes"] for file in files),
@@ -128,6 +124,16 @@ def write(config: Config, folder: Folder, summaries: dict[str, dict[str, ShardSu
     }
     _put(config, folder, manifest)
     return manifest
+
+
+def stage_rows(config: Config, summaries: dict[str, dict[str, ShardSummary]]) -> dict[str, dict[str, Any]]:
+    """Rows in, out and dropped by reason, of each stage in `summaries` but publish, which drops nothing."""
+    stages = {}
+    for stage in flow.of(config)[:-1]:
+        if stage.name in summaries:
+            rows_in, dropped = index.stage_counts(summaries[stage.name])
+            stages[stage.name] = {"rows_in": rows_in, "rows_out": rows_in - sum(dropped.values()), "dropped": dropped}
+    return stages
 
 
 def with_labels(config: Config, folder: Folder, finished: dict[str, Any]) -> dict[str, Any]:

@@ -59,6 +59,21 @@ def load(path: str | Path, overrides: list[str] | None = None) -> Config:
         raise ConfigError(f"{path}: " + "; ".join(lines)) from None
 
 
+def sampled(config: Config, num_rows: int) -> Config:
+    """The preview of a run: `num_rows` rows drawn from all of its source, in a folder beside the run's.
+
+    Raises `ConfigError` where `run_dir` is a whole bucket, beside which there is no place.
+    """
+    folder = config.run_dir.rstrip("/")
+    if "://" in folder and "/" not in folder.partition("://")[2]:
+        raise ConfigError(
+            f"--sample: run_dir {folder} is a whole bucket, and the sample needs a folder beside it; set run_dir to a "
+            "folder in the bucket"
+        )
+    source = config.source.model_copy(update={"sample": num_rows})
+    return config.model_copy(update={"run_dir": f"{folder}-sample-{num_rows}", "source": source})
+
+
 def _inline(raw: dict[str, Any], section: str, key: str, parse: Callable[[str], Any]) -> None:
     """Puts a file's content where `raw` names the file, so that the hash covers it and no worker needs the file."""
     import yaml
