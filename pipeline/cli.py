@@ -65,6 +65,7 @@ def main(argv: Sequence[str] | None = None, results: TextIO | None = None, *, is
         "run": _run,
         "status": _status,
         "export": _export,
+        "join": _join,
         "verify": _verify,
     }
     command = commands[arguments.command]
@@ -132,11 +133,26 @@ def _parser() -> argparse.ArgumentParser:
     text = "write a finished dataset in the layout of a trainer; docs/training/ has a page for each"
     export = commands.add_parser("export", help=text, description=text, allow_abbrev=False)
     export.add_argument("run", help="run folder, or a copy of its dataset/")
-    export.add_argument("--to", required=True, choices=LAYOUTS, help="the layout")
-    export.add_argument("--output", help="where to; by default RUN/exports/LAYOUT")
+    kinds = export.add_mutually_exclusive_group(required=True)
+    kinds.add_argument("--to", choices=LAYOUTS, help="the layout")
+    kinds.add_argument(
+        "--no-prompts", action="store_true", help="the dataset itself with its prompts withheld, to be passed on"
+    )
+    export.add_argument("--output", help="where to; by default RUN/exports/LAYOUT, or RUN/exports/no-prompts")
     export.add_argument("--targets", choices=("top_k", "sampled"), help="which of them, where the dataset has both")
     export.add_argument(
         "--max-length", type=int, metavar="TOKENS", help="length of every row, for distillkit (default: the longest)"
+    )
+    text = "put the prompts back into a dataset that was exported with --no-prompts, from the source that it names"
+    join = commands.add_parser("join", help=text, description=text, allow_abbrev=False)
+    join.add_argument("folder", help="such an export")
+    join.add_argument("--output", help="where to; by default FOLDER-joined")
+    join.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="where the source or the teacher's tokenizer is here, e.g. source.path=…, teacher.model=…",
     )
     text = "check a dataset or an export of one: checksums, shapes, ids, alignment"
     verify = commands.add_parser("verify", help=text, description=text, allow_abbrev=False)
@@ -236,9 +252,18 @@ def _check(config: Config, arguments: argparse.Namespace) -> tuple[dict[str, Any
 
 def _export(arguments: argparse.Namespace) -> tuple[dict[str, Any], int]:
     from stillhouse.pipeline.console import message
+    from stillhouse.pipeline.dataset import withhold
     from stillhouse.pipeline.dataset.export import default_output, export
-    from stillhouse.pipeline.look.dataset import show_export
+    from stillhouse.pipeline.look.dataset import show_export, show_withheld
 
+    if arguments.no_prompts:
+        if arguments.targets is not None or arguments.max_length is not None:
+            raise ConfigError("--targets, --max-length: mean nothing with --no-prompts, which keeps all columns")
+        output = arguments.output or default_output(arguments.run, withhold.LAYOUT)
+        _refuse_rays_copy("--output", output)
+        manifest = withhold.withhold(arguments.run, output, arguments.workers, message)
+        show_withheld(output, manifest)
+        return manifest, 0
     kinds: dict[str | None, Any] = {None: None, "top_k": "target", "sampled": "draw"}
     output = arguments.output or default_output(arguments.run, arguments.to)
     _refuse_rays_copy("--output", output)
@@ -252,6 +277,17 @@ def _export(arguments: argparse.Namespace) -> tuple[dict[str, Any], int]:
         message,
     )
     show_export(output, manifest)
+    return manifest, 0
+
+
+def _join(arguments: argparse.Namespace) -> tuple[dict[str, Any], int]:
+    from stillhouse.pipeline.console import message
+    from stillhouse.pipeline.dataset.join import default_output, join
+
+    output = arguments.output or default_output(arguments.folder)
+    _refuse_rays_copy("--output", output)
+    manifest = join(arguments.folder, output, arguments.set, message)
+    message(f"joined: {manifest['rows']:,} conversations with their prompts in {output}")
     return manifest, 0
 
 

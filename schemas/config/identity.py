@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from stillhouse.schemas.config.run import Config
@@ -33,6 +33,21 @@ def deciding_values(config: Config) -> dict[str, Any]:
 
     visit(config, "")
     return flat
+
+
+def nested_values(deciding: Mapping[str, Any], sections: Iterable[str]) -> dict[str, Any]:
+    """The `sections` of a configuration (none that holds lists of sections) as YAML would give them, from its
+    `deciding_values`."""
+    nested: dict[str, Any] = {}
+    for key, value in deciding.items():
+        first, *inner, last = key.split(".")
+        if first not in sections:
+            continue
+        node = nested.setdefault(first, {})
+        for name in inner:
+            node = node.setdefault(name, {})
+        node[last] = value
+    return nested
 
 
 def config_hash(config: Config) -> str:
