@@ -66,6 +66,7 @@ def main(argv: Sequence[str] | None = None, results: TextIO | None = None, *, is
         "status": _status,
         "export": _export,
         "join": _join,
+        "purge": _purge,
         "verify": _verify,
     }
     command = commands[arguments.command]
@@ -154,6 +155,10 @@ def _parser() -> argparse.ArgumentParser:
         metavar="KEY=VALUE",
         help="where the source or the teacher's tokenizer is here, e.g. source.path=…, teacher.model=…",
     )
+    text = "delete prompts, and all that was made of them, from every file of a run folder"
+    purge = commands.add_parser("purge", help=text, description=text, allow_abbrev=False)
+    purge.add_argument("run", help="run folder; no run may be under way in it")
+    purge.add_argument("--ids", required=True, metavar="FILE", help="ids of prompts or samples, one a line")
     text = "check a dataset or an export of one: checksums, shapes, ids, alignment"
     verify = commands.add_parser("verify", help=text, description=text, allow_abbrev=False)
     verify.add_argument("folder", help="run, dataset or export")
@@ -289,6 +294,15 @@ def _join(arguments: argparse.Namespace) -> tuple[dict[str, Any], int]:
     manifest = join(arguments.folder, output, arguments.set, message)
     message(f"joined: {manifest['rows']:,} conversations with their prompts in {output}")
     return manifest, 0
+
+
+def _purge(arguments: argparse.Namespace) -> tuple[dict[str, Any], int]:
+    from stillhouse.pipeline.look.purge import show_purge
+    from stillhouse.pipeline.run.purge import purge, read_ids
+
+    result = purge(arguments.run, read_ids(arguments.ids), console.message)
+    show_purge(arguments.run, result)
+    return result, 0
 
 
 def _verify(arguments: argparse.Namespace) -> tuple[dict[str, Any], int]:

@@ -35,6 +35,7 @@ EMPTY = "empty"
 LANGUAGE = "language"
 TOO_LONG = "too_long"
 DUPLICATE_ID = "duplicate_id"
+PURGED = "purged"
 
 REASONS: dict[str, str] = {
     INVALID_JSON: "the line or array element is not JSON, or is nested or numbered beyond reason",
@@ -53,9 +54,10 @@ REASONS: dict[str, str] = {
     LANGUAGE: "the language is none of `ingest.languages`",
     TOO_LONG: "the first prompt has more tokens than `Config.max_prompt_tokens`",
     DUPLICATE_ID: "an earlier kept row has this id and the same texts",
+    PURGED: "somebody asked for its deletion (`stillhouse purge`); the ledger has a digest in the place of its id",
 }
 """Every `drop_reason` of this stage. A row gets the first that applies, in this order: reading, conversation,
-roles, kept texts, language, length, and whether an earlier row has its id and texts."""
+roles, kept texts, language, length, and whether an earlier row has its id and texts. A purge replaces any."""
 
 
 class _Refused(NamedTuple):

@@ -12,6 +12,8 @@ state/attempts/<run>/                 an empty file for each attempt under way, 
 state/parts/generate/<n>.<lo>-<hi>.*  what is done of a shard that is made in parts, rows lo to hi of its source
 state/index/<stage>.json              what finished shards say of themselves, for the next run
 state/teacher.json                    facts about the teacher, for the manifest
+state/purged.json                     digests of ids that were purged and must not come back
+state/purge.json                      a purge under way: what it has to do
 state/staged/                         files that are being written
 state/damaged/<key>.<digest>          files that were not what a run wrote; nothing reads them
 """
@@ -22,6 +24,8 @@ TEACHER = "state/teacher.json"
 MANIFEST = "dataset/manifest.json"
 CARD = "dataset/README.md"
 PARTS = "state/parts/generate"
+PURGED = "state/purged.json"
+PURGE = "state/purge.json"
 DAMAGED = "state/damaged"
 STAGED = "state/staged"
 """Where files are written before they get their names: not beside those, because a killed writer leaves its file, and

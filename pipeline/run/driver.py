@@ -15,9 +15,11 @@ from stillhouse.pipeline.folder import index, keys, partition
 from stillhouse.pipeline.folder import shard as shards
 from stillhouse.pipeline.folder.identity import open_run
 from stillhouse.pipeline.folder.index import ShardSummary
+from stillhouse.pipeline.folder.purged import PURGED
 from stillhouse.pipeline.folder.quarantine import quarantine
 from stillhouse.pipeline.folder.shard import ShardId
 from stillhouse.pipeline.folder.store import Folder
+from stillhouse.pipeline.run import purge
 from stillhouse.pipeline.run.assign import assign_task
 from stillhouse.pipeline.run.commit import write_ledger
 from stillhouse.pipeline.run.partition import ingest_task
@@ -44,6 +46,7 @@ def run(
     if until is not None and until not in names:
         raise ConfigError(f"--until: a run cannot stop after {until!r}; name one of {', '.join(names)}")
     folder = open_run(config)
+    purge.finish(config, report.trouble)
     if retry_set_aside:
         for stage in flow.of(config):
             for file in folder.list(keys.set_aside_folder(stage.name)):
@@ -290,6 +293,7 @@ class _Driver:
     def _check_budget(self, stage: str, summaries: dict[str, ShardSummary]) -> None:
         """Raises `RunError` when `stage` dropped more than its `max_dropped_fraction`."""
         rows_in, dropped = index.stage_counts(summaries)
+        dropped.pop(PURGED, None)  # for no fault of the data
         total = sum(dropped.values())
         budget = getattr(getattr(self._config, stage), "max_dropped_fraction", 1.0)
         if rows_in and total > budget * rows_in:
