@@ -22,6 +22,9 @@ from stillhouse.pipeline.run.commit import write_ledger
 from stillhouse.schemas.config import Config, config_hash
 from stillhouse.stages.teacher import fidelity
 
+MADE_ANEW = ("ingest", "dedupe", "generate")
+"""Stages that make a table by its schema; the others add columns to the one they read."""
+
 
 class _Change(NamedTuple):
     """What became of a stage's shard."""
@@ -54,7 +57,7 @@ def rewrite(config: Config, folder: Folder, name: str, num_shards: int, register
             if before is not None:
                 info = dataclasses.replace(info, source_sha256=before.sha256)
             is_new = table is not found.table or info != found.info
-            data = shards.encode(table, info) if is_new else b""
+            data = shards.encode(_as_made(table, stage.name), info) if is_new else b""
             change = _Change(is_kept, found.sha256, shards.verify(data, key) if is_new else found.sha256)
         # What is beside a shard has no ids of its own, so it goes before the shard that tells which rows they were.
         if following is not None and following.assign is not None:
@@ -107,6 +110,24 @@ def _without(table: pa.Table, is_kept: npt.NDArray[np.bool_], register: Register
             place = table.column_names.index("cluster_id")
             table = table.set_column(place, table.schema.field(place), pa.array(named, pa.string()))
     return table
+
+
+def _as_made(table: pa.Table, stage: str) -> pa.Table:
+    """A table that was read, as `stage` gives it to be written: Parquet renames the values of lists, and bytes must be
+    those that a run would write, because what is beside a shard goes by its digest."""
+    if stage not in MADE_ANEW:
+        return table
+
+    def made(kind: pa.DataType) -> pa.DataType:
+        if pa.types.is_list(kind):
+            return pa.list_(made(kind.value_type))
+        if pa.types.is_fixed_size_list(kind):
+            return pa.list_(made(kind.value_type), kind.list_size)
+        if pa.types.is_struct(kind):
+            return pa.struct([pa.field(field.name, made(field.type)) for field in kind])
+        return kind
+
+    return table.cast(pa.schema([pa.field(field.name, made(field.type)) for field in table.schema]))
 
 
 def _info(info: ShardInfo, table: pa.Table, is_kept: npt.NDArray[np.bool_], register: Register) -> ShardInfo:

@@ -155,9 +155,10 @@ def test_purged_prompts_are_in_no_file(config: Config, tmp_path: Path, capsys: p
     undisturbed = contents(run)
     assert run_inline(config)[1] == ""
     assert contents(run) == undisturbed
-    for name in ("ingest/00000.parquet", "ingest/00002.parquet", "dedupe/00002.parquet", "screen/00000.parquet",
-                 "review/00002.parquet", "dataset/manifest.json"):  # fmt: skip
+    lost = ("ingest/00000", "ingest/00002", "dedupe/00002", "screen/00000", "generate/00002", "review/00001")
+    for name in (*(f"{shard}.parquet" for shard in lost), "dataset/data/train-00003-of-00004.parquet"):
         (run / name).unlink()
+    (run / "dataset/manifest.json").unlink()
     run_inline(config)
     assert contents(run) == undisturbed
     assert everything(run).count(texts[plain][20:]) == 0
