@@ -20,6 +20,7 @@ from stillhouse.pipeline.dataset.seal import MIN_PROMPTS, Chain, groups
 from stillhouse.pipeline.dataset.verify import verify
 from stillhouse.pipeline.dataset.withhold import withhold
 from stillhouse.pipeline.errors import ShardError
+from stillhouse.pipeline.folder import open_folder
 from stillhouse.schemas.config import Config, ConfigError
 from stillhouse.schemas.targets import decode
 from stillhouse.stages.teacher import Answer
@@ -28,6 +29,7 @@ from tests.support.data import CONVERSATIONS, make_raw_config
 from tests.support.datasets import read_manifest, write_dataset, write_manifest
 from tests.support.fake_teacher import FakeTeacher
 from tests.support.inline_pool import run_inline
+from tests.support.s3 import bucket  # noqa: F401 (a fixture)
 
 OPEN, CLOSE = "<repo_name>", "<file_sep>"
 """Single tokens of the quick start's tokenizer, here those of thinking."""
@@ -297,6 +299,17 @@ def test_other_tokenizers_settings_and_folders_are_refused(runs: Callable[[str],
     write_manifest(small / "dataset", read_manifest(small / "dataset") | {"config": {"sampling.n": 1}})
     with pytest.raises(ConfigError, match="needs 8 prompts or more"):
         withhold(str(small), str(tmp_path / "s"), 1)
+
+
+def test_in_an_object_store(runs: Callable[[str], Path], tmp_path: Path, bucket: str) -> None:  # noqa: F811
+    run = runs("system")
+    withhold(str(run), f"{bucket}/masked", 1)
+    join(f"{bucket}/masked", f"{bucket}/joined")
+    folder = open_folder(f"{bucket}/joined")
+    (tmp_path / "data").mkdir()
+    for name in folder.names("data"):
+        (tmp_path / "data" / name).write_bytes(folder.get(f"data/{name}"))
+    assert read(tmp_path / "data").equals(read(run / "dataset/data"))
 
 
 def test_the_commands(runs: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,12 +16,14 @@ from stillhouse.pipeline.dataset.export import default_output, export
 from stillhouse.pipeline.dataset.verify import verify
 from stillhouse.pipeline.errors import ShardError
 from stillhouse.pipeline.folder import open_folder, purged
+from stillhouse.pipeline.look.status import status as status_of
+from stillhouse.pipeline.run import driver
 from stillhouse.pipeline.run.purge import purge, read_ids
 from stillhouse.schemas.config import Config, ConfigError
 from tests.support.children import die_at, in_child
 from tests.support.command import contents, read
 from tests.support.data import make_raw_config
-from tests.support.inline_pool import run_inline
+from tests.support.inline_pool import InlinePool, Kept, run_inline
 from tests.support.s3 import bucket  # noqa: F401 (a fixture)
 
 STRIDE = int(os.environ.get("PURGE_STRIDE", "23"))
@@ -183,18 +185,20 @@ def test_killed_at_any_step_a_purge_goes_on(config: Config, tmp_path: Path) -> N
             die_at(step)
             purge(str(folder), [name])
 
-        status = in_child(die)
-        if status == 0:
+        code = in_child(die)
+        if code == 0:
             break
-        assert status == -signal.SIGKILL
+        assert code == -signal.SIGKILL
         num_kills += 1
         if (folder / "dataset/manifest.json").exists():
             assert verify(str(folder), 1)["ok"]
         for file in folder.glob("*/*.parquet"):
             pq.read_table(file)  # the old one or the new one
         is_begun = (folder / "state/purge.json").exists()
+        here = config.model_copy(update={"run_dir": str(folder)})
+        assert is_begun == status_of(here)["state"].startswith("being purged")
         if num_kills % 2 and is_begun:  # the command again, or a run
-            run_inline(config.model_copy(update={"run_dir": str(folder)}))
+            run_inline(here)
         else:
             purge(str(folder), [name])
         assert contents(folder) == undisturbed, step
@@ -208,9 +212,6 @@ def test_killed_at_any_step_a_purge_goes_on(config: Config, tmp_path: Path) -> N
 def test_a_purge_of_an_unfinished_run(tmp_path: Path, weights: Path) -> None:
     config = make_config(str(tmp_path / "run"), tmp_path, source={"limit": 12})
     run = Path(config.run_dir)
-    from stillhouse.pipeline.run import driver
-    from tests.support.inline_pool import InlinePool, Kept
-
     driver.run(config, Kept(), InlinePool(), until="screen")
     name = list(rows_by_id())[7]
     result = purge(str(run), [name])
