@@ -1,4 +1,4 @@
-"""The command: `stillhouse check | run | status CONFIG`, `export RUN --to LAYOUT`, `verify FOLDER`.
+"""The command: `stillhouse check | run | status CONFIG`, `export RUN --to LAYOUT`, `join`, `purge`, `verify FOLDER`.
 
 Exit codes: 0 done, 1 failed, 2 bad configuration or usage, 3 finished with shards set aside, 130 interrupted.
 Standard output holds the result as JSON with `--json`, and nothing else; what people read goes to standard error.
@@ -117,11 +117,12 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument(
                 "--until", metavar="STAGE", help="stop after this stage; the same command without it goes on"
             )
+        if name != "check":
             command.add_argument(
                 "--sample",
                 type=_positive,
                 metavar="N",
-                help="a preview: all stages on N rows drawn from the whole source, in RUN_DIR-sample-N",
+                help="of a preview: all stages on N rows drawn from the whole source, in RUN_DIR-sample-N",
             )
         if name == "check":
             command.add_argument("--rows", type=int, default=1000, help="source rows to look at (default 1000)")

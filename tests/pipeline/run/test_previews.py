@@ -102,6 +102,10 @@ def test_sample_is_a_run_of_its_own(raw_config: dict[str, Any], run: Run) -> Non
     for row in read(folder / "ingest").select(["source_row", "user_turns"]).to_pylist():
         assert source[row["source_row"]].as_py()[0]["content"] == row["user_turns"][0]
     before = contents(folder)
+    out = StringIO()
+    arguments = ["status", str(folder.parent / "config.yaml"), "--sample", "12", "--set", "source.limit=null", "--json"]
+    assert cli.main(arguments, out) == 0
+    assert json.loads(out.getvalue())["rows"] == manifest["rows"]
     run(raw_config, "--sample", "12", "--set", "source.limit=null")
     assert contents(folder) == before
 
