@@ -55,7 +55,7 @@ def join(
     source = _Source(config)
     files = []
     for group in groups(manifest["files"], manifest["config"]["sampling.n"]):
-        chain = Chain()
+        chain = Chain(manifest["config_hash"])
         restored = []
         for file in group:
             table = read_published(dataset.folder, dataset.key(file), file["sha256"])

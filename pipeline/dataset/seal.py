@@ -14,10 +14,11 @@ MIN_PROMPTS = 8
 
 
 class Chain:
-    """The running state over the prompts of a group of rows, in their order."""
+    """The running state over the prompts of a group of rows, in their order; `run` is the hash of the configuration, so
+    that no other run over these prompts has the same seals."""
 
-    def __init__(self) -> None:
-        self._state = b""
+    def __init__(self, run: str) -> None:
+        self._state = hashlib.blake2b(run.encode()).digest()
         self.source_rows: list[int] = []
         """The prompts so far; rows that share one count once."""
         self.num_tags = 0

@@ -137,7 +137,7 @@ def _make(task: _Task) -> list[dict[str, Any]]:
     """Brings the files of a group into existence; their entries of the manifest."""
     prompts = _prompts(json.dumps(task.dataset.manifest["config"]), json.dumps(task.dataset.manifest["teacher"]))
     of_system = withholds_system(origin_config(task.dataset.manifest))
-    chain = Chain()
+    chain = Chain(task.dataset.manifest["config_hash"])
     masked = []
     for file in task.files:
         table = read_published(task.dataset.folder, task.dataset.key(file), file["sha256"])

@@ -210,7 +210,7 @@ def test_nothing_tells_the_prompts(runs: Callable[[str], Path], tmp_path: Path, 
 
 def test_a_digest_is_of_many_prompts_at_once() -> None:
     """Whoever guesses one prompt and knows everything that is published cannot tell whether the guess is right."""
-    first, second = Chain(), Chain()
+    first, second = Chain("run"), Chain("run")
     tags = []
     for n in range(12):
         row = (n, [f"prompt {n}"], [b"ids"])
@@ -221,7 +221,12 @@ def test_a_digest_is_of_many_prompts_at_once() -> None:
     assert first.unseal("a", first.seal("a", {"x": [0.1, None]})) == {"x": [0.1, None]}
     with pytest.raises(ValueError, match=r".*"):
         second.unseal("a", first.seal("a", {"x": [0.1, None]}))
-    samples = Chain()  # samples of one prompt are one prompt
+    mine, theirs = Chain("run"), Chain("another run")
+    for n in range(MIN_PROMPTS):
+        mine.add(n, ["prompt"], [])
+        theirs.add(n, ["prompt"], [])
+    assert mine.seal("a", "text") != theirs.seal("a", "text")
+    samples = Chain("run")  # samples of one prompt are one prompt
     assert [samples.add(0, ["prompt"], [bytes([n])]) for n in range(20)] == [None] * 20
     # Files with few rows, and with several samples of a prompt, are taken together.
     files = [{"rows": rows} for rows in (10, 6, 20, 3)]
