@@ -3,11 +3,14 @@
 # make test-trainers  exports in TRL, axolotl, DistillKit, verl, Tinker
 # make test-readers   published files in DuckDB, Polars, Spark and others
 # make test-slow, make test-faults  the long ones; results in docs/
+# make test-gpu  what needs a GPU, skipped where torch sees none
 # make lock   requirements/*.txt anew, after a change of pyproject.toml; UPGRADE=--upgrade takes newer versions
 # Python keeps what it has compiled: without that every process compiles vLLM and torch anew, a minute for an engine.
 unexport PYTHONDONTWRITEBYTECODE
 PYTHON ?= python3.11
-VENV := .venv
+# `make BUILD=gpu …` uses an environment of its own, with CUDA's builds.
+BUILD ?= cpu
+VENV := $(if $(filter gpu,$(BUILD)),.venv-gpu,.venv)
 BIN := $(VENV)/bin
 DATA := data/quickstart
 # INSTALL PYTHON ARGUMENTS: `pip install ARGUMENTS` by uv where that can be fetched, torch's CPU wheel included.
@@ -23,7 +26,7 @@ READERS := data/readers
 READER_NAMES := $(basename $(notdir $(wildcard tests/readers/requirements/*.txt)))
 LAYOUTS := axolotl distillkit distillkit-compressed verl tinker openai
 
-.PHONY: env data run test test-fast test-slow test-faults test-trainers test-readers check lock clean
+.PHONY: env data run test test-fast test-slow test-faults test-trainers test-readers test-gpu check lock clean
 
 env: $(VENV)/.installed
 data: $(DATA)/.prepared
@@ -54,16 +57,20 @@ test-trainers: $(TRAINERS)/venv/.installed $(TRAINERS)/.made
 test-readers: env data $(READER_NAMES:%=$(READERS)/%.installed) $(READERS)/hyparquet/.installed
 	$(BIN)/pytest tests/readers
 
+test-gpu:
+	$(MAKE) BUILD=gpu env data
+	.venv-gpu/bin/pytest tests/gpu -n 4 --dist loadgroup --timeout 0 -rsP
+
 check: env
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 
-$(VENV)/.installed: pyproject.toml requirements/cpu.txt schemas/targets/pyproject.toml
+$(VENV)/.installed: pyproject.toml requirements/$(BUILD).txt schemas/targets/pyproject.toml
 	@rm -f $@
 	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
-	$(INSTALL) $(BIN)/python --no-deps $(again) -r requirements/cpu.txt
+	$(INSTALL) $(BIN)/python --no-deps $(again) -r requirements/$(BUILD).txt
 	# The second is what a training repo imports, under the name that it has there.
 	$(INSTALL) $(BIN)/python --no-deps -e . -e schemas/targets
 	touch $@
@@ -125,7 +132,7 @@ lock:
 	    --index-strategy unsafe-best-match
 	sed -i -E "s/^((intel-|triton==)[^ ]*)$$/\1 ; platform_machine == 'x86_64'/" requirements/cpu.txt
 	# Without those sources: they may have torch's CPU wheel, which counts as newer than the CUDA build.
-	UV_FIND_LINKS= $(BIN)/$(COMPILE) --extra gpu --extra dev -o requirements/gpu.txt >/dev/null
+	UV_FIND_LINKS= $(BIN)/$(COMPILE) --extra gpu --extra quickstart --extra dev -o requirements/gpu.txt >/dev/null
 
 clean:
-	rm -rf runs data $(VENV)
+	rm -rf runs data .venv .venv-gpu

@@ -1,4 +1,4 @@
-"""The command: `stillhouse check | run | status CONFIG`, `export RUN --to LAYOUT`, `join`, `purge`, `verify FOLDER`.
+"""The command: `stillhouse check | run | status CONFIG`, `inspect PATH`, `export`, `join`, `purge`, `verify FOLDER`.
 
 Exit codes: 0 done, 1 failed, 2 bad configuration or usage, 3 finished with shards set aside, 130 interrupted.
 Standard output holds the result as JSON with `--json`, and nothing else; what people read goes to standard error.
@@ -64,6 +64,7 @@ def main(argv: Sequence[str] | None = None, results: TextIO | None = None, *, is
         "check": _check,
         "run": _run,
         "status": _status,
+        "inspect": _inspect,
         "export": _export,
         "join": _join,
         "purge": _purge,
@@ -163,6 +164,16 @@ def _parser() -> argparse.ArgumentParser:
     text = "check a dataset or an export of one: checksums, shapes, ids, alignment"
     verify = commands.add_parser("verify", help=text, description=text, allow_abbrev=False)
     verify.add_argument("folder", help="run, dataset or export")
+    text = "look at a run at any stage, a dataset, an export or one file: counts, distributions, rows"
+    inspect = commands.add_parser("inspect", help=text, description=text, allow_abbrev=False)
+    inspect.add_argument("path", help="run, stage, dataset, export or file of one")
+    inspect.add_argument("--stage", help="whose rows to look at (default: the last that has some)")
+    inspect.add_argument("--samples", type=_positive, default=0, metavar="N", help="show N rows, drawn by --seed")
+    inspect.add_argument("--seed", type=int, default=0, help="of the draw (default 0)")
+    inspect.add_argument("--dropped", metavar="REASON", help="show rows that were dropped for it (3, or --samples N)")
+    inspect.add_argument("--row", metavar="ID", help="walk a prompt or sample through every stage, token by token")
+    inspect.add_argument("--tokenizer", metavar="MODEL", help="folder or hub id, where the teacher is not found")
+    inspect.add_argument("--against", metavar="OTHER", help="compare with another run or dataset; --samples N answers")
     for command in (export, verify):
         command.add_argument("--workers", type=_positive, help="processes (default: one for each core)")
     for command in commands.choices.values():
@@ -246,6 +257,17 @@ def _status(config: Config, arguments: argparse.Namespace) -> tuple[dict[str, An
     result = status.status(config)
     status.show(result)
     return result, EXIT_SET_ASIDE if result["set_aside"] else 0
+
+
+def _inspect(arguments: argparse.Namespace) -> tuple[dict[str, Any], int]:
+    from stillhouse.pipeline.look.inspect.command import Asked, inspect
+    from stillhouse.pipeline.look.inspect.show import show
+
+    names = ("stage", "samples", "seed", "dropped", "row", "tokenizer", "against")
+    result = inspect(arguments.path, Asked(**{name: getattr(arguments, name) for name in names}))
+    if not arguments.json:
+        show(result)
+    return result, 0
 
 
 def _check(config: Config, arguments: argparse.Namespace) -> tuple[dict[str, Any], int]:

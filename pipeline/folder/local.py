@@ -67,6 +67,11 @@ class LocalFolder:
             file.seek(max(0, file.seek(0, os.SEEK_END) - num_bytes))
             return file.read()
 
+    def part(self, key: str, start: int, end: int) -> bytes:
+        with self._blamed(key, "read", may_lack=True), (self._root / key).open("rb", buffering=0) as file:
+            file.seek(start)
+            return file.read(max(0, end - start)) or b""
+
     def exists(self, key: str) -> bool:
         try:
             with self._blamed(key, "read", may_lack=True):

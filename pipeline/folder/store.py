@@ -46,6 +46,10 @@ class Folder(Protocol):
         """The last `num_bytes` at `key`, or all of it. `size` saves a request. Raises FileNotFoundError."""
         ...
 
+    def part(self, key: str, start: int, end: int) -> bytes:
+        """Bytes `start` to `end` at `key`, fewer where it ends before. Raises FileNotFoundError."""
+        ...
+
     def exists(self, key: str) -> bool: ...
 
     def entries(self, folder: str) -> dict[str, Entry]:

@@ -1,6 +1,7 @@
 """What a run would meet and cost, before any of it is paid for: reads the first rows of the source for real."""
 
 import importlib.util
+import os
 from collections.abc import Iterator
 from glob import glob
 from itertools import islice
@@ -146,10 +147,17 @@ def _proposal(config: Config, result: dict[str, Any]) -> Iterator[str]:
 def _teacher_problems(config: Config) -> Iterator[str]:
     from stillhouse.stages.teacher.pretrained import model_facts
 
-    targets, vocab_size = config.targets, model_facts(config).vocab_size
+    targets, teacher, model = config.targets, config.teacher, model_facts(config)
+    vocab_size, longest = model.vocab_size, model.max_positions
     is_asked = targets.method != "sampled" or targets.draws_from == "top_k"
     if is_asked and vocab_size is not None and targets.top_k > vocab_size:
         yield f"targets.top_k: {targets.top_k} exceeds the teacher's vocabulary of {vocab_size}; lower it"
+    is_forced = "hf_overrides" in teacher.engine or "VLLM_ALLOW_LONG_MAX_MODEL_LEN" in {**os.environ, **teacher.env}
+    if longest is not None and teacher.max_model_len > longest and not is_forced:
+        yield (
+            f"teacher.max_model_len: {teacher.max_model_len} exceeds the {longest} positions that the teacher was made "
+            "for (max_position_embeddings); lower it"
+        )
 
 
 def slow_dtype(dtype: str, cpuinfo: Path = Path("/proc/cpuinfo")) -> str | None:

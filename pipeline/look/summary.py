@@ -31,10 +31,7 @@ def summary(
     if num_others:
         message(f"shared:   {num_others:,} shards were written by another run on this folder meanwhile")
     message(f"dataset:  {config.run_dir}/dataset   (data/*.parquet, manifest.json, README.md)")
-    message(
-        f"look:     python -c \"import datasets; print(datasets.load_dataset('parquet', "
-        f"data_files='{config.run_dir}/dataset/data/*.parquet', split='train')[0]['messages'])\""
-    )
+    message(f"look:     stillhouse inspect {config.run_dir} --samples 3")
     message(f"dropped:  {config.run_dir}/ledger/<stage>/*.parquet")
     _show_set_aside(manifest)
 

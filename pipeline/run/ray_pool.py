@@ -1,4 +1,4 @@
-"""Workers as actors of a Ray cluster. The only `import ray` of a run.
+"""Workers as actors of a Ray cluster.
 
 Ray Data moves shard *names* through a pool of actors per stage (autoscaling, retries, dashboard); the actors read and
 write Parquet themselves, so neither the object store nor the driver holds rows.
@@ -11,13 +11,13 @@ import logging
 import os
 import secrets
 import signal
-import socket
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import Any
 
 from stillhouse.pipeline.errors import RunError, safe_message
 from stillhouse.pipeline.run.pool import ACTIVITY_EVERY_S, Job, Task, reporting
+from stillhouse.pipeline.run.ray_address import check_address
 from stillhouse.pipeline.run.result import Activity, ShardResult
 from stillhouse.schemas.config import Config, ConfigError, WorkersConfig
 
@@ -25,7 +25,6 @@ NODE_GROUP_LABEL = "ray.io/node-group"
 """On the nodes of clusters that an autoscaler made (`ray up`, KubeRay; ray/_private/resource_and_label_spec.py 2.60):
 these may get nodes that they have not yet."""
 MAX_NODES_NAMED = 4
-CONNECT_TIMEOUT_S = 5.0
 
 RAYS_LINES = r"^\[[0-9-]+ [0-9:,]+ [A-Z] [0-9]+ [0-9]+\] |^\((raylet|pid=|autoscaler|gcs_server)"
 """How lines begin that Ray's C++ code and its daemons write to the driver's standard error, for `console.drop_lines`.
@@ -120,15 +119,13 @@ class RayPool:
         if not ray.is_initialized():
             address = os.environ.get("RAY_ADDRESS", "local")
             extra = {"include_dashboard": False} if address == "local" else {}
-            _check_address(address)
+            check_address(address)
             on_sigterm = signal.getsignal(signal.SIGTERM)
             try:
                 ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **extra)
             except ConnectionError:
                 raise ConfigError(
-                    f"RAY_ADDRESS: no cluster takes this process in at {address!r}; check that it runs, and that its "
-                    "token is at hand (RAY_AUTH_MODE=token with RAY_AUTH_TOKEN or ~/.ray/auth_token: Ray 2.60 starts "
-                    "heads with one)"
+                    f"RAY_ADDRESS: no cluster takes this process in at {address!r}; check that it runs"
                 ) from None
             signal.signal(signal.SIGTERM, on_sigterm)  # ray.init puts an exit with code 15 there
             self._is_ours = True
@@ -166,25 +163,6 @@ class RayPool:
         finally:
             ended.set()
             thread.join()
-
-
-def _check_address(address: str) -> None:
-    """Raises `ConfigError` for an address that `ray.init` would try for minutes, or fail on with a traceback."""
-    if address.startswith(("http://", "https://")):
-        raise ConfigError(
-            f"RAY_ADDRESS: {address!r} is where jobs are submitted (ray job submit --address {address} …), and this "
-            "process would be a driver; unset it, or set it to the head's HOST:6379 or to auto"
-        )
-    host, _, port = address.rpartition(":")
-    if "/" in address or not host or not port.isdecimal():
-        return  # auto, local, a client's: these answer at once
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT_S).close()
-    except OSError:
-        raise ConfigError(
-            f"RAY_ADDRESS: nothing listens at {address!r}; start the cluster, correct the address, or unset it to run "
-            "on this machine"
-        ) from None
 
 
 def _needed(resources: WorkersConfig) -> dict[str, float]:

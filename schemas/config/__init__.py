@@ -16,7 +16,7 @@ from stillhouse.schemas.config.data import (
     ScreenConfig,
     SourceConfig,
 )
-from stillhouse.schemas.config.identity import config_hash, deciding_values, differing_keys, nested_values
+from stillhouse.schemas.config.identity import config_hash, deciding_values, differing_keys, hash_of, nested_values
 from stillhouse.schemas.config.load import absolute, load, override, sampled, validated
 from stillhouse.schemas.config.run import Config, ResourcesConfig, WorkersConfig
 from stillhouse.schemas.config.section import ConfigError, Section, checked_location, is_local_path
@@ -46,6 +46,7 @@ __all__ = [
     "config_hash",
     "deciding_values",
     "differing_keys",
+    "hash_of",
     "is_local_path",
     "load",
     "nested_values",

@@ -52,7 +52,12 @@ def nested_values(deciding: Mapping[str, Any], sections: Iterable[str]) -> dict[
 
 def config_hash(config: Config) -> str:
     """sha256 (hex) of `deciding_values` as canonical JSON."""
-    return hashlib.sha256(json.dumps(deciding_values(config), sort_keys=True).encode()).hexdigest()
+    return hash_of(deciding_values(config))
+
+
+def hash_of(deciding: Mapping[str, Any]) -> str:
+    """The `config_hash` of `deciding_values`, also of those read from a run folder."""
+    return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
 
 
 def differing_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

@@ -40,10 +40,13 @@ NESTED_KEYS = {"decoder", "generator", "text_config", "text_encoder"}
 
 
 class ModelFacts(NamedTuple):
-    """What a model's config.json says of its output; None where it does not."""
+    """What a model's config.json says; None where it does not."""
 
     vocab_size: int | None
     final_logit_softcapping: float | None
+    max_positions: int | None
+    """The longest conversation that vLLM takes without `VLLM_ALLOW_LONG_MAX_MODEL_LEN`, in tokens; None also where
+    scaled positions leave that open."""
 
 
 def load_tokenizer(model: str, revision: str | None, trust_remote_code: bool) -> Any:
@@ -62,7 +65,7 @@ def load_tokenizer(model: str, revision: str | None, trust_remote_code: bool) ->
 
 
 def model_facts(config: Config) -> ModelFacts:
-    """The values that `AutoConfig` gives for the teacher's text model; None twice where there is no such model: a
+    """The values that `AutoConfig` gives for the teacher's text model; all None where there is no such model: a
     backend other than vLLM need not be a Hugging Face model."""
     teacher = config.teacher
     found = _read_json(teacher.model, "config.json", teacher.revision)
@@ -70,7 +73,7 @@ def model_facts(config: Config) -> ModelFacts:
     if is_flat and isinstance(found.get("vocab_size"), int):
         softcap = found.get("final_logit_softcapping")
         if isinstance(softcap, float) or (softcap is None and found["model_type"] not in SOFTCAPPED):
-            return ModelFacts(found["vocab_size"], softcap)
+            return ModelFacts(found["vocab_size"], softcap, _max_positions(found))
     from transformers import AutoConfig
 
     try:
@@ -79,8 +82,28 @@ def model_facts(config: Config) -> ModelFacts:
         )
         auto = auto.get_text_config()
     except (OSError, ValueError):
-        return ModelFacts(None, None)
-    return ModelFacts(getattr(auto, "vocab_size", None), getattr(auto, "final_logit_softcapping", None))
+        return ModelFacts(None, None, None)
+    return ModelFacts(
+        getattr(auto, "vocab_size", None),
+        getattr(auto, "final_logit_softcapping", None),
+        _max_positions(auto.to_dict()),
+    )
+
+
+def _max_positions(found: dict[str, Any]) -> int | None:
+    """`_get_and_verify_max_len` of vLLM 0.32 where nothing scales positions, as in most models; None elsewhere."""
+    longest = found.get("max_position_embeddings")
+    scaling = [found.get("rope_scaling"), *_rope_parameters(found.get("rope_parameters"))]
+    kinds = {item.get(key, "default") for item in scaling if isinstance(item, dict) for key in ("rope_type", "type")}
+    is_plain = kinds <= {"default"} and "model_max_length" not in found
+    return longest if is_plain and isinstance(longest, int) else None
+
+
+def _rope_parameters(found: Any) -> list[Any]:
+    """One set for all layers, or one for each kind of layer."""
+    if not isinstance(found, dict):
+        return []
+    return [found] if "rope_type" in found or "rope_theta" in found else list(found.values())
 
 
 def _tokenizer_class(model: str, revision: str | None) -> str | None:

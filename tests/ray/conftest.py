@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import secrets
 import shutil
 import subprocess
 import sys
@@ -33,7 +34,12 @@ class Head(NamedTuple):
     @property
     def driver_environment(self) -> dict[str, str]:
         """What a driver on this machine needs beside its own environment."""
-        return {"RAY_ADDRESS": self.address, "RAY_AUTH_MODE": "disabled"}
+        return {"RAY_ADDRESS": self.address, **self.token}
+
+    @property
+    def token(self) -> dict[str, str]:
+        """With which Ray 2.60 lets its clients in."""
+        return {key: self.environment[key] for key in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN")}
 
 
 @pytest.fixture(scope="session")
@@ -41,7 +47,8 @@ def head(tmp_path_factory: pytest.TempPathFactory, weights: Path) -> Iterator[He
     """Ended by the process ids of what was started."""
     # Ray keeps sockets below this folder, and a socket's path may have 107 characters: pytest's folders are too deep.
     folder = tempfile.mkdtemp(prefix="ray-")
-    environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "PATH": f"{BIN}:{os.environ['PATH']}"}
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    environment = {**os.environ, **token, "PATH": f"{BIN}:{os.environ['PATH']}"}
     dashboard, port = free_port(), free_port()
     log_file = tmp_path_factory.mktemp("head") / "head.log"
     log = log_file.open("w")
@@ -56,7 +63,10 @@ def head(tmp_path_factory: pytest.TempPathFactory, weights: Path) -> Iterator[He
     try:
         for _ in range(90):
             try:
-                urllib.request.urlopen(f"{address}/api/version", timeout=5).close()
+                bearer = {"Authorization": f"Bearer {token['RAY_AUTH_TOKEN']}"}
+                urllib.request.urlopen(
+                    urllib.request.Request(f"{address}/api/version", headers=bearer), timeout=5
+                ).close()
                 break
             except OSError:
                 assert process.poll() is None, log_file.read_text()

@@ -132,6 +132,24 @@ def test_an_address_that_cannot_be_used_is_one_sentence(command: Command, addres
     assert "Traceback" not in err
 
 
+@pytest.mark.parametrize(
+    "token",
+    [{"RAY_AUTH_MODE": "disabled"}, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}],
+    ids=["no", "wrong"],
+)
+def test_a_cluster_that_does_not_know_the_token_says_so_at_once(
+    command: Command, head: Head, token: dict[str, str]
+) -> None:
+    started = time.monotonic()
+    _, err = command("run", expect=2, RAY_ADDRESS=head.address, **token)
+    assert time.monotonic() - started < 15
+    (line,) = err.splitlines()
+    assert line.startswith(
+        f"stillhouse: RAY_ADDRESS: the cluster at '{head.address}' does not accept this process's token"
+    )
+    assert not command.run_dir.exists()
+
+
 def test_resources_that_no_node_has_end_the_run_at_once(command: Command, cluster: dict[str, Any]) -> None:
     """Before ingest, though only a later stage wants them."""
     for setting, needed in (("generate.num_gpus=1", "1 CPU, 1 GPU"), ("review.resources={tpu: 4}", "1 CPU, 4 tpu")):
@@ -149,20 +167,17 @@ def test_a_run_says_what_it_waits_for(finished: Command, tmp_path: Path, head: H
         "task = hold.remote(); time.sleep(3); print('held', flush=True); time.sleep(3600)"
     )
     environment = {**os.environ, **head.driver_environment}
-    holder = subprocess.Popen([sys.executable, "-c", hold], env=environment, stdout=subprocess.PIPE, text=True)
-    try:
+    command = copy_of(finished, tmp_path, local=False)
+    without_answers(command)
+    with subprocess.Popen([sys.executable, "-c", hold], env=environment, stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout is not None
         assert "held" in holder.stdout.readline()
-        command = copy_of(finished, tmp_path, local=False)
-        without_answers(command)
         run = command.start("run", **head.driver_environment)
         assert run.stderr is not None
         started = time.monotonic()
         for line in run.stderr:
             if "waits for" in line or time.monotonic() - started > 60:
                 break
-        assert "generate: waits for 1 CPU for a worker (0 CPU free in the whole cluster)" in line
-    finally:
         holder.kill()
-        holder.wait()
+    assert "generate: waits for 1 CPU for a worker (0 CPU free in the whole cluster)" in line
     assert run.wait(120) == 0

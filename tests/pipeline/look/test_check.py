@@ -100,6 +100,12 @@ def test_check_fails_where_no_row_is_accepted_and_names_the_first(looked: Any) -
         (GOOD, {"ingest": {"max_prompt_tokens": 1}}, "source: none of 6 rows is accepted: too_long 6 (rows 0, 1"),
         (
             GOOD,
+            {"teacher": {"max_model_len": 8193}},
+            "teacher.max_model_len: 8193 exceeds the 8192 positions that the teacher was made for "
+            "(max_position_embeddings); lower it",
+        ),
+        (
+            GOOD,
             {"targets": {"top_k": 49153}},
             "targets.top_k: 49153 exceeds the teacher's vocabulary of 49152; lower it",
         ),

@@ -47,14 +47,12 @@ def test_it_ends_with_a_killed_parent(method: str, tmp_path: Path) -> None:
     script = tmp_path / "parent.py"
     script.write_text(PARENT)
     environment = {**os.environ, ENGINE_MARK: "1", "PYTHONPATH": str(ROOT)}
-    parent = subprocess.Popen(
-        [sys.executable, str(script), method], env=environment, stdout=subprocess.PIPE, text=True, cwd=ROOT
-    )
-    assert parent.stdout is not None
-    pid = int(parent.stdout.readline())
-    time.sleep(2.0)
-    parent.send_signal(signal.SIGKILL)
-    parent.wait()
+    command = [sys.executable, str(script), method]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True, cwd=ROOT) as parent:
+        assert parent.stdout is not None
+        pid = int(parent.stdout.readline())
+        time.sleep(2.0)
+        parent.send_signal(signal.SIGKILL)
     until = time.monotonic() + 15
     while Path(f"/proc/{pid}").exists() and time.monotonic() < until:
         time.sleep(0.1)

@@ -116,7 +116,7 @@ def facts_of(raw: dict[str, Any], folder: str) -> ModelFacts:
 
 
 def test_the_quick_starts_facts(raw_config: dict[str, Any], no_auto: pytest.MonkeyPatch) -> None:
-    assert facts_of(raw_config, str(TEACHER)) == (49152, None)
+    assert facts_of(raw_config, str(TEACHER)) == (49152, None, 8192)
 
 
 @pytest.mark.parametrize("more", [{}, {"vocab_size": 1234}, {"vocab_size": 1234, "final_logit_softcapping": 7.5}])
@@ -127,15 +127,49 @@ def test_facts_are_those_of_the_auto_class(
     folder = write(tmp_path, {"model_type": model_type, **more}, {})
     auto = AutoConfig.from_pretrained(folder).get_text_config()
     expected = (auto.vocab_size, getattr(auto, "final_logit_softcapping", None))
-    assert facts_of(raw_config, folder) == expected
+    assert facts_of(raw_config, folder)[:2] == expected
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gemma2", "qwen2", "lfm2", "gemma3"])
+@pytest.mark.parametrize(
+    "more",
+    [
+        {},
+        {"rope_scaling": {"rope_type": "linear", "factor": 4.0}},
+        {"rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 1024}},
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}},
+    ],
+)
+def test_no_length_is_refused_that_the_engine_takes(
+    tmp_path: Path, raw_config: dict[str, Any], model_type: str, more: dict[str, Any]
+) -> None:
+    """vLLM's own rule is asked with the length that is known here, and with one token more."""
+    from vllm.config import ModelConfig
+
+    size = {"hidden_size": 64, "num_attention_heads": 2, "num_hidden_layers": 1}
+    nested = {**size, "max_position_embeddings": 4096, **more}
+    found = {"text_config": {"model_type": "gemma3_text", **nested}} if model_type == "gemma3" else nested
+    folder = write(tmp_path, {"model_type": model_type, **found}, {})
+    longest = facts_of(raw_config, folder).max_positions
+    architecture = {"architectures": ["LlamaForCausalLM"]}
+
+    def take(length: int) -> Any:
+        return ModelConfig(folder, skip_tokenizer_init=True, max_model_len=length, hf_overrides=architecture)
+
+    if longest is None:
+        assert more, "a plain model says how long it is"
+        return
+    assert take(longest).max_model_len == longest
+    with pytest.raises(ValueError, match="max_model_len"):
+        take(longest + 1)
 
 
 def test_facts_of_nested_models_and_of_none(tmp_path: Path, raw_config: dict[str, Any]) -> None:
     nested = {"vocab_size": 77, "final_logit_softcapping": 3.0}
     folder = write(tmp_path, {"model_type": "gemma3", "vocab_size": 5, "text_config": nested}, {})
-    assert facts_of(raw_config, folder) == (77, 3.0)
+    assert facts_of(raw_config, folder)[:2] == (77, 3.0)
     (tmp_path / "config.json").unlink()
-    assert facts_of(raw_config, folder) == (None, None)
+    assert facts_of(raw_config, folder) == (None, None, None)
 
 
 def test_a_tokenizer_needs_no_torch() -> None:
