@@ -9,10 +9,12 @@ import importlib.metadata
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
+
 from stillhouse.pipeline import flow
 from stillhouse.pipeline.dataset import card
 from stillhouse.pipeline.errors import ShardError
-from stillhouse.pipeline.folder import Folder, index, keys, open_folder
+from stillhouse.pipeline.folder import Folder, index, keys, open_folder, shard
 from stillhouse.pipeline.folder.certified import encode_certified, parse_certified, parse_object
 from stillhouse.pipeline.folder.identity import run_date
 from stillhouse.pipeline.folder.index import ShardSummary
@@ -53,6 +55,15 @@ class Dataset:
         return f"{self.prefix}{file['file']}"
 
 
+def read_published(folder: Folder, key: str, sha256: str) -> pa.Table:
+    """The table of a published file. Raises `ShardError` where it is not the file with this digest."""
+    data = folder.get(key)
+    where = folder.path(key)
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise ShardError(f"{where}: is not the file that manifest.json names; run again, or copy the dataset again")
+    return shard.decode(data, where).table
+
+
 def open_dataset(url: str) -> Dataset:
     """Raises `ConfigError` where there is none, and `ShardError` where its manifest is damaged."""
     folder = open_folder(url)
@@ -89,11 +100,11 @@ def set_aside(config: Config, folder: Folder) -> list[str]:
 
 
 def _reason(folder: Folder, stage: str, file: str) -> str:
-    shard = keys.set_aside_shard(file)
-    key = keys.set_aside(stage, shard)
+    name = keys.set_aside_shard(file)
+    key = keys.set_aside(stage, name)
     with contextlib.suppress(ValueError, KeyError, FileNotFoundError):
         return str(parse_object(folder.get(key))["error"])
-    return f"{stage} {shard}: set aside; why is lost, because {key} is damaged"
+    return f"{stage} {name}: set aside; why is lost, because {key} is damaged"
 
 
 def write(config: Config, folder: Folder, summaries: dict[str, dict[str, ShardSummary]]) -> dict[str, Any]:
@@ -109,10 +120,6 @@ def write(config: Config, folder: Folder, summaries: dict[str, dict[str, ShardSu
         }
         for name, summary in sorted(published.items(), key=lambda item: (len(item[0]), item[0]))
     ]
-    stages = {}
-    for stage in flow.of(config)[:-1]:
-        rows_in, dropped = index.stage_counts(summaries[stage.name])
-        stages[stage.name] = {"rows_in": rows_in, "rows_out": rows_in - sum(dropped.values()), "dropped": dropped}
     manifest = {
         "format_version": FORMAT_VERSION,
         "config_hash": config_hash(config),
@@ -122,7 +129,7 @@ def write(config: Config, folder: Folder, summaries: dict[str, dict[str, ShardSu
         "targets": _targets(config),
         "fidelity": fidelity.report(fidelity.merged(summary.fidelity for summary in published.values())),
         "software": {name: version for name in SOFTWARE if (version := _version(name)) is not None},
-        "stages": stages,
+        "stages": stage_rows(config, summaries),
         "rows": sum(file["rows"] for file in files),
         "target_tokens": sum(file["target_tokens"] for file in files),
         "bytes": sum(file["bytes"] for file in files),
@@ -131,6 +138,16 @@ def write(config: Config, folder: Folder, summaries: dict[str, dict[str, ShardSu
     }
     _put(config, folder, manifest)
     return manifest
+
+
+def stage_rows(config: Config, summaries: dict[str, dict[str, ShardSummary]]) -> dict[str, dict[str, Any]]:
+    """Rows in, out and dropped by reason, of each stage in `summaries` but publish, which drops nothing."""
+    stages = {}
+    for stage in flow.of(config)[:-1]:
+        if stage.name in summaries:
+            rows_in, dropped = index.stage_counts(summaries[stage.name])
+            stages[stage.name] = {"rows_in": rows_in, "rows_out": rows_in - sum(dropped.values()), "dropped": dropped}
+    return stages
 
 
 def with_labels(config: Config, folder: Folder, finished: dict[str, Any]) -> dict[str, Any]:

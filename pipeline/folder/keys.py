@@ -15,6 +15,8 @@ state/index/<stage>.json              what finished shards say of themselves, fo
 state/teacher.json                    facts about the teacher, for the manifest
 state/timeline/<run>.parquet          when each shard was made, where, in how many attempts: a file for each `run`
 state/now/<run>.json                  how far a run is that goes on, or that was killed
+state/purged.json                     digests of ids that were purged and must not come back
+state/purge.json                      a purge under way: what it has to do
 state/staged/                         files that are being written
 state/damaged/<key>.<digest>          files that were not what a run wrote; nothing reads them
 """
@@ -29,6 +31,8 @@ REPORT = "report.html"
 PARTS = "state/parts/generate"
 TIMELINE = "state/timeline"
 NOW = "state/now"
+PURGED = "state/purged.json"
+PURGE = "state/purge.json"
 DAMAGED = "state/damaged"
 STAGED = "state/staged"
 """Where files are written before they get their names: not beside those, because a killed writer leaves its file, and

@@ -97,6 +97,11 @@ class LocalFolder:
     def list(self, folder: str) -> dict[str, int]:
         return {name: entry.size for name, entry in self.entries(folder).items()}
 
+    def walk(self, folder: str) -> tuple[str, ...]:
+        with self._blamed(folder, "listed"):
+            found = [Path(parent, name) for parent, _, names in os.walk(self._root / folder) for name in names]
+        return tuple(sorted(path.relative_to(self._root).as_posix() for path in found))
+
     def delete(self, key: str) -> None:
         with self._blamed(key, "deleted"):
             (self._root / key).unlink(missing_ok=True)

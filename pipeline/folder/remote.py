@@ -100,6 +100,16 @@ class RemoteFolder:
     def list(self, folder: str) -> dict[str, int]:
         return {name: entry.size for name, entry in self.entries(folder).items()}
 
+    def walk(self, folder: str) -> tuple[str, ...]:
+        import obstore
+
+        def listed() -> tuple[str, ...]:
+            pages = obstore.list(self._store, f"{folder}/")
+            return tuple(sorted(item["path"] for page in pages for item in page))
+
+        with self._blamed(folder, "listed"):
+            return with_retries(listed)
+
     def delete(self, key: str) -> None:
         import obstore
 

@@ -64,6 +64,10 @@ class Folder(Protocol):
         """Names directly in `folder` with their sizes in bytes, sorted; empty when there is no such folder."""
         ...
 
+    def walk(self, folder: str) -> tuple[str, ...]:
+        """The keys of all files in `folder` and in folders in it, hidden ones too, sorted."""
+        ...
+
     def delete(self, key: str) -> None:
         """Removes `key`; nothing happens when it is not there."""
         ...

@@ -21,6 +21,15 @@ def show_export(url: str, manifest: dict[str, Any]) -> None:
         message(f"note: {note}")
 
 
+def show_withheld(url: str, manifest: dict[str, Any]) -> None:
+    """What an export without prompts holds, and how it is joined."""
+    message(f"no prompts: {manifest['rows']:,} conversations, {manifest['bytes'] / 1e6:,.1f} MB in {url}")
+    if manifest["withheld"]["ids"]:
+        message("note: ids were made of prompts, so rows are named by their place in the source")
+    message(f"join:       stillhouse join {url}")
+    message("note: answers that repeat their prompt are published as they are (docs/publishing.md)")
+
+
 def show_verify(result: dict[str, Any]) -> None:
     """What was checked, and what was found."""
     message(

@@ -27,6 +27,7 @@ def status(config: Config) -> dict[str, Any]:
     folder = open_folder(config.run_dir)
     finished = manifest.finished(folder)
     started = folder.get_or_none(keys.RUN) is not None
+    state = "finished" if finished else "unfinished" if started else "not started"
     try:
         names = partition.read(folder)
     except FileNotFoundError:
@@ -41,7 +42,7 @@ def status(config: Config) -> dict[str, Any]:
             put_away[keys.damaged_folder(stage.name)] = files
     return {
         "run_dir": config.run_dir,
-        "state": "finished" if finished else "unfinished" if started else "not started",
+        "state": "being purged; run or purge again to go on" if folder.exists(keys.PURGE) else state,
         "now": [] if finished else _now(folder),
         "stages": stages,
         "set_aside": manifest.set_aside(config, folder),

@@ -46,7 +46,8 @@ def _auto() -> str | None:
     with contextlib.suppress(ImportError, ConnectionError):
         from ray._private.services import canonicalize_bootstrap_address
 
-        return canonicalize_bootstrap_address("auto")
+        head: str | None = canonicalize_bootstrap_address("auto")
+        return head
     return None
 
 

@@ -54,6 +54,9 @@ def test_store_keeps_its_promises(bucket: str) -> None:
     store.put("a/c", b"22")
     assert store.list("a") == {"b": 3, "c": 2}
     assert store.list("nothing") == {}
+    store.put("a/d/e", b"3")
+    assert store.walk("a") == ("a/b", "a/c", "a/d/e")
+    assert store.walk("nothing") == ()
     store.delete("a/c")
     store.delete("a/c")
     assert store.list("a") == {"b": 3}
