@@ -1,4 +1,5 @@
-"""The command: `stillhouse check | run | status CONFIG`, `export RUN --to LAYOUT`, `verify FOLDER`.
+"""The command: `stillhouse check | run | status CONFIG`, `export RUN --to LAYOUT`, `verify FOLDER`; on a cluster
+`submit CONFIG`, `jobs`, `logs` and `stop` (`cluster.arguments`).
 
 Exit codes: 0 done, 1 failed, 2 bad configuration or usage, 3 finished with shards set aside, 130 interrupted.
 Standard output holds the result as JSON with `--json`, and nothing else; what people read goes to standard error.
@@ -17,13 +18,13 @@ from collections.abc import Callable, Sequence
 from typing import Any, TextIO
 
 from stillhouse.pipeline import console
+from stillhouse.pipeline.cluster import RAYS_COPY
+from stillhouse.pipeline.cluster import arguments as cluster
 from stillhouse.schemas.arrow import keep_pandas_out
 from stillhouse.schemas.config import Config, ConfigError, load
 from stillhouse.stages.layouts import LAYOUTS
 
 Command = Callable[..., tuple[dict[str, Any], int]]
-RAYS_COPY = "/runtime_resources/working_dir_files/"
-"""Where Ray 2.60 unpacks a job's working directory (ray/_private/runtime_env/working_dir.py)."""
 EXIT_FAILED, EXIT_USAGE, EXIT_SET_ASIDE, EXIT_INTERRUPTED = 1, 2, 3, 130
 
 
@@ -63,6 +64,7 @@ def main(argv: Sequence[str] | None = None, results: TextIO | None = None, *, is
         "status": _status,
         "export": _export,
         "verify": _verify,
+        **cluster.COMMANDS,
     }
     command = commands[arguments.command]
     if is_process and arguments.command != "run":  # Ray Data may want pandas
@@ -117,6 +119,7 @@ def _parser() -> argparse.ArgumentParser:
                 default=2500.0,
                 help="of one replica, for the estimate (default 2500)",
             )
+            cluster.add_cluster(command)
     text = "write a finished dataset in the layout of a trainer; docs/training/ has a page for each"
     export = commands.add_parser("export", help=text, description=text, allow_abbrev=False)
     export.add_argument("run", help="run folder, or a copy of its dataset/")
@@ -129,6 +132,7 @@ def _parser() -> argparse.ArgumentParser:
     text = "check a dataset or an export of one: checksums, shapes, ids, alignment"
     verify = commands.add_parser("verify", help=text, description=text, allow_abbrev=False)
     verify.add_argument("folder", help="run, dataset or export")
+    cluster.add_commands(commands)
     for command in (export, verify):
         command.add_argument("--workers", type=_positive, help="processes (default: one for each core)")
     for command in commands.choices.values():
@@ -199,6 +203,8 @@ def _status(config: Config, arguments: argparse.Namespace) -> tuple[dict[str, An
 def _check(config: Config, arguments: argparse.Namespace) -> tuple[dict[str, Any], int]:
     from stillhouse.pipeline.look import check
 
+    if arguments.address is not None:
+        return cluster.check(config, arguments)
     result = check.check(config, rows=arguments.rows, tokens_per_second=arguments.tokens_per_second)
     check.show(result)
     return result, EXIT_FAILED if result["problems"] else 0

@@ -13,6 +13,7 @@ state/parts/generate/<n>.<lo>-<hi>.*  what is done of a shard that is made in pa
 state/index/<stage>.json              what finished shards say of themselves, for the next run
 state/teacher.json                    facts about the teacher, for the manifest
 state/staged/                         files that are being written
+state/preflight/                      files by which nodes see whether they share the folder; gone when a run begins
 state/damaged/<key>.<digest>          files that were not what a run wrote; nothing reads them
 """
 
@@ -23,6 +24,7 @@ MANIFEST = "dataset/manifest.json"
 CARD = "dataset/README.md"
 PARTS = "state/parts/generate"
 DAMAGED = "state/damaged"
+PREFLIGHT = "state/preflight"
 STAGED = "state/staged"
 """Where files are written before they get their names: not beside those, because a killed writer leaves its file, and
 `dataset/` is what people copy and upload."""
@@ -92,6 +94,10 @@ def set_aside(stage: str, shard: str) -> str:
 def set_aside_shard(file: str) -> str:
     """The shard that a file of `set_aside_folder` is about."""
     return name(file).replace(".json", ".parquet")
+
+
+def preflight(mark: str) -> str:
+    return f"{PREFLIGHT}/{mark}"
 
 
 def attempts(run_id: str) -> str:
