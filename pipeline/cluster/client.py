@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 import os
 import time
 import urllib.error
@@ -45,6 +46,8 @@ class Jobs:
         with _without(ADDRESS_VARIABLES), self._explained():  # these win over the address that is given
             from ray.job_submission import JobSubmissionClient
 
+            for handler in logging.getLogger("ray").handlers:  # it tells of every ignore file that it reads
+                handler.setLevel(logging.ERROR)
             self._client = JobSubmissionClient(address)
 
     def submit(

@@ -170,7 +170,7 @@ def _show(judgement: Judgement, facts: dict[str, Any]) -> None:
     if plan := judgement.plan:
         later = f", up to {plan['max_replicas']}" if plan["max_replicas"] != plan["replicas"] else ""
         hours = plan.get("max_hours")
-        text = f"cluster: {plan['nodes']} nodes, {plan['replicas']} replicas of the teacher fit{later}"
+        text = f"cluster: nodes: {plan['nodes']}; replicas of the teacher that fit: {plan['replicas']}{later}"
         text += f"; at most {duration(hours * 3600)} for generate" if hours is not None else ""
         message(text + (f" and {plan['max_bytes'] / 1e9:,.2f} GB" if "max_bytes" in plan else ""))
     for note in judgement.notes:

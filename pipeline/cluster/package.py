@@ -12,8 +12,10 @@ MAX_BYTES = 64 * 2**20
 """What may travel: a checkout has 3 MiB. Ray 2.60 itself refuses from 512 MiB on, after it has packed them."""
 MAX_FILES = 20_000
 
+RAY_LEAVES_OUT = frozenset({".git", ".venv", "__pycache__", "venv"})
+"""Names of folders that Ray 2.60 itself leaves out (RAY_RUNTIME_ENV_DEFAULT_EXCLUDES)."""
 NAMES_THAT_STAY = frozenset(
-    {".git", ".hypothesis", ".mypy_cache", ".pytest_cache", ".ruff_cache", ".tox", "__pycache__", "node_modules"}
+    {".hypothesis", ".import_linter_cache", ".mypy_cache", ".pytest_cache", ".ruff_cache", ".tox", "node_modules"}
 )
 TOP_NAMES_THAT_STAY = frozenset({"data", "runs"})
 """Directly in the folder that travels."""
@@ -24,7 +26,7 @@ class Package(NamedTuple):
 
     folder: Path
     stays: list[str]
-    """Folders in it that do not travel and that no ignore file names, relative to it."""
+    """Patterns, as of .gitignore, of what does not travel and neither Ray nor an ignore file leaves out."""
     num_files: int
     num_bytes: int
 
@@ -56,7 +58,7 @@ def package(folder: Path, config_file: Path) -> Package:
             f"more than {MAX_BYTES / 2**20:.0f} MiB or {MAX_FILES:,}; {looked.largest()}; move it out, name it in "
             ".rayignore, or name another folder with --working-dir"
         )
-    return Package(folder, sorted(looked.stays), looked.num_files, looked.num_bytes)
+    return Package(folder, sorted(set(looked.stays)), looked.num_files, looked.num_bytes)
 
 
 class _Look:
@@ -74,13 +76,19 @@ class _Look:
     def visit(self, folder: Path, ignored: list[Callable[[Path], bool]]) -> None:
         ignored = ignored + _ignore_files(folder)
         for path in sorted(folder.iterdir()):
-            if any(matches(path) for matches in ignored):
+            is_folder = path.is_dir()
+            # A pattern that ends in a slash matches what is in a folder, not its name.
+            if any(matches(path) or (is_folder and matches(path / "_")) for matches in ignored):
                 continue
             relative = path.relative_to(self._root)
-            if not path.is_dir():
+            if not is_folder:
                 self._add(path, relative)
+            elif path.name in RAY_LEAVES_OUT:
+                continue
+            elif path.name in NAMES_THAT_STAY:
+                self.stays.append(path.name)
             elif _must_stay(path, relative):
-                self.stays.append(relative.as_posix())
+                self.stays.append(f"/{relative.as_posix()}")
             elif self.num_files <= MAX_FILES:  # a home folder would take minutes
                 self.visit(path, ignored)
 
@@ -114,7 +122,7 @@ def _must_stay(path: Path, relative: Path) -> bool:
     is_environment = (path / "pyvenv.cfg").exists() or (path / "conda-meta").is_dir()
     is_run = (path / keys.RUN).exists() and (path / "state").is_dir()
     is_loop = path.is_symlink() and path.resolve() in (path.absolute(), *path.absolute().parents)
-    is_named = path.name in NAMES_THAT_STAY or (len(relative.parts) == 1 and path.name in TOP_NAMES_THAT_STAY)
+    is_named = len(relative.parts) == 1 and path.name in TOP_NAMES_THAT_STAY
     return is_named or is_environment or is_run or is_loop
 
 

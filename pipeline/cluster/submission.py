@@ -82,7 +82,7 @@ class Submission:
             "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S), "RAY_USAGE_STATS_ENABLED": "0", **values},
         }
         if self.package.stays:
-            made["excludes"] = [f"/{name}" for name in self.package.stays]
+            made["excludes"] = self.package.stays
         if not (self.package.folder / "stillhouse" / "__init__.py").exists():
             made["py_modules"] = [_code()]
         if self.requirements is not None:

@@ -52,7 +52,8 @@ def _auto() -> str | None:
     with contextlib.suppress(ImportError, ConnectionError):
         from ray._private.services import canonicalize_bootstrap_address
 
-        return canonicalize_bootstrap_address("auto")
+        found: str | None = canonicalize_bootstrap_address("auto")
+        return found
     return None
 
 
