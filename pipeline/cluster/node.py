@@ -30,7 +30,7 @@ def look(config: Config, requirements: list[str], mark: str) -> dict[str, Any]:
         "python": ".".join(map(str, sys.version_info[:3])),
         "unmet": dict(_unmet(requirements)),
         "vllm": next((found for name in ENGINES if (found := _version(name))), None),
-        **look_at_folder(config, mark),
+        **look_at_folder(config.run_dir, mark),
         "has_model": not is_local_path(config.teacher.model) or (Path(config.teacher.model) / "config.json").exists(),
         "has_token": _has_token(),
         "gpus": _gpus(),
@@ -40,13 +40,13 @@ def look(config: Config, requirements: list[str], mark: str) -> dict[str, Any]:
     }
 
 
-def look_at_folder(config: Config, mark: str) -> dict[str, Any]:
+def look_at_folder(run_dir: str, mark: str) -> dict[str, Any]:
     """Whether the run folder can be written from here, and whether `mark` is seen. Leaves nothing behind that was not
     there, but for `mark`."""
     own = keys.preflight(f"{mark}-{os.getpid()}-{socket.gethostname()}")
-    with _as_it_was(config.run_dir):
+    with _as_it_was(run_dir):
         try:
-            folder = open_preflight(config.run_dir)
+            folder = open_preflight(run_dir)
             sees = folder.exists(keys.preflight(mark))
             folder.put(own, b"")
             folder.delete(own)

@@ -47,16 +47,16 @@ def package(folder: Path, config_file: Path) -> Package:
         ) from None
     looked = _Look(root)
     looked.visit(root, [])
+    if looked.num_bytes > MAX_BYTES or looked.num_files > MAX_FILES:
+        raise ConfigError(
+            f"{root}: at least {looked.num_bytes / 2**20:,.0f} MiB in {looked.num_files:,} files would travel with the "
+            f"job, more than {MAX_BYTES / 2**20:.0f} MiB or {MAX_FILES:,}; {looked.largest()}; move it out, name it in "
+            ".rayignore, or name another folder with --working-dir"
+        )
     if wanted not in looked.files:
         raise ConfigError(
             f"{config_file}: does not travel with the job (an ignore file names it, or it is in a folder that stays "
             "here: environments, runs, data, .git); move it"
-        )
-    if looked.num_bytes > MAX_BYTES or looked.num_files > MAX_FILES:
-        raise ConfigError(
-            f"{root}: {looked.num_bytes / 2**20:,.0f} MiB in {looked.num_files:,} files would travel with the job, "
-            f"more than {MAX_BYTES / 2**20:.0f} MiB or {MAX_FILES:,}; {looked.largest()}; move it out, name it in "
-            ".rayignore, or name another folder with --working-dir"
         )
     return Package(folder, sorted(set(looked.stays)), looked.num_files, looked.num_bytes)
 
