@@ -141,6 +141,11 @@ class Jobs:
             if isinstance(error, ConfigError):
                 raise
             raise RunError(f"--address: {self.address} answers unlike a Ray job server; check the address") from None
+        except RuntimeError as error:  # what the server refuses
+            if type(error) is not RuntimeError:
+                raise
+            said = next(iter(str(error).splitlines()), "")[:300]
+            raise RunError(f"--address: {self.address} refuses a request: {said}") from None
 
 
 class _Lines:

@@ -51,7 +51,8 @@ def look_at_folder(run_dir: str, mark: str) -> dict[str, Any]:
             folder.put(own, b"")
             folder.delete(own)
         except Exception as error:  # of any kind: only what is safe to show goes on
-            return {"run_dir_problem": safe_message(error), "sees_run_dir": False}
+            problem = safe_message(error).replace(f"/{own}", "")  # the same on every node that has it
+            return {"run_dir_problem": problem, "sees_run_dir": False}
     return {"run_dir_problem": None, "sees_run_dir": sees}
 
 

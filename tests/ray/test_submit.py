@@ -1,9 +1,11 @@
 """Jobs of a real head: submitted, followed, left, attached to, stopped; and clusters that do not take us in."""
 
 import json
+import os
 import re
 import signal
 import subprocess
+import sys
 import time
 import urllib.request
 from pathlib import Path
@@ -14,6 +16,7 @@ import pytest
 from stillhouse.pipeline.cluster.submission import run_id
 from tests.ray.conftest import BIN, Head
 from tests.support.command import Command, contents, copy_of, without_answers
+from tests.support.data import ROOT
 from tests.support.submitting import configuration, ended, folder_that_travels, start
 
 
@@ -92,6 +95,27 @@ def test_a_terminal_may_leave_and_a_job_may_be_stopped(head: Head, finished: Com
     assert list(command.run_dir.glob("state/staged/*")) == []
     _, err = ended(start("stop", first, "--address", head.dashboard, **head.token))
     assert "has ended already (stopped)" in err
+
+
+TWICE = """
+import sys
+from stillhouse.pipeline.cluster.client import Jobs
+cluster = Jobs(sys.argv[1])
+print(cluster.submit("true", "same", {}, {}), cluster.submit("true", "same", {}, {}))
+try:
+    cluster.job("other")
+except Exception as error:
+    print(type(error).__name__, error)
+"""
+
+
+def test_an_id_is_taken_once_and_a_refusal_is_one_sentence(head: Head) -> None:
+    command = [sys.executable, "-c", TWICE, head.dashboard]
+    out = subprocess.run(
+        command, cwd=ROOT, env={**os.environ, **head.token}, capture_output=True, text=True, check=True, timeout=120
+    ).stdout.splitlines()
+    assert out[0] == "True False"
+    assert out[1].startswith(f"RunError --address: {head.dashboard} refuses a request: Request failed with ")
 
 
 @pytest.mark.parametrize(
