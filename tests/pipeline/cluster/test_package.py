@@ -13,7 +13,7 @@ from tests.support.data import ROOT
 STAYS = (
     ".git/HEAD", "data/rows.jsonl", "runs/a/run.json", ".venv/pyvenv.cfg", "env39/pyvenv.cfg", "env39/lib/big.so",
     "conda/conda-meta/history", "elsewhere/mine/run.json", "elsewhere/mine/state/partition.json", "node_modules/x.js",
-    "sub/__pycache__/x.pyc", "sub/.mypy_cache/x.json", "ignored/x", "sub/inner/secret.key",
+    "sub/__pycache__/x.pyc", "sub/.mypy_cache/x.json", "ignored/pyvenv.cfg", "sub/inner/secret.key",
 )  # fmt: skip
 TRAVELS = ("configs/run.yaml", "sub/code.py", "sub/data/few.jsonl", "sub/run.json", ".gitignore", "sub/.rayignore")
 
@@ -42,6 +42,7 @@ def test_ray_packs_what_is_said(folder: Path, tmp_path_factory: pytest.TempPathF
     found = package(folder, folder / "configs/run.yaml")
     out = tmp_path_factory.mktemp("out") / "package.zip"
     assert packed(folder, found.stays, out) == set(TRAVELS)
+    assert found.stays == [".mypy_cache", "/conda", "/data", "/elsewhere/mine", "/env39", "/runs", "node_modules"]
     assert found.num_files == len(TRAVELS)
     assert found.num_bytes == sum((folder / name).stat().st_size for name in TRAVELS)
     assert set(STAYS) & packed(folder, [], out.with_name("all.zip")), "without them Ray would take some"
