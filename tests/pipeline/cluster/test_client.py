@@ -42,12 +42,12 @@ def test_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @contextlib.contextmanager
-def server(status: int) -> Iterator[str]:
+def server(status: int, body: bytes = b"<html>hello</html>") -> Iterator[str]:
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self.send_response(status)
             self.end_headers()
-            self.wfile.write(b"<html>hello</html>")
+            self.wfile.write(body)
 
         def log_message(self, *arguments: object) -> None:
             pass
@@ -81,8 +81,8 @@ def test_a_server_that_says_nothing_is_one_sentence(monkeypatch: pytest.MonkeyPa
 def test_the_address_that_is_given_wins_over_rays_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ray's client would take the variable."""
     monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:9")
-    with server(404) as address, pytest.raises(ConfigError, match=address):
-        Jobs(address)
+    with server(200, b'{"version": "4", "ray_version": "2.60.0"}') as address:
+        assert Jobs(address)._client.get_address() == address
     with client._without(client.ADDRESS_VARIABLES):
         assert "RAY_ADDRESS" not in os.environ
     assert os.environ["RAY_ADDRESS"] == "http://127.0.0.1:9"
