@@ -2,12 +2,17 @@
 # make check  format, lint, types                  make test-fast  those without an engine and without Ray
 # make test-trainers  exports in TRL, axolotl, DistillKit, verl, Tinker
 # make test-readers   published files in DuckDB, Polars, Spark and others
+# make test-deploy    deploy/rayjob.yaml against KubeRay's schema, which it fetches
+# make test-browser   the pages, in Chromium
 # make test-slow, make test-faults  the long ones; results in docs/
+# make test-gpu  what needs a GPU, skipped where torch sees none
 # make lock   requirements/*.txt anew, after a change of pyproject.toml; UPGRADE=--upgrade takes newer versions
 # Python keeps what it has compiled: without that every process compiles vLLM and torch anew, a minute for an engine.
 unexport PYTHONDONTWRITEBYTECODE
 PYTHON ?= python3.11
-VENV := .venv
+# `make BUILD=gpu …` uses an environment of its own, with CUDA's builds.
+BUILD ?= cpu
+VENV := $(if $(filter gpu,$(BUILD)),.venv-gpu,.venv)
 BIN := $(VENV)/bin
 DATA := data/quickstart
 # INSTALL PYTHON ARGUMENTS: `pip install ARGUMENTS` by uv where that can be fetched, torch's CPU wheel included.
@@ -20,10 +25,13 @@ NOT_ON_CPU := torchvision torchaudio torchcodec
 DISTILLKIT ?= git+https://github.com/arcee-ai/DistillKit@a61c2e7d25c2e990d45832e12bd8542bdee9c810
 TRAINERS := data/trainers
 READERS := data/readers
+# Not copied into the repository: 1.3 MB that are KubeRay's. Another mirror may stand in for GitHub.
+KUBERAY ?= https://raw.githubusercontent.com/ray-project/kuberay/v1.6.2
+KUBERAY_SHA256 := ecae45d9a5dc1be68f1074ba784c495ef9d439d295253b61e1bd51f7b08522f5
 READER_NAMES := $(basename $(notdir $(wildcard tests/readers/requirements/*.txt)))
 LAYOUTS := axolotl distillkit distillkit-compressed verl tinker openai
 
-.PHONY: env data run test test-fast test-slow test-faults test-trainers test-readers check lock clean
+.PHONY: env data run test test-fast test-slow test-faults test-trainers test-readers test-deploy test-browser test-gpu check lock clean
 
 env: $(VENV)/.installed
 data: $(DATA)/.prepared
@@ -37,7 +45,7 @@ test: test-fast
 
 # Neither an engine nor Ray; on all cores.
 test-fast: env data data/tests/.fetched
-	$(BIN)/pytest -n auto --dist worksteal tests/pipeline tests/stages tests/schemas tests/examples tests/test_docs.py
+	$(BIN)/pytest -n auto --dist worksteal tests/pipeline tests/stages tests/schemas tests/deploy tests/examples tests/test_docs.py
 
 test-slow: env data data/tests/.fetched
 	$(BIN)/pytest tests/slow --timeout 0 -s
@@ -54,16 +62,27 @@ test-trainers: $(TRAINERS)/venv/.installed $(TRAINERS)/.made
 test-readers: env data $(READER_NAMES:%=$(READERS)/%.installed) $(READERS)/hyparquet/.installed
 	$(BIN)/pytest tests/readers
 
+test-deploy: env data/deploy/rayjobs.yaml
+	$(BIN)/pytest tests/deploy
+
+# The report and the viewer in a real browser; skipped where there is no Chromium.
+test-browser: env data
+	$(BIN)/pytest tests/browser
+
+test-gpu:
+	$(MAKE) BUILD=gpu env data
+	.venv-gpu/bin/pytest tests/gpu -n 4 --dist loadgroup --timeout 0 -rsP
+
 check: env
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 
-$(VENV)/.installed: pyproject.toml requirements/cpu.txt schemas/targets/pyproject.toml
+$(VENV)/.installed: pyproject.toml requirements/$(BUILD).txt schemas/targets/pyproject.toml
 	@rm -f $@
 	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
-	$(INSTALL) $(BIN)/python --no-deps $(again) -r requirements/cpu.txt
+	$(INSTALL) $(BIN)/python --no-deps $(again) -r requirements/$(BUILD).txt
 	# The second is what a training repo imports, under the name that it has there.
 	$(INSTALL) $(BIN)/python --no-deps -e . -e schemas/targets
 	touch $@
@@ -105,6 +124,12 @@ $(READERS)/%.installed: tests/readers/requirements/%.txt | $(VENV)/.installed
 	$(INSTALL) $(BIN)/python --target $(READERS)/$* -r $<
 	touch $@
 
+data/deploy/rayjobs.yaml:
+	mkdir -p $(@D)
+	curl -fsSL --retry 3 -o $@.part $(KUBERAY)/ray-operator/config/crd/bases/ray.io_rayjobs.yaml
+	echo "$(KUBERAY_SHA256)  $@.part" | sha256sum --check --quiet
+	mv $@.part $@
+
 $(READERS)/hyparquet/.installed: tests/readers/package.json
 	rm -rf $(@D)
 	mkdir -p $(@D)
@@ -125,7 +150,7 @@ lock:
 	    --index-strategy unsafe-best-match
 	sed -i -E "s/^((intel-|triton==)[^ ]*)$$/\1 ; platform_machine == 'x86_64'/" requirements/cpu.txt
 	# Without those sources: they may have torch's CPU wheel, which counts as newer than the CUDA build.
-	UV_FIND_LINKS= $(BIN)/$(COMPILE) --extra gpu --extra dev -o requirements/gpu.txt >/dev/null
+	UV_FIND_LINKS= $(BIN)/$(COMPILE) --extra gpu --extra quickstart --extra dev -o requirements/gpu.txt >/dev/null
 
 clean:
-	rm -rf runs data $(VENV)
+	rm -rf runs data .venv .venv-gpu

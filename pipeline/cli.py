@@ -1,5 +1,4 @@
-"""The command: `stillhouse check | run | status CONFIG`, `export RUN --to LAYOUT`, `verify FOLDER`; on a cluster
-`submit CONFIG`, `jobs`, `logs` and `stop` (`cluster.arguments`).
+"""The command `stillhouse`; `pipeline/arguments.py` says what it can be asked for.
 
 Exit codes: 0 done, 1 failed, 2 bad configuration or usage, 3 finished with shards set aside, 130 interrupted.
 Standard output holds the result as JSON with `--json`, and nothing else; what people read goes to standard error.
@@ -11,6 +10,7 @@ import gc
 import json
 import logging
 import os
+import shlex
 import signal
 import sys
 import traceback
@@ -18,11 +18,11 @@ from collections.abc import Callable, Sequence
 from typing import Any, TextIO
 
 from stillhouse.pipeline import console
+from stillhouse.pipeline.arguments import parser
 from stillhouse.pipeline.cluster import RAYS_COPY
 from stillhouse.pipeline.cluster import arguments as cluster
 from stillhouse.schemas.arrow import keep_pandas_out
-from stillhouse.schemas.config import Config, ConfigError, load
-from stillhouse.stages.layouts import LAYOUTS
+from stillhouse.schemas.config import Config, ConfigError, load, sampled
 
 Command = Callable[..., tuple[dict[str, Any], int]]
 EXIT_FAILED, EXIT_USAGE, EXIT_SET_ASIDE, EXIT_INTERRUPTED = 1, 2, 3, 130
@@ -45,7 +45,7 @@ def command() -> int:
 def main(argv: Sequence[str] | None = None, results: TextIO | None = None, *, is_process: bool = False) -> int:
     """Runs the command line and returns its exit code. The result is written to `results`, by default `sys.stdout`.
     `is_process`: this process does nothing else, so that its file descriptors may be changed."""
-    arguments = _parser().parse_args(argv)
+    arguments = parser().parse_args(argv)
     arguments.is_process = is_process
     results = results or sys.stdout
     # Heavy imports wait until the configuration is valid: a typo answers at once.
@@ -53,6 +53,8 @@ def main(argv: Sequence[str] | None = None, results: TextIO | None = None, *, is
     try:
         if "config" in arguments:
             config = load(arguments.config, arguments.set)
+            if getattr(arguments, "sample", None) is not None:
+                config = sampled(config, arguments.sample)
     except ConfigError as error:
         return _fail(str(error), EXIT_USAGE)
     logging.basicConfig(level=logging.INFO if arguments.verbose else logging.WARNING, stream=sys.stderr)
@@ -62,8 +64,13 @@ def main(argv: Sequence[str] | None = None, results: TextIO | None = None, *, is
         "check": _check,
         "run": _run,
         "status": _status,
+        "inspect": _inspect,
         "export": _export,
+        "join": _join,
+        "purge": _purge,
         "verify": _verify,
+        "report": _report,
+        "view": _view,
         **cluster.COMMANDS,
     }
     command = commands[arguments.command]
@@ -89,64 +96,6 @@ def main(argv: Sequence[str] | None = None, results: TextIO | None = None, *, is
         return _fail(safe_message(error), EXIT_FAILED)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="stillhouse", description="Prompts in, a distilled student's training set out.", allow_abbrev=False
-    )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, text in (
-        ("check", "validate a configuration, look at the source, estimate tokens, bytes and GPU hours"),
-        ("run", "do all that is missing of a run"),
-        ("status", "say how far a run is"),
-    ):
-        command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
-        command.add_argument("config", help="YAML file")
-        command.add_argument(
-            "--set", action="append", default=[], metavar="KEY=VALUE", help="override, e.g. sampling.seed=1"
-        )
-        if name == "run":
-            command.add_argument(
-                "--retry-set-aside", action="store_true", help="try shards again that failed too often"
-            )
-            command.add_argument(
-                "--local", action="store_true", help="on this machine alone, in processes and without Ray"
-            )
-        if name == "check":
-            command.add_argument("--rows", type=int, default=1000, help="source rows to look at (default 1000)")
-            command.add_argument(
-                "--tokens-per-second",
-                type=float,
-                default=2500.0,
-                help="of one replica, for the estimate (default 2500)",
-            )
-            cluster.add_cluster(command)
-    text = "write a finished dataset in the layout of a trainer; docs/training/ has a page for each"
-    export = commands.add_parser("export", help=text, description=text, allow_abbrev=False)
-    export.add_argument("run", help="run folder, or a copy of its dataset/")
-    export.add_argument("--to", required=True, choices=LAYOUTS, help="the layout")
-    export.add_argument("--output", help="where to; by default RUN/exports/LAYOUT")
-    export.add_argument("--targets", choices=("top_k", "sampled"), help="which of them, where the dataset has both")
-    export.add_argument(
-        "--max-length", type=int, metavar="TOKENS", help="length of every row, for distillkit (default: the longest)"
-    )
-    text = "check a dataset or an export of one: checksums, shapes, ids, alignment"
-    verify = commands.add_parser("verify", help=text, description=text, allow_abbrev=False)
-    verify.add_argument("folder", help="run, dataset or export")
-    cluster.add_commands(commands)
-    for command in (export, verify):
-        command.add_argument("--workers", type=_positive, help="processes (default: one for each core)")
-    for command in commands.choices.values():
-        command.add_argument("--json", action="store_true", help="the result as JSON on standard output")
-        command.add_argument("--verbose", action="store_true", help="log more; a full traceback on failure")
-    return parser
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not an integer >= 1")
-    return int(text)
-
-
 def _fail(message: str, code: int) -> int:
     print(f"stillhouse: {message}", file=sys.stderr)
     return code
@@ -166,20 +115,33 @@ def _refuse_rays_copy(key: str, location: str) -> None:
 
 def _run(config: Config, arguments: argparse.Namespace) -> tuple[dict[str, Any], int]:
     _refuse_rays_copy("run_dir", config.run_dir)
-    from stillhouse.pipeline.look.summary import summary
+    from stillhouse.pipeline.folder import open_folder
+    from stillhouse.pipeline.look.summary import stopped, summary
     from stillhouse.pipeline.run import driver
+    from stillhouse.pipeline.run.metrics import Metrics
     from stillhouse.pipeline.run.pool import LocalPool, Pool
-    from stillhouse.pipeline.run.progress import Progress
+    from stillhouse.pipeline.run.progress import Progress, Reports
     from stillhouse.pipeline.run.ray_pool import RAYS_LINES, RayPool
+    from stillhouse.pipeline.run.timeline import Timeline
 
     if not arguments.local and not arguments.verbose and arguments.is_process:
         console.drop_lines(RAYS_LINES)
     pool: Pool = LocalPool() if arguments.local else RayPool()
+    if arguments.sample is not None:
+        console.message(f"sample: {arguments.sample:,} rows of the whole source, in {config.run_dir}")
     progress = Progress()
+    timeline = Timeline(open_folder(config.run_dir), progress)
+    metrics = [] if arguments.local else [Metrics(config.run_dir, progress)]
     try:
-        manifest = driver.run(config, progress, pool, retry_set_aside=arguments.retry_set_aside)
+        report = Reports(progress, timeline, *metrics)
+        manifest = driver.run(config, report, pool, retry_set_aside=arguments.retry_set_aside, until=arguments.until)
     finally:
         progress.close()
+        timeline.close()
+    code = EXIT_SET_ASIDE if manifest["set_aside"] else 0
+    if "until" in manifest:
+        stopped(config, manifest, progress.seconds, _run_command(arguments))
+        return manifest, code
     summary(
         config,
         manifest,
@@ -189,7 +151,34 @@ def _run(config: Config, arguments: argparse.Namespace) -> tuple[dict[str, Any],
         generate_seconds=progress.generate_seconds,
         generate_tokens=progress.generate_tokens,
     )
-    return manifest, EXIT_SET_ASIDE if manifest["set_aside"] else 0
+    if not arguments.no_report:
+        _report_of_run(config, manifest)
+    if arguments.sample is not None:
+        arguments.sample = None
+        console.message(f"whole:    {_run_command(arguments)}")
+    return manifest, code
+
+
+def _run_command(arguments: argparse.Namespace) -> str:
+    """The command of a run, without --until."""
+    words = ["stillhouse", "run", arguments.config]
+    words += [word for value in arguments.set for word in ("--set", value)]
+    words += ["--local"] * arguments.local
+    words += ["--sample", str(arguments.sample)] if arguments.sample is not None else []
+    return shlex.join(words)
+
+
+def _report_of_run(config: Config, manifest: dict[str, Any]) -> None:
+    """Writes the report of a finished run, which is not to fail for it."""
+    from stillhouse.pipeline.errors import safe_message
+    from stillhouse.pipeline.look import report
+
+    try:
+        console.message(f"report:   {report.write_after_run(config.run_dir, manifest)}")
+    except Exception as error:  # of any kind: the dataset is there
+        console.message(
+            f"report:   not written ({safe_message(error)}); `stillhouse report {config.run_dir}` tries again"
+        )
 
 
 def _status(config: Config, arguments: argparse.Namespace) -> tuple[dict[str, Any], int]:
@@ -198,6 +187,17 @@ def _status(config: Config, arguments: argparse.Namespace) -> tuple[dict[str, An
     result = status.status(config)
     status.show(result)
     return result, EXIT_SET_ASIDE if result["set_aside"] else 0
+
+
+def _inspect(arguments: argparse.Namespace) -> tuple[dict[str, Any], int]:
+    from stillhouse.pipeline.look.inspect.command import Asked, inspect
+    from stillhouse.pipeline.look.inspect.show import show
+
+    names = ("stage", "samples", "seed", "dropped", "row", "tokenizer", "against")
+    result = inspect(arguments.path, Asked(**{name: getattr(arguments, name) for name in names}))
+    if not arguments.json:
+        show(result)
+    return result, 0
 
 
 def _check(config: Config, arguments: argparse.Namespace) -> tuple[dict[str, Any], int]:
@@ -212,9 +212,18 @@ def _check(config: Config, arguments: argparse.Namespace) -> tuple[dict[str, Any
 
 def _export(arguments: argparse.Namespace) -> tuple[dict[str, Any], int]:
     from stillhouse.pipeline.console import message
+    from stillhouse.pipeline.dataset import withhold
     from stillhouse.pipeline.dataset.export import default_output, export
-    from stillhouse.pipeline.look.dataset import show_export
+    from stillhouse.pipeline.look.dataset import show_export, show_withheld
 
+    if arguments.no_prompts:
+        if arguments.targets is not None or arguments.max_length is not None:
+            raise ConfigError("--targets, --max-length: mean nothing with --no-prompts, which keeps all columns")
+        output = arguments.output or default_output(arguments.run, withhold.LAYOUT)
+        _refuse_rays_copy("--output", output)
+        manifest = withhold.withhold(arguments.run, output, arguments.workers, message)
+        show_withheld(output, manifest)
+        return manifest, 0
     kinds: dict[str | None, Any] = {None: None, "top_k": "target", "sampled": "draw"}
     output = arguments.output or default_output(arguments.run, arguments.to)
     _refuse_rays_copy("--output", output)
@@ -231,10 +240,45 @@ def _export(arguments: argparse.Namespace) -> tuple[dict[str, Any], int]:
     return manifest, 0
 
 
+def _join(arguments: argparse.Namespace) -> tuple[dict[str, Any], int]:
+    from stillhouse.pipeline.console import message
+    from stillhouse.pipeline.dataset.join import default_output, join
+
+    output = arguments.output or default_output(arguments.folder)
+    _refuse_rays_copy("--output", output)
+    manifest = join(arguments.folder, output, arguments.set, message)
+    message(f"joined: {manifest['rows']:,} conversations with their prompts in {output}")
+    return manifest, 0
+
+
+def _purge(arguments: argparse.Namespace) -> tuple[dict[str, Any], int]:
+    from stillhouse.pipeline.look.purge import show_purge
+    from stillhouse.pipeline.run.purge import purge, read_ids
+
+    result = purge(arguments.run, read_ids(arguments.ids), console.message)
+    show_purge(arguments.run, result)
+    return result, 0
+
+
 def _verify(arguments: argparse.Namespace) -> tuple[dict[str, Any], int]:
     from stillhouse.pipeline.dataset.verify import verify
     from stillhouse.pipeline.look.dataset import show_verify
 
-    result = verify(arguments.folder, arguments.workers)
+    result = verify(arguments.folder, arguments.workers, arguments.dataset, arguments.teacher)
     show_verify(result)
     return result, 0 if result["ok"] else EXIT_FAILED
+
+
+def _report(arguments: argparse.Namespace) -> tuple[dict[str, Any], int]:
+    from stillhouse.pipeline.look import report
+
+    _refuse_rays_copy("--output" if arguments.output else "report", arguments.output or arguments.run)
+    result = report.write(arguments.run, arguments.output, with_text=not arguments.no_text)
+    console.message(f"report: {result['report']} ({result['bytes'] / 1e6:.1f} MB)")
+    return result, 0
+
+
+def _view(arguments: argparse.Namespace) -> tuple[dict[str, Any], int]:
+    from stillhouse.pipeline.look.view.serve import serve
+
+    return serve(arguments.path, arguments.port, arguments.tokenizer, may_open_browser=not arguments.no_browser), 0

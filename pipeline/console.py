@@ -4,11 +4,22 @@ import os
 import shutil
 import subprocess
 import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 def message(text: str = "") -> None:
     """A line for people."""
     print(text, file=sys.stderr, flush=True)
+
+
+def rich() -> "Console":
+    """For tables and colours. Markup, emoji codes and highlighting are off: what is printed may be anybody's text."""
+    from rich.console import Console
+
+    return Console(stderr=True, markup=False, emoji=False, highlight=False)
 
 
 def drop_lines(pattern: str) -> None:

@@ -166,6 +166,26 @@ LEDGER = pa.schema(
 )
 """Rows that were dropped, one per row: who, where, why. No text."""
 
+TIMELINE = pa.schema(
+    [
+        pa.field("stage", pa.string()),
+        pa.field("step", pa.string()),  # transform | sketch
+        pa.field("shard", pa.string()),  # such as 00017.parquet
+        pa.field("outcome", pa.string()),  # written | set_aside | redo; others: another run wrote it meanwhile
+        pa.field("node", pa.string()),  # host name of the machine; null for ingest, which has no workers
+        pa.field("worker", pa.string()),  # null for ingest
+        # By the clock of the driver, so that machines need not agree on the time.
+        pa.field("queued", pa.timestamp("ms", "UTC")),  # when its step began
+        pa.field("started", pa.timestamp("ms", "UTC")),  # when the worker that made it took it up
+        pa.field("ended", pa.timestamp("ms", "UTC")),
+        pa.field("attempts", pa.int32()),
+        pa.field("rows_in", pa.int64()),
+        pa.field("rows_out", pa.int64()),
+        pa.field("num_target_tokens", pa.int64()),  # 0 before generate
+    ]
+)
+"""A row for each shard that one call of `run` made or failed to make."""
+
 DROP_REASON = pa.field("drop_reason", pa.string())
 """Set by a stage on the rows it gives up; the runner removes the column. Null means: keep."""
 

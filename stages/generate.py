@@ -15,8 +15,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from stillhouse.schemas.config import Config
-from stillhouse.stages.teacher import Answer, Teacher, TeacherError, TemplateError, fault
-from stillhouse.stages.teacher.channels import Channels
+from stillhouse.stages.teacher import Answer, Load, Teacher, TeacherError, TemplateError, fault
+from stillhouse.stages.teacher.channels import Channels, without_end
 from stillhouse.stages.teacher.chat import Chat
 from stillhouse.stages.teacher.completions import Sample, completions
 from stillhouse.stages.teacher.draws import draw_from_top_k
@@ -87,6 +87,12 @@ class Generate:
         written counts those of the answers that have ended."""
         num_tokens = getattr(self._teacher, "num_tokens", self._num_ended_tokens)
         return GenerateProgress(self._num_done, self._num_under_way, num_tokens)
+
+    @property
+    def load(self) -> Load:
+        """How full the teacher's engine is, as far as it tells; may be read from another thread."""
+        load: Load = getattr(self._teacher, "load", Load())
+        return load
 
     def close(self) -> None:
         """End the teacher."""
@@ -182,10 +188,8 @@ class Generate:
         return True
 
     def _message(self, answer: Answer) -> dict[str, str | None]:
-        """What the teacher said, without the token that ended its turn (vLLM knows ends that the template does not)."""
-        ids = answer.token_ids.tolist()
-        if ids and (ids[-1] in self._end_ids or (answer.finish_reason == "stop" and ids[-1] in self._control_ids)):
-            ids = ids[:-1]
+        """What the teacher said, without the token that ended its turn."""
+        ids = without_end(answer.token_ids.tolist(), answer.finish_reason, self._end_ids, self._control_ids)
         return self._channels.message(ids, is_opened=self._config.generate.thinking != "drop")
 
 

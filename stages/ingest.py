@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from stillhouse.schemas import tables
 from stillhouse.schemas.config import Config
-from stillhouse.stages.sources import conversation, source_name
+from stillhouse.stages.sources import conversation, sample, source_name
 from stillhouse.stages.sources.ids import Ids, usable_id
 from stillhouse.stages.sources.row import (
     INVALID_JSON,
@@ -35,6 +35,7 @@ EMPTY = "empty"
 LANGUAGE = "language"
 TOO_LONG = "too_long"
 DUPLICATE_ID = "duplicate_id"
+PURGED = "purged"
 
 REASONS: dict[str, str] = {
     INVALID_JSON: "the line or array element is not JSON, or is nested or numbered beyond reason",
@@ -53,9 +54,10 @@ REASONS: dict[str, str] = {
     LANGUAGE: "the language is none of `ingest.languages`",
     TOO_LONG: "the first prompt has more tokens than `Config.max_prompt_tokens`",
     DUPLICATE_ID: "an earlier kept row has this id and the same texts",
+    PURGED: "somebody asked for its deletion (`stillhouse purge`); the ledger has a digest in the place of its id",
 }
 """Every `drop_reason` of this stage. A row gets the first that applies, in this order: reading, conversation,
-roles, kept texts, language, length, and whether an earlier row has its id and texts."""
+roles, kept texts, language, length, and whether an earlier row has its id and texts. A purge replaces any."""
 
 
 class _Refused(NamedTuple):
@@ -79,9 +81,10 @@ class _Prompt(NamedTuple):
 class Ingest:
     """Maps a stream of source rows to tables of schema `tables.marked(tables.PROMPTS)`.
 
-    There is one table for every `ingest.rows_per_shard` consecutive rows. Refused rows are in it, with their reason and
-    without text. `num_prompt_tokens` maps first user turns to their lengths in the teacher's tokens, chat template
-    included; with `generate.system_prompts: source` its second argument is the system prompt of each.
+    There is one table for every `ingest.rows_per_shard` consecutive rows (with `source.sample`, of those drawn).
+    Refused rows are in it, with their reason and without text. `num_prompt_tokens` maps first user turns to their
+    lengths in the teacher's tokens, chat template included; with `generate.system_prompts: source` its second argument
+    is the system prompt of each.
     """
 
     def __init__(self, config: Config, num_prompt_tokens: Callable[..., list[int]]) -> None:
@@ -93,12 +96,13 @@ class Ingest:
 
     def __call__(self, rows: Iterable[Row]) -> Iterator[pa.Table]:
         """The shards of a stream that begins with the source's first row. Ids are unique within one call."""
-        stream = islice(rows, self._config.source.limit)
+        source = self._config.source
+        stream: Iterator[tuple[int, Row]] = enumerate(islice(rows, source.limit))
+        if source.sample is not None:
+            stream = sample.draw(stream, source.sample, self._config.sampling.seed)
         ids = Ids()
-        first_row = 0
         while shard := list(islice(stream, self._config.ingest.rows_per_shard)):
-            yield self._table([self._judge(row) for row in shard], ids, first_row)
-            first_row += len(shard)
+            yield self._table([(number, self._judge(row)) for number, row in shard], ids)
 
     def _judge(self, row: Row) -> _Prompt | _Refused:
         if row.error is not None:
@@ -117,8 +121,8 @@ class Ingest:
             return _Refused(refused.reason, prompt_id)
         return prompt
 
-    def _table(self, verdicts: list[_Prompt | _Refused], ids: Ids, first_row: int) -> pa.Table:
-        prompts = [verdict for verdict in verdicts if isinstance(verdict, _Prompt)]
+    def _table(self, verdicts: list[tuple[int, _Prompt | _Refused]], ids: Ids) -> pa.Table:
+        prompts = [verdict for _, verdict in verdicts if isinstance(verdict, _Prompt)]
         first_turns = [prompt.user_turns[0] for prompt in prompts]
         systems = [prompt.system_prompt for prompt in prompts]
         beside = [systems] if self._config.generate.system_prompts == "source" else []
@@ -129,7 +133,7 @@ class Ingest:
             )
         remaining = iter(counts)
         records = []
-        for source_row, verdict in enumerate(verdicts, start=first_row):
+        for source_row, verdict in verdicts:
             record: dict[str, Any] = {"source": self._source, "source_row": source_row}
             num_tokens = None
             if isinstance(verdict, _Prompt):

@@ -1,9 +1,11 @@
 """Fixtures that many tests share. The folder of a test says what it needs:
 
-schemas, stages, pipeline, examples   neither an engine nor Ray: `make test-fast`
+schemas, stages, pipeline, deploy, examples   neither an engine nor Ray: `make test-fast`
 ray, engine                           a real Ray cluster, a real vLLM engine: `make test` runs these too
+gpu                                   a GPU: `make test-gpu`
 slow                                  minutes to hours each: `make test-slow`, `make test-faults`
 readers                               others' Parquet readers: `make test-readers`
+browser                               Chromium: `make test-browser`
 trainers                              an environment of their own: `make test-trainers`
 """
 

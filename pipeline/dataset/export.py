@@ -4,7 +4,6 @@ A file at a time in memory, several at once in processes. Like a run it is put i
 missing; `manifest.json` is written last, and with it an export is finished. What a layout is: `stages.layouts`.
 """
 
-import contextlib
 import dataclasses
 import hashlib
 import json
@@ -17,20 +16,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from stillhouse.pipeline.dataset.card import export_card
-from stillhouse.pipeline.dataset.manifest import MANIFEST, Dataset, open_dataset
+from stillhouse.pipeline.dataset.manifest import MANIFEST, Dataset, open_dataset, read_published
 from stillhouse.pipeline.dataset.processes import in_processes
+from stillhouse.pipeline.dataset.target import CARD, STAGED, finished, put_same
 from stillhouse.pipeline.errors import DamagedError, ShardError
 from stillhouse.pipeline.folder import Folder, open_folder, shard
-from stillhouse.pipeline.folder.certified import encode_certified, parse_certified
+from stillhouse.pipeline.folder.certified import encode_certified
 from stillhouse.pipeline.folder.shard import ShardId, ShardInfo
 from stillhouse.schemas.config import ConfigError
 from stillhouse.schemas.targets import Kind
 from stillhouse.stages.layouts import Layout, Settings, load_layout
 from stillhouse.stages.layouts.rows import batches, other_ids
-
-CARD = "README.md"
-STAGED = ".staged"
-"""Where files are written before they get their names; hidden, so that no loader takes them for data."""
 
 
 @dataclass(frozen=True)
@@ -67,18 +63,13 @@ def export(
     files are damaged or `output` holds something else.
     """
     dataset, layout = open_dataset(url), load_layout(layout_name)
+    if "withheld" in dataset.manifest:
+        raise ConfigError(f"{url}: its prompts are withheld, so no trainer can read it; `stillhouse join` it first")
     target = open_folder(output, staged=STAGED)
     settings = _settings(dataset, layout_name, layout, kind, max_length)
-    identity = hashlib.sha256(
-        json.dumps([layout_name, settings.to_json(), [file["sha256"] for file in dataset.manifest["files"]]]).encode()
-    ).hexdigest()
-    if (finished := _finished(target)) is not None:
-        if finished["identity"] != identity:
-            raise ConfigError(
-                f"{target.url}: holds an export of other settings or of another dataset; choose another --output, or "
-                "delete it"
-            )
-        return finished
+    identity = export_identity(layout_name, settings, dataset)
+    if (there := finished(target, identity)) is not None:
+        return there
     suffix = ".jsonl" if layout.is_jsonl else ".parquet"
     tasks = [
         _Task(
@@ -106,6 +97,8 @@ def export(
         "notes": layout.notes(settings, dataset.manifest["teacher"]["final_logit_softcapping"]),
         "teacher": dataset.manifest["teacher"],
         "dataset_config_hash": dataset.manifest["config_hash"],
+        "set_aside": dataset.manifest.get("set_aside"),
+        "sampling": _sampling(dataset.manifest["config"]),
         "rows": sum(file["rows"] for file in files),
         "rows_too_long": sum(file["rows_too_long"] for file in files),
         "target_tokens": sum(file["target_tokens"] for file in files),
@@ -120,16 +113,10 @@ def export(
     return manifest
 
 
-def _finished(target: Folder) -> dict[str, Any] | None:
-    """The manifest of an export that is finished. Raises `ConfigError` where there is another one."""
-    data = target.get_or_none(MANIFEST)
-    if data is None:
-        return None
-    with contextlib.suppress(ValueError):
-        manifest = parse_certified(data)
-        if "identity" in manifest:
-            return manifest
-    raise ConfigError(f"{target.path(MANIFEST)}: is no export's, or damaged; choose another --output, or delete it")
+def export_identity(layout_name: str, settings: Settings, dataset: Dataset) -> str:
+    """sha256 (hex) of everything that decides an export's bytes, by which its files know whose they are."""
+    decides = [layout_name, settings.to_json(), [file["sha256"] for file in dataset.manifest["files"]]]
+    return hashlib.sha256(json.dumps(decides).encode()).hexdigest()
 
 
 def _settings(dataset: Dataset, name: str, layout: Layout, kind: Kind | None, max_length: int | None) -> Settings:
@@ -161,6 +148,13 @@ def _settings(dataset: Dataset, name: str, layout: Layout, kind: Kind | None, ma
 # One file, in a process of its own
 
 
+def _sampling(config: dict[str, Any]) -> dict[str, Any] | None:
+    """How the teacher wrote: decides how probable its tokens are to be where `verify` has the export alone."""
+    names = ("temperature", "repetition_penalty")
+    found = {name: config[f"sampling.{name}"] for name in names if f"sampling.{name}" in config}
+    return found if len(found) == len(names) else None
+
+
 def _make(task: _Task) -> tuple[dict[str, Any], float]:
     """Brings one file into existence; its entry of the manifest, and seconds."""
     started = time.monotonic()
@@ -186,18 +180,15 @@ def _make_parquet(task: _Task, layout: Layout) -> dict[str, Any]:
 
 def _make_jsonl(task: _Task, layout: Layout) -> dict[str, Any]:
     """Lines of JSON cannot say whose they are; they are made each time, which costs little, and compared."""
-    table = _source(task)
+    table = read_published(task.source, task.source_key, task.source_sha256)
     lines = [json.dumps(row, ensure_ascii=False) for row in layout.convert(table, task.settings).to_pylist()]
     data = "".join(f"{line}\n" for line in lines).encode()
-    if not task.target.put_if_absent(task.key, data) and task.target.get(task.key) != data:
-        raise ShardError(
-            f"{task.target.path(task.key)}: is damaged or another export's; delete it, or choose another --output"
-        )
+    put_same(task.target, task.key, data)
     return _entry(task, _info(task, table, table), data)
 
 
 def _encode(task: _Task, layout: Layout) -> bytes:
-    source, settings = _source(task), task.settings
+    source, settings = read_published(task.source, task.source_key, task.source_sha256), task.settings
     table = source
     if settings.max_length:
         table = source.filter(pc.less_equal(source.column("num_input_tokens"), settings.max_length))
@@ -205,14 +196,6 @@ def _encode(task: _Task, layout: Layout) -> bytes:
     parts = (layout.convert(part, settings) for part in batches(table, settings))
     schema = layout.convert(source.slice(0, 0), settings).schema
     return shard.encode_parts(schema, parts, _info(task, source, table))
-
-
-def _source(task: _Task) -> pa.Table:
-    data = task.source.get(task.source_key)
-    where = task.source.path(task.source_key)
-    if hashlib.sha256(data).hexdigest() != task.source_sha256:
-        raise ShardError(f"{where}: is not the file that manifest.json names; run again, or copy the dataset again")
-    return shard.decode(data, where).table
 
 
 def _info(task: _Task, source: pa.Table, table: pa.Table) -> ShardInfo:

@@ -7,17 +7,22 @@ import contextlib
 import hashlib
 import importlib.metadata
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
 
 from stillhouse.pipeline import flow
 from stillhouse.pipeline.dataset import card
 from stillhouse.pipeline.errors import ShardError
-from stillhouse.pipeline.folder import Folder, index, keys, open_folder
+from stillhouse.pipeline.folder import Folder, index, keys, open_folder, shard
 from stillhouse.pipeline.folder.certified import encode_certified, parse_certified, parse_object
 from stillhouse.pipeline.folder.identity import run_date
 from stillhouse.pipeline.folder.index import ShardSummary
 from stillhouse.schemas.config import Config, ConfigError, config_hash, deciding_values
 from stillhouse.stages.teacher import fidelity
+
+if TYPE_CHECKING:
+    from stillhouse.stages.teacher.chat import Chat
 
 FORMAT_VERSION = 2
 """2: log-probabilities are float32 in Parquet (with float16's values); 1: float16, byte-split integers."""
@@ -48,6 +53,15 @@ class Dataset:
     def key(self, file: dict[str, Any]) -> str:
         """Where a file of the manifest is in `folder`."""
         return f"{self.prefix}{file['file']}"
+
+
+def read_published(folder: Folder, key: str, sha256: str) -> pa.Table:
+    """The table of a published file. Raises `ShardError` where it is not the file with this digest."""
+    data = folder.get(key)
+    where = folder.path(key)
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise ShardError(f"{where}: is not the file that manifest.json names; run again, or copy the dataset again")
+    return shard.decode(data, where).table
 
 
 def open_dataset(url: str) -> Dataset:
@@ -86,11 +100,11 @@ def set_aside(config: Config, folder: Folder) -> list[str]:
 
 
 def _reason(folder: Folder, stage: str, file: str) -> str:
-    shard = keys.set_aside_shard(file)
-    key = keys.set_aside(stage, shard)
+    name = keys.set_aside_shard(file)
+    key = keys.set_aside(stage, name)
     with contextlib.suppress(ValueError, KeyError, FileNotFoundError):
         return str(parse_object(folder.get(key))["error"])
-    return f"{stage} {shard}: set aside; why is lost, because {key} is damaged"
+    return f"{stage} {name}: set aside; why is lost, because {key} is damaged"
 
 
 def write(config: Config, folder: Folder, summaries: dict[str, dict[str, ShardSummary]]) -> dict[str, Any]:
@@ -106,10 +120,6 @@ def write(config: Config, folder: Folder, summaries: dict[str, dict[str, ShardSu
         }
         for name, summary in sorted(published.items(), key=lambda item: (len(item[0]), item[0]))
     ]
-    stages = {}
-    for stage in flow.of(config)[:-1]:
-        rows_in, dropped = index.stage_counts(summaries[stage.name])
-        stages[stage.name] = {"rows_in": rows_in, "rows_out": rows_in - sum(dropped.values()), "dropped": dropped}
     manifest = {
         "format_version": FORMAT_VERSION,
         "config_hash": config_hash(config),
@@ -119,7 +129,7 @@ def write(config: Config, folder: Folder, summaries: dict[str, dict[str, ShardSu
         "targets": _targets(config),
         "fidelity": fidelity.report(fidelity.merged(summary.fidelity for summary in published.values())),
         "software": {name: version for name in SOFTWARE if (version := _version(name)) is not None},
-        "stages": stages,
+        "stages": stage_rows(config, summaries),
         "rows": sum(file["rows"] for file in files),
         "target_tokens": sum(file["target_tokens"] for file in files),
         "bytes": sum(file["bytes"] for file in files),
@@ -128,6 +138,16 @@ def write(config: Config, folder: Folder, summaries: dict[str, dict[str, ShardSu
     }
     _put(config, folder, manifest)
     return manifest
+
+
+def stage_rows(config: Config, summaries: dict[str, dict[str, ShardSummary]]) -> dict[str, dict[str, Any]]:
+    """Rows in, out and dropped by reason, of each stage in `summaries` but publish, which drops nothing."""
+    stages = {}
+    for stage in flow.of(config)[:-1]:
+        if stage.name in summaries:
+            rows_in, dropped = index.stage_counts(summaries[stage.name])
+            stages[stage.name] = {"rows_in": rows_in, "rows_out": rows_in - sum(dropped.values()), "dropped": dropped}
+    return stages
 
 
 def with_labels(config: Config, folder: Folder, finished: dict[str, Any]) -> dict[str, Any]:
@@ -182,11 +202,18 @@ def _read_teacher(config: Config) -> dict[str, Any]:
         "dtype": config.teacher.dtype,
         "vocab_size": len(chat.tokenizer) if model.vocab_size is None else model.vocab_size,
         "final_logit_softcapping": model.final_logit_softcapping,
-        "tokenizer_sha256": hashlib.sha256(chat.tokenizer.backend_tokenizer.to_str().encode()).hexdigest(),
-        "chat_template_sha256": hashlib.sha256(str(chat.template).encode()).hexdigest(),
+        **tokenizer_digests(chat),
         # The day in every prompt, where the template writes one.
         "chat_template_date": day.isoformat() if chat.jinja.writes_date else None,
         "end_of_turn_ids": chat.end_of_turn_ids(),
+    }
+
+
+def tokenizer_digests(chat: "Chat") -> dict[str, str]:
+    """Which tokenizer and template a teacher has."""
+    return {
+        "tokenizer_sha256": hashlib.sha256(chat.tokenizer.backend_tokenizer.to_str().encode()).hexdigest(),
+        "chat_template_sha256": hashlib.sha256(str(chat.template).encode()).hexdigest(),
     }
 
 

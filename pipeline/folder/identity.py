@@ -28,6 +28,23 @@ def open_run(config: Config) -> Folder:
     return folder
 
 
+def config_of(url: str) -> Config:
+    """The configuration of the run in a folder, with the folder as it is named now and without the values of
+    `teacher.env`. Raises `ConfigError` where no run is there."""
+    folder = open_folder(url)
+    data = folder.get_or_none(keys.RUN)
+    if data is None:
+        raise ConfigError(f"{url}: holds no run (no {keys.RUN})")
+    with contextlib.suppress(ValueError, KeyError, TypeError):
+        facts = parse_object(data)
+        raw = facts["config"] | {"run_dir": url}
+        raw["teacher"] = raw["teacher"] | {"env": {}}
+        config = Config.model_validate(raw)
+        if config_hash(config) == facts["config_hash"]:
+            return config
+    raise ConfigError(f"{folder.path(keys.RUN)}: is damaged, or of another version of Stillhouse; restore that file")
+
+
 def run_date(config: Config) -> date:
     """The day that the teacher's template writes: that of the configuration, else the one on which the run began, else
     (there is no run yet) today, UTC. It is the same for all workers and after a resume.

@@ -8,6 +8,7 @@ it can be read again from the shards.
 import dataclasses
 import hashlib
 import json
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,7 +17,7 @@ from stillhouse.pipeline.errors import DamagedError, RedoError
 from stillhouse.pipeline.folder import keys, shard
 from stillhouse.pipeline.folder.certified import parse_object
 from stillhouse.pipeline.folder.quarantine import quarantine
-from stillhouse.pipeline.folder.shard import ShardId
+from stillhouse.pipeline.folder.shard import ShardId, ShardInfo
 from stillhouse.pipeline.folder.store import Entry, Folder
 from stillhouse.schemas.config import Config, config_hash
 
@@ -102,6 +103,37 @@ def _look(folder: Folder, key: str, expected: ShardId, entry: Entry) -> ShardSum
         return None
     except DamagedError as error:
         return str(error)
+    return _summary(info, sha256, entry, file_sha256)
+
+
+def glance(folder: Folder, stage: str, files: Sequence[str]) -> tuple[dict[str, ShardSummary], list[str]]:
+    """Summaries of some files of a stage by key, from the index and footers alone, whoever's they are; and what is
+    damaged of them. Nothing is written."""
+    known = load(folder, stage)
+    entries = {f: folder.entries(f) for f in {key.rpartition("/")[0] for key in files}}
+
+    def look(key: str) -> ShardSummary | str | None:
+        above, _, name = key.rpartition("/")
+        entry = entries[above].get(name)
+        shard_name = keys.published_shard(name) if stage == keys.PUBLISH else name
+        if entry is None:
+            return None
+        if shard_name in known and known[shard_name].version == entry.version:
+            return known[shard_name]
+        try:
+            return _summary(*shard.read_footer(folder, key, entry.size), entry)
+        except FileNotFoundError:
+            return None
+        except DamagedError as error:
+            return str(error)
+
+    with ThreadPoolExecutor(NUM_READERS) as pool:
+        seen = dict(zip(files, pool.map(look, files), strict=True))
+    summaries = {key: summary for key, summary in seen.items() if isinstance(summary, ShardSummary)}
+    return summaries, [text for text in seen.values() if isinstance(text, str)]
+
+
+def _summary(info: ShardInfo, sha256: str, entry: Entry, file_sha256: str = "") -> ShardSummary:
     return ShardSummary(
         version=entry.version,
         num_bytes=entry.size,

@@ -5,6 +5,7 @@ run.json                              whose run this is: the configuration and i
 ledger/<stage>/<n>.parquet            the rows it dropped (a view of the shard's own metadata)
 dataset/data/train-<n>-of-<N>.parquet what publish writes
 dataset/manifest.json, README.md      written last: with the manifest a run is finished
+report.html                           what the run came to, for people; holds prompts
 state/partition.json                  how many shards there are
 state/<stage>/sketches|assignments/   inputs of a stage that needs a view of the whole data set
 state/set_aside/<stage>/<n>.json      a shard that failed too often
@@ -12,6 +13,10 @@ state/attempts/<run>/                 an empty file for each attempt under way, 
 state/parts/generate/<n>.<lo>-<hi>.*  what is done of a shard that is made in parts, rows lo to hi of its source
 state/index/<stage>.json              what finished shards say of themselves, for the next run
 state/teacher.json                    facts about the teacher, for the manifest
+state/timeline/<run>.parquet          when each shard was made, where, in how many attempts: a file for each `run`
+state/now/<run>.json                  how far a run is that goes on, or that was killed
+state/purged.json                     digests of ids that were purged and must not come back
+state/purge.json                      a purge under way: what it has to do
 state/staged/                         files that are being written
 state/preflight/                      files by which nodes see whether they share the folder; gone when a run begins
 state/damaged/<key>.<digest>          files that were not what a run wrote; nothing reads them
@@ -22,7 +27,13 @@ PARTITION = "state/partition.json"
 TEACHER = "state/teacher.json"
 MANIFEST = "dataset/manifest.json"
 CARD = "dataset/README.md"
+REPORT = "report.html"
+"""Not in `dataset/`, which is passed on: it quotes prompts."""
 PARTS = "state/parts/generate"
+TIMELINE = "state/timeline"
+NOW = "state/now"
+PURGED = "state/purged.json"
+PURGE = "state/purge.json"
 DAMAGED = "state/damaged"
 PREFLIGHT = "state/preflight"
 STAGED = "state/staged"

@@ -67,6 +67,11 @@ class LocalFolder:
             file.seek(max(0, file.seek(0, os.SEEK_END) - num_bytes))
             return file.read()
 
+    def part(self, key: str, start: int, end: int) -> bytes:
+        with self._blamed(key, "read", may_lack=True), (self._root / key).open("rb", buffering=0) as file:
+            file.seek(start)
+            return file.read(max(0, end - start)) or b""
+
     def exists(self, key: str) -> bool:
         try:
             with self._blamed(key, "read", may_lack=True):
@@ -91,6 +96,11 @@ class LocalFolder:
 
     def list(self, folder: str) -> dict[str, int]:
         return {name: entry.size for name, entry in self.entries(folder).items()}
+
+    def walk(self, folder: str) -> tuple[str, ...]:
+        with self._blamed(folder, "listed"):
+            found = [Path(parent, name) for parent, _, names in os.walk(self._root / folder) for name in names]
+        return tuple(sorted(path.relative_to(self._root).as_posix() for path in found))
 
     def delete(self, key: str) -> None:
         with self._blamed(key, "deleted"):

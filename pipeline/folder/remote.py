@@ -63,6 +63,14 @@ class RemoteFolder:
                 return b""
             return with_retries(lambda: bytes(obstore.get_range(self._store, key, start=start, end=end)))
 
+    def part(self, key: str, start: int, end: int) -> bytes:
+        import obstore
+
+        if end <= start:
+            return b""
+        with self._blamed(key, "read", may_lack=True):
+            return with_retries(lambda: bytes(obstore.get_range(self._store, key, start=start, end=end)))
+
     def exists(self, key: str) -> bool:
         import obstore
 
@@ -77,7 +85,7 @@ class RemoteFolder:
         import obstore
 
         with self._blamed(folder, "listed"):
-            listed = with_retries(lambda: obstore.list_with_delimiter(self._store, folder + "/"))
+            listed = with_retries(lambda: obstore.list_with_delimiter(self._store, f"{folder}/" if folder else None))
         found = {
             item["path"].rpartition("/")[2]: Entry(
                 item["size"], f"{item['size']}-{item['e_tag']}-{item['last_modified'].isoformat()}"
@@ -91,6 +99,16 @@ class RemoteFolder:
 
     def list(self, folder: str) -> dict[str, int]:
         return {name: entry.size for name, entry in self.entries(folder).items()}
+
+    def walk(self, folder: str) -> tuple[str, ...]:
+        import obstore
+
+        def listed() -> tuple[str, ...]:
+            pages = obstore.list(self._store, f"{folder}/")
+            return tuple(sorted(item["path"] for page in pages for item in page))
+
+        with self._blamed(folder, "listed"):
+            return with_retries(listed)
 
     def delete(self, key: str) -> None:
         import obstore

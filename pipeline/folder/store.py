@@ -46,6 +46,10 @@ class Folder(Protocol):
         """The last `num_bytes` at `key`, or all of it. `size` saves a request. Raises FileNotFoundError."""
         ...
 
+    def part(self, key: str, start: int, end: int) -> bytes:
+        """Bytes `start` to `end` at `key`, fewer where it ends before. Raises FileNotFoundError."""
+        ...
+
     def exists(self, key: str) -> bool: ...
 
     def entries(self, folder: str) -> dict[str, Entry]:
@@ -58,6 +62,10 @@ class Folder(Protocol):
 
     def list(self, folder: str) -> dict[str, int]:
         """Names directly in `folder` with their sizes in bytes, sorted; empty when there is no such folder."""
+        ...
+
+    def walk(self, folder: str) -> tuple[str, ...]:
+        """The keys of all files in `folder` and in folders in it, hidden ones too, sorted."""
         ...
 
     def delete(self, key: str) -> None:

@@ -3,7 +3,7 @@
 from typing import Any
 
 from stillhouse.pipeline.console import message
-from stillhouse.pipeline.dataset.verify import MIN_TOKENS
+from stillhouse.pipeline.dataset.checks.alignment import MIN_TOKENS
 
 
 def show_export(url: str, manifest: dict[str, Any]) -> None:
@@ -21,6 +21,15 @@ def show_export(url: str, manifest: dict[str, Any]) -> None:
         message(f"note: {note}")
 
 
+def show_withheld(url: str, manifest: dict[str, Any]) -> None:
+    """What an export without prompts holds, and how it is joined."""
+    message(f"no prompts: {manifest['rows']:,} conversations, {manifest['bytes'] / 1e6:,.1f} MB in {url}")
+    if manifest["withheld"]["ids"]:
+        message("note: ids were made of prompts, so rows are named by their place in the source")
+    message(f"join:       stillhouse join {url}")
+    message("note: answers that repeat their prompt are published as they are (docs/publishing.md)")
+
+
 def show_verify(result: dict[str, Any]) -> None:
     """What was checked, and what was found."""
     message(
@@ -32,9 +41,13 @@ def show_verify(result: dict[str, Any]) -> None:
         verdict = (
             f"a row gives its own token a mean probability of {own}, the one before {before}, the one after {after}"
             if result["alignment_tokens"]
-            else f"not judged, fewer than {MIN_TOKENS} tokens"
+            else f"not averaged, fewer than {MIN_TOKENS} tokens"
         )
         message(f"  alignment ({result['alignment']}): {verdict}")
+    if result["dataset"] is not None:
+        message(f"  compared with the dataset of {result['dataset']}, row by row")
+    for sentence in result["not_checked"]:
+        message(f"  not checked: {sentence}")
     for problem in result["problems"]:
         message(f"  {problem}")
     if result["num_problems"] > len(result["problems"]):

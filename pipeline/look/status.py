@@ -1,12 +1,21 @@
 """How far a run is, read from its folder alone: works while it runs, after it died, and from any machine."""
 
+import contextlib
+import math
+from datetime import UTC, datetime
 from typing import Any
 
 from stillhouse.pipeline import flow
 from stillhouse.pipeline.console import message
 from stillhouse.pipeline.dataset import manifest
 from stillhouse.pipeline.folder import index, keys, open_folder, partition
+from stillhouse.pipeline.folder.certified import parse_object
+from stillhouse.pipeline.folder.store import Folder
 from stillhouse.schemas.config import Config
+
+SILENT_AFTER_S = 120.0
+"""A run that goes on writes every 15 s (`run.timeline`), and a store may take a while; silent for so long, it was
+killed."""
 
 
 def status(config: Config) -> dict[str, Any]:
@@ -18,6 +27,7 @@ def status(config: Config) -> dict[str, Any]:
     folder = open_folder(config.run_dir)
     finished = manifest.finished(folder)
     started = folder.get_or_none(keys.RUN) is not None
+    state = "finished" if finished else "unfinished" if started else "not started"
     try:
         names = partition.read(folder)
     except FileNotFoundError:
@@ -32,7 +42,8 @@ def status(config: Config) -> dict[str, Any]:
             put_away[keys.damaged_folder(stage.name)] = files
     return {
         "run_dir": config.run_dir,
-        "state": "finished" if finished else "unfinished" if started else "not started",
+        "state": "being purged; run or purge again to go on" if folder.exists(keys.PURGE) else state,
+        "now": [] if finished else _now(folder),
         "stages": stages,
         "set_aside": manifest.set_aside(config, folder),
         "damaged": damaged,
@@ -42,9 +53,28 @@ def status(config: Config) -> dict[str, Any]:
     }
 
 
+def _now(folder: Folder) -> list[dict[str, Any]]:
+    """What each run on the folder that did not end said of itself last: `run.progress.Snapshot` with `seconds_ago`, the
+    newest first."""
+    found = []
+    for name in folder.names(keys.NOW):
+        # A run that ends takes its file away, maybe now; one that is damaged says nothing.
+        with contextlib.suppress(FileNotFoundError, ValueError, KeyError, TypeError):
+            facts = parse_object(folder.get(f"{keys.NOW}/{name}"))
+            written = datetime.fromisoformat(facts["written"])
+            found.append({**facts, "seconds_ago": max(0, math.floor((datetime.now(UTC) - written).total_seconds()))})
+    return sorted(found, key=lambda facts: facts["seconds_ago"])
+
+
 def show(result: dict[str, Any]) -> None:
     """`status` for people, on standard error."""
     message(f"{result['run_dir']}: {result['state']}")
+    for now in result["now"]:
+        said = f"{now['step']}: {now['text']}"
+        if now["seconds_ago"] < SILENT_AFTER_S:
+            message(f"  a run goes on; {now['seconds_ago']} s ago it said: {said}")
+    if result["now"] and result["now"][0]["seconds_ago"] >= SILENT_AFTER_S:
+        message(f"  the last run is silent since {result['now'][0]['written']} and was killed; run again to go on")
     for stage, counts in result["stages"].items():
         total = "?" if counts["of"] is None else counts["of"]
         message(f"  {stage:10}{counts['done']:>7} of {total} shards")

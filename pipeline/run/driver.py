@@ -15,37 +15,48 @@ from stillhouse.pipeline.folder import index, keys, partition
 from stillhouse.pipeline.folder import shard as shards
 from stillhouse.pipeline.folder.identity import open_run
 from stillhouse.pipeline.folder.index import ShardSummary
+from stillhouse.pipeline.folder.purged import PURGED
 from stillhouse.pipeline.folder.quarantine import quarantine
 from stillhouse.pipeline.folder.shard import ShardId
 from stillhouse.pipeline.folder.store import Folder
+from stillhouse.pipeline.run import purge
 from stillhouse.pipeline.run.assign import assign_task
 from stillhouse.pipeline.run.commit import write_ledger
 from stillhouse.pipeline.run.partition import ingest_task
 from stillhouse.pipeline.run.pool import Job, Pool
 from stillhouse.pipeline.run.progress import Report
 from stillhouse.pipeline.run.result import ShardResult
-from stillhouse.schemas.config import Config
+from stillhouse.schemas.config import Config, ConfigError
 
 MAX_DAMAGE = 3
 """How often one file may be found damaged or gone in a run, being made again each time."""
 
 
-def run(config: Config, report: Report, pool: Pool, *, retry_set_aside: bool = False) -> dict[str, Any]:
+def run(
+    config: Config, report: Report, pool: Pool, *, retry_set_aside: bool = False, until: str | None = None
+) -> dict[str, Any]:
     """Brings a run to its end and returns its manifest (see `pipeline.dataset.manifest`). `pool` is closed.
 
-    Raises `RunError` when a stage drops more than its budget, fails as a whole, or nothing is left.
+    With `until` the run stops after that stage: nothing of later ones is asked of the pool, and of the manifest only
+    `stages` and `set_aside` are returned, with `until` beside them (unless the run had ended before). Raises `RunError`
+    when a stage drops more than its budget, fails as a whole, or nothing is left; `ConfigError` where no stage before
+    the last is called `until`.
     """
+    names = [stage.name for stage in flow.of(config)[:-1]]
+    if until is not None and until not in names:
+        raise ConfigError(f"--until: a run cannot stop after {until!r}; name one of {', '.join(names)}")
     folder = open_run(config)
+    purge.finish(config, report.trouble)
     if retry_set_aside:
         for stage in flow.of(config):
             for file in folder.list(keys.set_aside_folder(stage.name)):
                 folder.delete(f"{keys.set_aside_folder(stage.name)}/{file}")
-    driver = _Driver(config, folder, report, pool)
+    driver = _Driver(config, folder, report, pool, until)
     if not retry_set_aside:
         finished = manifest.finished(folder)
         if finished is not None and not driver.report_lost(finished):
             return manifest.with_labels(config, folder, finished)
-        if (summaries := driver.only_manifest_is_missing()) is not None:
+        if until is None and (summaries := driver.only_manifest_is_missing()) is not None:
             return manifest.write(config, folder, summaries)
     folder.sweep()
     try:
@@ -60,9 +71,9 @@ def run(config: Config, report: Report, pool: Pool, *, retry_set_aside: bool = F
 class _Driver:
     """One call of `run`."""
 
-    def __init__(self, config: Config, folder: Folder, report: Report, pool: Pool) -> None:
+    def __init__(self, config: Config, folder: Folder, report: Report, pool: Pool, until: str | None) -> None:
         self._config, self._folder, self._report, self._pool = config, folder, report, pool
-        self._stages = flow.of(config)
+        self._stages, self._until = flow.of(config), until
         self._num_damaged = Counter[str]()
         self._is_required = False
 
@@ -121,10 +132,17 @@ class _Driver:
     # Making what is missing
 
     def make_all(self) -> dict[str, Any]:
-        """Makes all that is missing, again where something turns out damaged, and writes the manifest."""
+        """Makes all that is missing, again where something turns out damaged, and writes the manifest where no stage is
+        left out."""
         while True:
             try:
                 summaries = self._all_stages()
+                if self._until is not None:
+                    return {
+                        "until": self._until,
+                        "stages": manifest.stage_rows(self._config, summaries),
+                        "set_aside": manifest.set_aside(self._config, self._folder),
+                    }
                 self._report.begin("manifest", None)
                 return manifest.write(self._config, self._folder, summaries)
             except RedoError as error:
@@ -133,13 +151,14 @@ class _Driver:
                     self._count_damage(error.keys)
 
     def _all_stages(self) -> dict[str, dict[str, ShardSummary]]:
-        """Makes all that is missing, stage after stage, and returns what each stage's shards say of themselves.
+        """Makes all that is missing, stage after stage up to `until`, and returns what each stage's shards say of
+        themselves.
 
         Raises `RedoError`, empty when all has been reported, when a stage that is over has to make something again.
         """
         names = self._ingest()
         summaries = {"ingest": self._finish_stage("ingest", names)}
-        for stage in self._stages[1:]:
+        for stage in self._to_do()[1:]:
             before = summaries[self._before(stage)]
             self._drop_stale(stage, names, before)
             ready = {name: before[name] for name in names if name in before}
@@ -154,9 +173,14 @@ class _Driver:
         if self._is_required:
             return
         self._is_required = True
-        names = [stage.name for stage in self._stages]
+        names = [stage.name for stage in self._to_do()]
         for sentence in self._pool.require(self._config, names[names.index(first) :]):
             self._report.trouble(sentence)
+
+    def _to_do(self) -> tuple[Stage, ...]:
+        """The stages up to `until`."""
+        names = [stage.name for stage in self._stages]
+        return self._stages if self._until is None else self._stages[: names.index(self._until) + 1]
 
     def _before(self, stage: Stage) -> str:
         return flow.previous(self._config, stage.name)
@@ -269,6 +293,7 @@ class _Driver:
     def _check_budget(self, stage: str, summaries: dict[str, ShardSummary]) -> None:
         """Raises `RunError` when `stage` dropped more than its `max_dropped_fraction`."""
         rows_in, dropped = index.stage_counts(summaries)
+        dropped.pop(PURGED, None)  # for no fault of the data
         total = sum(dropped.values())
         budget = getattr(getattr(self._config, stage), "max_dropped_fraction", 1.0)
         if rows_in and total > budget * rows_in:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 
 from stillhouse.pipeline import flow
 from stillhouse.pipeline.errors import StageError, StorageError
-from stillhouse.pipeline.folder import keys, open_folder, partition
+from stillhouse.pipeline.folder import keys, open_folder, partition, purged
 from stillhouse.pipeline.folder.shard import ShardId
 from stillhouse.pipeline.run.commit import commit
 from stillhouse.pipeline.run.result import ShardResult
@@ -27,7 +27,9 @@ def ingest(config: Config, num_prompt_tokens: Callable[[list[str]], list[int]] |
     folder, digest = open_folder(config.run_dir), config_hash(config)
     number, num_rows = 0, 0
     started = time.monotonic()
+    register = purged.read(folder)
     for marked in read(read_rows(config.source)):
+        marked = register.mark(marked)
         name = keys.shard_name(number)
         yield commit(
             folder,

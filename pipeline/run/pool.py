@@ -202,7 +202,7 @@ def _num_workers(job: Job, num_shards: int, gpus: list[str]) -> int:
     fit = int((os.cpu_count() or 1) / resources.num_cpus) if resources.num_cpus else num_shards
     if resources.num_gpus:
         _check_gpus(job.stage, resources.num_gpus, gpus)
-        fit = min(fit, int(len(gpus) / resources.num_gpus)) or 1
+        fit = min(fit, _num_sharing(resources.num_gpus) * len(gpus) // max(1, int(resources.num_gpus))) or 1
     return max(1, min(resources.max_workers, num_shards, fit))
 
 
@@ -228,8 +228,14 @@ def _share(gpus: list[str], place: int, num_gpus: float) -> str | None:
     """The `CUDA_VISIBLE_DEVICES` of the worker at a place; workers that ask for less than one GPU share one."""
     if not gpus:
         return None
-    first = int(place * num_gpus)
-    return ",".join(gpus[first : first + max(1, int(num_gpus))])
+    count = max(1, int(num_gpus))
+    first = place // _num_sharing(num_gpus) * count
+    return ",".join(gpus[first : first + count])
+
+
+def _num_sharing(num_gpus: float) -> int:
+    """How many workers fit on one GPU: three that ask for 0.3 each, not four."""
+    return int(1 / num_gpus) if num_gpus < 1 else 1
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -276,7 +282,7 @@ async def _work(pipe: Any, job: Job, name: str, send: Callable[[str, dict[str, A
 
         async def process(shard: str) -> None:
             assert reporter.worker is not None
-            send("result", (await reporter.worker.process(shard)).to_json())
+            send("result", (await reporter.worker.process(shard)).by(name).to_json())
 
         running = set()
         while (shard := await names.get()) is not None:

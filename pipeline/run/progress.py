@@ -36,6 +36,47 @@ class Report(Protocol):
         ...
 
 
+class Reports:
+    """Several as one."""
+
+    def __init__(self, *reports: Report) -> None:
+        self._reports = reports
+
+    def begin(self, step: str, num_shards: int | None, num_answers: int | None = None) -> None:
+        for report in self._reports:
+            report.begin(step, num_shards, num_answers)
+
+    def result(self, step: str, result: ShardResult) -> None:
+        for report in self._reports:
+            report.result(step, result)
+
+    def activity(self, activity: Activity) -> None:
+        for report in self._reports:
+            report.activity(activity)
+
+    def trouble(self, text: str) -> None:
+        for report in self._reports:
+            report.trouble(text)
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """How far the step under way is, at one moment."""
+
+    step: str
+    text: str
+    """All of it in one line."""
+    shards_done: int
+    num_shards: int | None
+    answers_done: int
+    answers_under_way: int
+    num_answers: int | None
+    tokens_per_second: float
+    seconds_left: float | None
+    """None where it is not known."""
+    num_workers: int
+
+
 @dataclass
 class Step:
     """The step under way, in numbers."""
@@ -54,12 +95,11 @@ class Step:
     tokens_written: int = 0
 
     def add_activity(self, activity: Activity, now: float) -> None:
-        before = self.workers.get(activity.worker)
-        num_before = before.num_tokens if before is not None and before.num_tokens <= activity.num_tokens else 0
+        delta = new_tokens(self.workers.get(activity.worker), activity)
         self.workers[activity.worker] = activity
         if activity.worker:
             self.workers.pop("", None)  # the wait is over
-        if delta := activity.num_tokens - num_before:
+        if delta:
             self.deltas.append((now, delta))
             self.tokens_written += delta
 
@@ -87,10 +127,10 @@ class Step:
             return f"the teacher's engine is starting, {seconds}"
         done, under_way = self.answers(now)
         to_come = self.num_answers - done - under_way
-        rate = self.tokens_per_second(now)
+        rate, left = self.tokens_per_second(now), self.seconds_left(now)
         return (
             f"{done:,} answers done, {under_way:,} under way, {to_come:,} to come, {rate:,.0f} tokens/s, "
-            f"{self.time_left(now, rate)}"
+            f"{'time left not known yet' if left is None else f'about {duration(left)} left'}"
         )
 
     def answers(self, now: float) -> tuple[int, int]:
@@ -100,20 +140,42 @@ class Step:
         under_way = sum(activity.num_under_way for activity in self.workers.values())
         return done, min(under_way, self.num_answers - done)
 
-    def time_left(self, now: float, rate: float) -> str:
-        """From the tokens of an answer so far and the speed of now."""
-        assert self.num_answers is not None
+    def seconds_left(self, now: float) -> float | None:
+        """Of answers from the tokens of one so far and the speed of now, else from the shards so far; None where it is
+        not known yet."""
+        if self.num_answers is None:
+            if not self.num_shards or not self.shards_done:
+                return None
+            return (self.num_shards - self.shards_done) * (now - self.began) / self.shards_done
         done, under_way = self.answers(now)
         if self.rows_done and self.tokens_done:
             tokens_per_answer = self.tokens_done / self.rows_done
         elif done:
             tokens_per_answer = self.tokens_written / (done + under_way / 2)
         else:
-            return "time left not known yet"
-        if rate <= 0:
-            return "time left not known yet"
-        left_s = max(0.0, self.num_answers * tokens_per_answer - self.tokens_written) / rate
-        return f"about {duration(left_s)} left"
+            return None
+        rate = self.tokens_per_second(now)
+        return max(0.0, self.num_answers * tokens_per_answer - self.tokens_written) / rate if rate > 0 else None
+
+    def snapshot(self, now: float) -> Snapshot:
+        done, under_way = (0, 0) if self.num_answers is None else self.answers(now)
+        return Snapshot(
+            self.name,
+            self.text(now),
+            self.shards_done,
+            self.num_shards,
+            done,
+            under_way,
+            self.num_answers,
+            self.tokens_per_second(now),
+            self.seconds_left(now),
+            sum(bool(worker) for worker in self.workers),
+        )
+
+
+def new_tokens(before: Activity | None, now: Activity) -> int:
+    """Tokens that a worker has written between two reports; one that was started again begins at 0."""
+    return now.num_tokens - (before.num_tokens if before is not None and before.num_tokens <= now.num_tokens else 0)
 
 
 def duration(seconds: float) -> str:
@@ -145,6 +207,11 @@ class Progress:
     def seconds(self) -> float:
         """Since the command began."""
         return time.monotonic() - self._begun
+
+    def snapshot(self) -> Snapshot | None:
+        """None between steps. May be called from any thread."""
+        with self._lock:
+            return None if self._step is None else self._step.snapshot(time.monotonic())
 
     def begin(self, step: str, num_shards: int | None, num_answers: int | None = None) -> None:
         with self._lock:

@@ -52,8 +52,8 @@ def _auto() -> str | None:
     with contextlib.suppress(ImportError, ConnectionError):
         from ray._private.services import canonicalize_bootstrap_address
 
-        found: str | None = canonicalize_bootstrap_address("auto")
-        return found
+        head: str | None = canonicalize_bootstrap_address("auto")
+        return head
     return None
 
 

@@ -201,7 +201,8 @@ class _Actor:
     def __init__(self, job: Job, board: Any) -> None:
         self._failure: ShardResult | None = None
         self._ending = contextlib.ExitStack()
-        reporter = self._ending.enter_context(reporting(job, secrets.token_hex(4), board.write.remote))
+        self._name = secrets.token_hex(4)
+        reporter = self._ending.enter_context(reporting(job, self._name, board.write.remote))
         try:
             self._worker = reporter.worker = job.build()
         except Exception as error:
@@ -211,7 +212,7 @@ class _Actor:
 
     async def _process(self, batch: dict[str, Any]) -> dict[str, Any]:
         result = self._failure or await self._worker.process(str(batch["shard"][0]))
-        return {"result": [json.dumps(result.to_json())]}
+        return {"result": [json.dumps(result.by(self._name).to_json())]}
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         return asyncio.run(self._process(batch))

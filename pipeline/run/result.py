@@ -1,6 +1,7 @@
 """What a worker reports: how a shard went, and meanwhile what it is doing."""
 
-from dataclasses import asdict, dataclass, field
+import socket
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from stillhouse.pipeline.folder.shard import ShardInfo
@@ -25,6 +26,11 @@ class ShardResult:
     rows_out: int = 0
     dropped: dict[str, int] = field(default_factory=dict)
     num_target_tokens: int = 0
+    attempts: int = 1
+    """How many it took in this run; `resources.max_attempts` + 1 where it was made in parts after that."""
+    worker: str = ""
+    node: str = ""
+    """Name of the worker's machine. Both are empty for what no worker makes."""
     damaged: tuple[str, ...] = ()
     """Keys of the files that have to be made again."""
 
@@ -34,6 +40,10 @@ class ShardResult:
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "ShardResult":
         return cls(**{**values, "damaged": tuple(values["damaged"])})
+
+    def by(self, worker: str) -> "ShardResult":
+        """The same, as what `worker` made on this machine."""
+        return replace(self, worker=worker, node=socket.gethostname())
 
 
 def of_info(info: ShardInfo, seconds: float, outcome: Outcome = "written") -> ShardResult:
@@ -67,5 +77,9 @@ class Activity:
     """Answers being written."""
     num_tokens: int = 0
     """Tokens written since the worker started."""
+    num_waiting: int = 0
+    """Requests that the engine has accepted and not begun."""
+    kv_cache_use: float = 0.0
+    """Share of the engine's key-value cache that is taken, 0 to 1; 0 as well where that is not known."""
     waits_for: str = ""
     """Resources that a worker needs and that are not free. `worker` is then empty: there is none yet."""

@@ -71,7 +71,10 @@ class Worker:
         done, under_way, tokens = progress() if progress is not None else (0, 0, 0)
         # The transform counts since it was built; what is committed is in the results of its shards.
         done = max(0, done - self._num_committed)
-        return Activity(worker, self._stage.name, self._step, False, self._num_under_way, done, under_way, tokens)
+        load = getattr(self._transform, "load", ())
+        return Activity(
+            worker, self._stage.name, self._step, False, self._num_under_way, done, under_way, tokens, *load
+        )
 
     def close(self) -> None:
         """Ends what the transform started (an engine's processes)."""
@@ -105,17 +108,19 @@ class Worker:
                 else:
                     for made in range(attempt + 1):
                         self._attempts.end(shard, str(made))
-                    return result
+                    return dataclasses.replace(result, attempts=attempt + 1)
         failure = f"{self._stage.name} {shard}: set aside after {limit} attempts; last: {reason}"
         if self._splits:
             try:
-                return await self._make_in_parts(shard, started)
+                of_parts = await self._make_in_parts(shard, started)
+                return of_parts if is_split else dataclasses.replace(of_parts, attempts=limit + 1)
             except TooManyFailuresError as error:
                 failure = f"{self._stage.name} {shard}: set aside after {limit} attempts and {error}; last: {reason}"
         if self._step != "sketch":  # without its sketches a stage cannot run at all, so nothing is set aside
             record = json.dumps({"error": failure}).encode()
             self._folder.put_if_absent(keys.set_aside(self._stage.name, shard), record)
-        return ShardResult(self._stage.name, shard, time.monotonic() - started, "set_aside", failure)
+        seconds = time.monotonic() - started
+        return ShardResult(self._stage.name, shard, seconds, "set_aside", failure, attempts=limit)
 
     @property
     def _splits(self) -> bool:

@@ -16,8 +16,8 @@ from stillhouse.schemas.config.data import (
     ScreenConfig,
     SourceConfig,
 )
-from stillhouse.schemas.config.identity import config_hash, deciding_values, differing_keys
-from stillhouse.schemas.config.load import absolute, load
+from stillhouse.schemas.config.identity import config_hash, deciding_values, differing_keys, nested_values, values_hash
+from stillhouse.schemas.config.load import absolute, load, override, sampled, validated
 from stillhouse.schemas.config.run import Config, ResourcesConfig, WorkersConfig
 from stillhouse.schemas.config.section import ConfigError, Section, checked_location, is_local_path
 from stillhouse.schemas.config.teacher import GenerateConfig, SamplingConfig, TargetsConfig, TeacherConfig
@@ -48,4 +48,9 @@ __all__ = [
     "differing_keys",
     "is_local_path",
     "load",
+    "nested_values",
+    "override",
+    "sampled",
+    "validated",
+    "values_hash",
 ]

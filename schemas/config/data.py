@@ -46,6 +46,8 @@ class SourceConfig(Section):
     """Goes into the `source` column; by default the dataset's id or the path's last part."""
     limit: Count | None = None
     """Read only the first rows of the source."""
+    sample: Count | None = None
+    """Keep only so many rows, drawn by `sampling.seed` from all that would be read: a preview (`run --sample`)."""
 
     @field_validator("path")
     @classmethod

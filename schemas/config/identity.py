@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from stillhouse.schemas.config.run import Config
@@ -19,6 +19,8 @@ def deciding_values(config: Config) -> dict[str, Any]:
             if any(isinstance(mark, Free) for mark in field.metadata):
                 continue
             value, key = getattr(section, name), prefix + name
+            if key == "source.sample" and value is None:
+                continue  # it is younger than run folders that must stay valid, and decides nothing where it is not set
             if isinstance(value, Section):
                 visit(value, f"{key}.")
             elif key == "teacher.engine":
@@ -33,9 +35,29 @@ def deciding_values(config: Config) -> dict[str, Any]:
     return flat
 
 
+def nested_values(deciding: Mapping[str, Any], sections: Iterable[str]) -> dict[str, Any]:
+    """The `sections` of a configuration (none that holds lists of sections) as YAML would give them, from its
+    `deciding_values`."""
+    nested: dict[str, Any] = {}
+    for key, value in deciding.items():
+        first, *inner, last = key.split(".")
+        if first not in sections:
+            continue
+        node = nested.setdefault(first, {})
+        for name in inner:
+            node = node.setdefault(name, {})
+        node[last] = value
+    return nested
+
+
 def config_hash(config: Config) -> str:
     """sha256 (hex) of `deciding_values` as canonical JSON."""
-    return hashlib.sha256(json.dumps(deciding_values(config), sort_keys=True).encode()).hexdigest()
+    return values_hash(deciding_values(config))
+
+
+def values_hash(values: Mapping[str, Any]) -> str:
+    """`config_hash` of `deciding_values`, which a manifest keeps."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def differing_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

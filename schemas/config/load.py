@@ -30,7 +30,17 @@ def load(path: str | Path, overrides: list[str] | None = None) -> Config:
         raise ConfigError(
             f"{path}: holds {type(raw).__name__}, not a mapping of keys; start from configs/quickstart.yaml"
         )
-    for override in overrides or []:
+    override(raw, overrides or [])
+    _inline(raw, "generate", "system_prompts", yaml.safe_load)
+    _inline(raw, "teacher", "chat_template", str)
+    return validated(raw, str(path))
+
+
+def override(raw: dict[str, Any], overrides: list[str]) -> None:
+    """Puts `key.path=value` overrides into `raw`. Raises `ConfigError` for what is none."""
+    import yaml
+
+    for override in overrides:
         key, sep, text = override.partition("=")
         if not sep or not re.fullmatch(r"[A-Za-z_][\w-]*(\.[A-Za-z_][\w-]*)*", key):
             raise ConfigError(
@@ -44,8 +54,10 @@ def load(path: str | Path, overrides: list[str] | None = None) -> Config:
                 raise ConfigError(f"--set {key}: {parent!r} is not a section; check the key")
             node = child
         node[last] = yaml.safe_load(text)
-    _inline(raw, "generate", "system_prompts", yaml.safe_load)
-    _inline(raw, "teacher", "chat_template", str)
+
+
+def validated(raw: dict[str, Any], where: str) -> Config:
+    """The configuration that `raw` is, with absolute paths. Raises `ConfigError`, which begins with `where`."""
     try:
         return absolute(Config.model_validate(raw))
     except ValidationError as error:
@@ -56,7 +68,22 @@ def load(path: str | Path, overrides: list[str] | None = None) -> Config:
             if problem["type"] == "extra_forbidden":
                 message = "is not a known key; check its spelling"
             lines.append(f"{key}: {message}" if key else message)
-        raise ConfigError(f"{path}: " + "; ".join(lines)) from None
+        raise ConfigError(f"{where}: " + "; ".join(lines)) from None
+
+
+def sampled(config: Config, num_rows: int) -> Config:
+    """The preview of a run: `num_rows` rows drawn from all of its source, in a folder beside the run's.
+
+    Raises `ConfigError` where `run_dir` is a whole bucket, beside which there is no place.
+    """
+    folder = config.run_dir.rstrip("/")
+    if "://" in folder and "/" not in folder.partition("://")[2]:
+        raise ConfigError(
+            f"--sample: run_dir {folder} is a whole bucket, and the sample needs a folder beside it; set run_dir to a "
+            "folder in the bucket"
+        )
+    source = config.source.model_copy(update={"sample": num_rows})
+    return config.model_copy(update={"run_dir": f"{folder}-sample-{num_rows}", "source": source})
 
 
 def _inline(raw: dict[str, Any], section: str, key: str, parse: Callable[[str], Any]) -> None:

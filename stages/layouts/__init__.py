@@ -72,14 +72,19 @@ class Layout:
     """A published table in this layout."""
     notes: Callable[[Settings, float | None], list[str]]
     """Where the trainer behaves differently from what you would expect on a dataset; takes the teacher's softcap."""
+    schema: pa.Schema | None = None
+    """The columns of its Parquet files."""
     read_row: Callable[[dict[str, Any], Settings], Conversation] | None = None
-    """A row (see `records`) as the trainer reads it. Raises ValueError, KeyError or IndexError where it could not."""
-    read_line: Callable[[bytes], None] | None = None
-    """Raises ValueError with what is wrong where the trainer could not read a line."""
+    """A row (see `records`) as the trainer reads it, numbers that it reads and ignores included. Raises ValueError with
+    what is wrong where it could not, or would learn something else."""
+    read_line: Callable[[bytes], list[dict[str, str]]] | None = None
+    """The messages of a line. Raises ValueError with what is wrong where the trainer could not read them."""
     files: Callable[[Settings], dict[str, bytes]] | None = None
     """Files that the trainer wants beside the data, by name."""
     kinds: tuple[Kind, ...] = ("target", "draw")
     """Which columns it can be made of; the first one that a dataset has is the default."""
+    is_normalised: bool = False
+    """The targets of each row are made to sum to 1."""
     is_rectangular: bool = False
     """Each row of targets is as long as the others."""
     has_equal_lengths: bool = False

@@ -9,8 +9,19 @@ import pyarrow as pa
 from stillhouse.schemas.lists import flat_lists, lists
 from stillhouse.schemas.tables import IGNORE_INDEX
 from stillhouse.stages.layouts import Layout, Settings
-from stillhouse.stages.layouts.records import Conversation, Ragged
+from stillhouse.stages.layouts.records import Conversation, Ragged, require_ids, require_labels, require_numbers
 from stillhouse.stages.layouts.rows import EMPTY_LOGPROB, flatten, other_ids
+
+SCHEMA = pa.schema(
+    [
+        pa.field("input_ids", pa.list_(pa.int32())),
+        pa.field("attention_mask", pa.list_(pa.int8())),
+        pa.field("labels", pa.list_(pa.int32())),
+        pa.field("target_token_ids", pa.list_(pa.list_(pa.int32()))),
+        pa.field("target_logprobs", pa.list_(pa.list_(pa.float32()))),
+        pa.field("target_mask", pa.list_(pa.list_(pa.int8()))),
+    ]
+)
 
 
 def convert(table: pa.Table, settings: Settings) -> pa.Table:
@@ -57,6 +68,13 @@ def read(record: dict[str, Any], settings: Settings) -> Conversation:
         raise ValueError(
             f"{int((mask.lengths == 0).sum())} positions without a mark, on which axolotl preprocess ends; export again"
         )
+    if (record["attention_mask"] != 1).any():
+        raise ValueError(f"{int((record['attention_mask'] != 1).sum())} of {T} tokens are hidden by attention_mask")
+    require_labels(record["labels"], record["input_ids"])
+    require_numbers(logprobs.values, "target_logprobs")
+    require_ids(ids.values, settings.vocab_size, "target ids")
+    if not np.isin(mask.values, (0, 1)).all():
+        raise ValueError("target_mask holds other numbers than 0 and 1")
     probs_TK = Ragged(logprobs.lengths, np.exp(logprobs.values.astype(np.float64)) * (mask.values > 0)).padded()
     is_row = np.asarray(probs_TK.any(axis=1))
     if not np.array_equal(is_row, np.append(record["labels"][1:] != IGNORE_INDEX, False)):
@@ -98,5 +116,6 @@ LAYOUT = Layout(
     "next-token",
     convert,
     notes,
+    schema=SCHEMA,
     read_row=read,
 )

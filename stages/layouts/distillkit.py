@@ -12,8 +12,28 @@ import yaml
 from stillhouse.schemas.lists import flat_lists, lists, matrix
 from stillhouse.schemas.tables import IGNORE_INDEX
 from stillhouse.stages.layouts import Layout, Settings
-from stillhouse.stages.layouts.records import Conversation, probabilities
+from stillhouse.stages.layouts.records import Conversation, require_ids, require_labels, rows_read
 from stillhouse.stages.layouts.rows import Rectangle, rectangle
+
+TOKENS = [
+    pa.field("input_ids", pa.list_(pa.int32())),
+    pa.field("attention_mask", pa.list_(pa.int8())),
+    pa.field("labels", pa.list_(pa.int32())),
+]
+RAW_SCHEMA = pa.schema(
+    [
+        *TOKENS,
+        pa.field("token_ids", pa.list_(pa.list_(pa.int32()))),
+        pa.field("top_values", pa.list_(pa.list_(pa.float32()))),
+    ]
+)
+COMPRESSED_SCHEMA = pa.schema(
+    [
+        *TOKENS,
+        pa.field("compressed_logprobs", pa.list_(pa.list_(pa.uint8()))),
+        pa.field("bytepacked_indices", pa.list_(pa.list_(pa.uint8()))),
+    ]
+)
 
 
 def convert_raw(table: pa.Table, settings: Settings) -> pa.Table:
@@ -102,8 +122,15 @@ def _conversation(
     input_ids, labels = record["input_ids"], record["labels"]
     if not len(input_ids) == len(labels) == len(ids) == len(logprobs) == settings.max_length:
         raise ValueError(f"{len(input_ids)} tokens, {len(ids)} rows, where all have {settings.max_length}")
+    mask, T = record["attention_mask"], int(record["attention_mask"].sum())
+    if len(mask) != len(input_ids) or not np.array_equal(mask, np.arange(len(mask)) < T):
+        raise ValueError("attention_mask is not 1 on the conversation and 0 behind it")
+    if input_ids[T:].any() or (labels[T:] != IGNORE_INDEX).any():
+        raise ValueError(f"tokens or labels stand behind the {T} tokens of attention_mask")
+    require_labels(labels, input_ids)
+    require_ids(ids, settings.vocab_size, "target ids")
     is_row: npt.NDArray[np.bool_] = np.asarray(labels >= 0)
-    return Conversation(input_ids, is_row, ids[is_row], probabilities(logprobs[is_row]))
+    return Conversation(input_ids, is_row, ids[is_row], rows_read(logprobs, is_row, "log-probabilities"), T)
 
 
 def notes(settings: Settings, softcap: float | None) -> list[str]:
@@ -130,6 +157,7 @@ RAW = Layout(
     "next-token",
     convert_raw,
     notes,
+    schema=RAW_SCHEMA,
     read_row=read_raw,
     is_rectangular=True,
     has_equal_lengths=True,
@@ -140,6 +168,7 @@ COMPRESSED = Layout(
     "next-token",
     convert_compressed,
     notes,
+    schema=COMPRESSED_SCHEMA,
     read_row=read_compressed,
     files=files,
     is_rectangular=True,

@@ -25,16 +25,23 @@ def _message(message: dict[str, str | None]) -> dict[str, str | None]:
     return {"role": message["role"], "content": before + (message["content"] or "")}
 
 
-def read_line(line: bytes) -> None:
-    """Raises ValueError where a line is no `{"messages": [...]}` that ends with the teacher's words."""
+def read_line(line: bytes) -> list[dict[str, str]]:
+    """The messages of a line. Raises ValueError where it is no `{"messages": [...]}` of roles and contents alone that
+    ends with the teacher's words: `datasets` reads no folder in which some lines have other fields."""
     try:
-        messages = json.loads(line)["messages"]
+        found = json.loads(line)
+        messages: list[dict[str, str]] = found["messages"]
         roles = [message["role"] for message in messages]
         is_text = all(isinstance(message["content"], str) for message in messages)
+        fields = {*found} - {"messages"} | {name for message in messages for name in message} - {"role", "content"}
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"is no object with messages ({type(error).__name__})") from None
-    if not is_text or not roles or roles[-1] != "assistant" or "user" not in roles:
+    if fields:
+        raise ValueError(f"has {len(fields)} fields beside messages, role and content")
+    turns = roles[1:] if roles[:1] == ["system"] else roles
+    if not is_text or not turns or turns != ["user", "assistant"] * (len(turns) // 2):
         raise ValueError("its messages are no conversation that ends with the teacher's words")
+    return messages
 
 
 def notes(settings: Settings, softcap: float | None) -> list[str]:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from stillhouse.schemas.lists import flat_lists
+from stillhouse.schemas.tables import IGNORE_INDEX
 from stillhouse.stages.layouts.rows import EMPTY_LOGPROB
 
 
@@ -21,6 +22,7 @@ class Conversation(NamedTuple):
     is_row: npt.NDArray[np.bool_]  # [T] whether the trainer reads row j
     ids: npt.NDArray[Any]  # [rows read, K], 0 where there is nothing
     probs: npt.NDArray[np.float64]  # [rows read, K], 0 where there is nothing
+    num_tokens: int | None = None  # of the conversation, where `input_ids` is longer
 
 
 class Ragged(NamedTuple):
@@ -66,6 +68,31 @@ def records(table: pa.Table) -> Iterator[dict[str, Any]]:
         yield record
 
 
-def probabilities(logprobs: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Probabilities in a rectangle: 0 in its empty places."""
-    return np.where(logprobs <= EMPTY_LOGPROB, 0.0, np.exp(logprobs))
+def rows_read(
+    logprobs_TK: npt.NDArray[np.float64], is_row: npt.NDArray[np.bool_], what: str
+) -> npt.NDArray[np.float64]:
+    """Probabilities of the rows that are read, out of a rectangle: 0 in its empty places. Raises ValueError where other
+    rows are not empty, and as `require_numbers` does."""
+    require_numbers(logprobs_TK, what)
+    if (filled := (logprobs_TK > EMPTY_LOGPROB).any(axis=1) & ~is_row).any():
+        raise ValueError(f"{int(filled.sum())} rows of {what} hold targets where the mask reads none")
+    return np.where(logprobs_TK[is_row] <= EMPTY_LOGPROB, 0.0, np.exp(logprobs_TK[is_row]))
+
+
+def require_numbers(values: npt.NDArray[Any], what: str) -> None:
+    """Raises ValueError where one is NaN or infinite: a trainer's arithmetic spreads it, masked places included."""
+    if wrong := int((~np.isfinite(values)).sum()):
+        raise ValueError(f"{wrong} of {values.size} {what} are NaN or infinite")
+
+
+def require_ids(ids: npt.NDArray[Any], vocab_size: int, what: str) -> None:
+    """Raises ValueError where one is outside of the vocabulary, in masked places too: trainers look all of them up."""
+    if ids.size and (ids.min() < 0 or ids.max() >= vocab_size):
+        raise ValueError(f"{what} from {ids.min()} to {ids.max()}, outside of a vocabulary of {vocab_size:,}")
+
+
+def require_labels(labels: npt.NDArray[Any], input_ids: npt.NDArray[Any]) -> None:
+    """Raises ValueError where a label is another id than the token at its place."""
+    wrong = (labels != IGNORE_INDEX) & (labels != input_ids)
+    if wrong.any():
+        raise ValueError(f"labels differ from input_ids at {int(wrong.sum())} tokens")

@@ -8,8 +8,18 @@ import pyarrow as pa
 from stillhouse.schemas.lists import flat_lists, lists, matrix
 from stillhouse.schemas.tables import IGNORE_INDEX
 from stillhouse.stages.layouts import Layout, Settings
-from stillhouse.stages.layouts.records import Conversation
+from stillhouse.stages.layouts.records import Conversation, require_ids, require_numbers
 from stillhouse.stages.layouts.rows import rectangle
+
+SCHEMA = pa.schema(
+    [
+        pa.field("input_ids", pa.list_(pa.int32())),
+        pa.field("target_tokens", pa.list_(pa.list_(pa.int32()))),
+        pa.field("weights", pa.list_(pa.list_(pa.float32()))),
+    ]
+)
+SUM_TOLERANCE = 1e-4
+"""By how much the weights of a position may miss 1."""
 
 
 def convert(table: pa.Table, settings: Settings) -> pa.Table:
@@ -37,7 +47,12 @@ def read(record: dict[str, Any], settings: Settings) -> Conversation:
     weights = record["weights"].matrix(settings.width).astype(np.float64)
     if not len(record["input_ids"]) == len(ids) == len(weights):
         raise ValueError(f"{len(record['input_ids'])} tokens, {len(ids)} target_tokens, {len(weights)} weights")
+    require_numbers(weights, "weights")
+    require_ids(ids, settings.vocab_size, "target ids")
     is_row = np.asarray(weights.any(axis=1))
+    sums = weights[is_row].sum(axis=1)
+    if (weights < 0).any() or (np.abs(sums - 1) > SUM_TOLERANCE).any():
+        raise ValueError(f"weights of a token from {weights.min():.4g}, sums of {sums.min():.4g} to {sums.max():.4g}")
     # The last token, which no row reads, is not stored; its row belongs to it all the same.
     input_ids = np.append(record["input_ids"], IGNORE_INDEX)
     return Conversation(input_ids, np.append(is_row, False), ids[is_row], weights[is_row])
@@ -55,7 +70,9 @@ LAYOUT = Layout(
     "next-token",
     convert,
     notes,
+    schema=SCHEMA,
     read_row=read,
+    is_normalised=True,
     kinds=("draw", "target"),
     is_rectangular=True,
 )

@@ -8,8 +8,18 @@ import pyarrow as pa
 from stillhouse.schemas.lists import flat_lists, lists, matrix
 from stillhouse.schemas.tables import IGNORE_INDEX
 from stillhouse.stages.layouts import Layout, Settings
-from stillhouse.stages.layouts.records import Conversation, probabilities
+from stillhouse.stages.layouts.records import Conversation, require_ids, rows_read
 from stillhouse.stages.layouts.rows import rectangle
+
+SCHEMA = pa.schema(
+    [
+        pa.field("prompts", pa.list_(pa.int32())),
+        pa.field("responses", pa.list_(pa.int32())),
+        pa.field("response_mask", pa.list_(pa.int8())),
+        pa.field("teacher_ids", pa.list_(pa.list_(pa.int32()))),
+        pa.field("teacher_logprobs", pa.list_(pa.list_(pa.float32()))),
+    ]
+)
 
 
 def convert(table: pa.Table, settings: Settings) -> pa.Table:
@@ -42,9 +52,13 @@ def read(record: dict[str, Any], settings: Settings) -> Conversation:
     logprobs = record["teacher_logprobs"].matrix(settings.width).astype(np.float64)
     if not len(input_ids) == len(ids) == len(logprobs) or len(record["response_mask"]) != len(record["responses"]):
         raise ValueError(f"{len(input_ids)} tokens and {len(ids)} rows")
-    is_ours = np.append(np.zeros(len(record["prompts"]), dtype=np.bool_), record["response_mask"] > 0)
+    require_ids(ids, settings.vocab_size, "target ids")
+    mask = record["response_mask"]
+    if not np.isin(mask, (0, 1)).all() or not mask[:1].all():
+        raise ValueError("response_mask is not made of 0 and 1, beginning with 1")
+    is_ours = np.append(np.zeros(len(record["prompts"]), dtype=np.bool_), mask > 0)
     is_row = np.append(is_ours[1:], False)
-    return Conversation(input_ids, is_row, ids[is_row], probabilities(logprobs[is_row]))
+    return Conversation(input_ids, is_row, ids[is_row], rows_read(logprobs, is_row, "teacher_logprobs"))
 
 
 def notes(settings: Settings, softcap: float | None) -> list[str]:
@@ -64,6 +78,7 @@ LAYOUT = Layout(
     "next-token",
     convert,
     notes,
+    schema=SCHEMA,
     read_row=read,
     is_rectangular=True,
 )

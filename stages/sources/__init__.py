@@ -34,21 +34,22 @@ def _read_file(file: File, spelling: Spelling) -> Iterator[Row]:
 
 
 def count_rows(config: SourceConfig) -> int | None:
-    """How many rows `read_rows` will give, at most `source.limit`.
+    """How many rows ingest will take of those that `read_rows` gives, at most `source.limit` and `source.sample`.
 
     Known without reading the rows only for formats that count them (Parquet), and not for a hub data set, which would
-    have to be downloaded first. Elsewhere this is `source.limit`, so None where there is no limit.
+    have to be downloaded first. Elsewhere this is the lower of these two, so None where neither is set.
     """
+    most = min(filter(None, (config.limit, config.sample)), default=None)
     if config.dataset is not None:
-        return config.limit
+        return most
     total = 0
     for file in files_of(config):
         file_format, _ = formats.format_of(file.name)
         if file_format.count_rows is None:
-            return config.limit
+            return most
         with file.open() as stream:
             total += file_format.count_rows(stream)
-    return total if config.limit is None else min(total, config.limit)
+    return total if most is None else min(total, most)
 
 
 def source_name(config: SourceConfig) -> str:

@@ -40,6 +40,21 @@ def _as_text(value: object) -> str | None:
     return value
 
 
+_MADE_ID = re.compile(r"[0-9a-f]{32}(-[0-9]+)?|.*-[0-9a-f]{16}")
+
+
+def may_be_made(row_id: str) -> bool:
+    """Whether an id has the form of one that `Ids` makes of a row's texts."""
+    return _MADE_ID.fullmatch(row_id) is not None
+
+
+def is_made(row_id: str, system_prompt: str | None, user_turns: list[str]) -> bool:
+    """Whether `Ids` made an id, or its end, of the row's texts: whoever guesses these can tell by it."""
+    return row_id.partition("-")[0] == _digest(user_turns) or row_id.endswith(
+        f"-{_digest([system_prompt or '', *user_turns])[:16]}"
+    )
+
+
 class Ids:
     """The ids that the kept rows of a stream have taken, 32 bytes each.
 

@@ -8,7 +8,7 @@ Shape legend: S tokens written, V vocabulary, K targets kept per token, D draws 
 
 import importlib
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -84,10 +84,18 @@ class TemplateError(ValueError):
     """A template or tokenizer that cannot be used, or that refuses a conversation; the message says why."""
 
 
+class Load(NamedTuple):
+    """How full an engine is."""
+
+    num_waiting: int = 0  # requests that it has accepted and not begun
+    kv_cache_use: float = 0.0  # share of its key-value cache that is taken, 0 to 1
+
+
 class Teacher(Protocol):
     """Continues prompts; many calls of `answer` run at once.
 
-    One that can tell how many tokens it has written, those of answers under way included, also has `num_tokens`.
+    One that can tell how many tokens it has written, those of answers under way included, also has `num_tokens`; and
+    one that can tell how full its engine is has a `load`.
     """
 
     vocab_size: int

@@ -172,6 +172,13 @@ class Channels:
         return self._chat.tokenizer.decode(token_ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
 
+def without_end(token_ids: list[int], finish_reason: str | None, end_ids: set[int], control_ids: set[int]) -> list[int]:
+    """An answer's `token_ids` without the token that ended its turn (vLLM knows ends that the template does not)."""
+    last = token_ids[-1] if token_ids else None
+    is_end = last in end_ids or (finish_reason == "stop" and last in control_ids)
+    return token_ids[:-1] if is_end else token_ids
+
+
 def _is_cut_off(rendered: str, trained: str, finish_reason: str) -> bool:
     """Whether a template ended an answer that has no end."""
     trained = trained.rstrip()

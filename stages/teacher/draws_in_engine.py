@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from vllm.utils.torch_utils import async_tensor_h2d
 from vllm.v1.sample.logits_processor import LogitsProcessor as LogitsProcessorV1
 from vllm.v1.worker.gpu.sample.logits_processor import LogitsProcessor as LogitsProcessorV2
 
@@ -61,7 +62,11 @@ def draw(logits_RV: torch.Tensor, seeds_R: torch.Tensor, positions_R: torch.Tens
     below 2^-24 are not resolved, as in any softmax in float32.
     """
     R, V = logits_RV.shape
-    step = max(1, CHUNK_VALUES // V)
+    if R == 1:
+        # CUDA sums a single row in an order that changes from run to run and need not be monotonic; of two rows, each
+        # by a tree that is.
+        return draw(logits_RV.expand(2, V), seeds_R.expand(2), positions_R.expand(2), num_draws)[:1]
+    step = max(2, CHUNK_VALUES // V)
     if step < R:
         parts = zip(logits_RV.split(step), seeds_R.split(step), positions_R.split(step), strict=True)
         return torch.cat([draw(*part, num_draws) for part in parts])
@@ -183,10 +188,11 @@ class DrawsV1(LogitsProcessorV1):  # type: ignore[misc]
             return logits
         if self._seeds is None:
             self._requests = dict(sorted(self._requests.items()))
-            self._seeds = torch.tensor([request.seed for request, _ in self._requests.values()], device=self._device)
+            seeds = [request.seed for request, _ in self._requests.values()]
+            self._seeds = async_tensor_h2d(seeds, self._device, torch.int64)
             rows = list(self._requests)
             is_all = rows == list(range(len(logits)))
-            self._rows = None if is_all else torch.tensor(rows, device=self._device)
+            self._rows = None if is_all else async_tensor_h2d(rows, self._device, torch.int64)
         requests = [request for request, _ in self._requests.values()]
         # vLLM appends a placeholder where it has not yet copied a token: the length is right.
         positions = [len(output_ids) for _, output_ids in self._requests.values()]
@@ -195,8 +201,9 @@ class DrawsV1(LogitsProcessorV1):  # type: ignore[misc]
                 BUFFER.add_probe(request.name, logits[row])
         if num_draws := max(request.num_draws for request in requests):
             mine = logits if self._rows is None else logits[self._rows]
-            draws = draw(mine, self._seeds, torch.tensor(positions, device=self._device), num_draws)
-            BUFFER.add(Step(draws, [*requests], positions))
+            # From pinned memory: a copy that waits would hold up every step until the forward pass before it has ended.
+            positions_R = async_tensor_h2d(positions, self._device, torch.int64)
+            BUFFER.add(Step(draw(mine, self._seeds, positions_R, num_draws), [*requests], positions))
         return logits
 
 
@@ -222,7 +229,8 @@ class DrawsV2(LogitsProcessorV2):  # type: ignore[misc]
 
     def apply_staged_writes(self) -> None:
         if self._changed:
-            self._seeds_on_device = self._seeds.to(self._states.device)
+            # Copies first: the next request may be written while the device still reads.
+            self._seeds_on_device = async_tensor_h2d(self._seeds, self._states.device)
             self._changed = False
 
     def apply(self, logits: torch.Tensor, ctx: Any) -> torch.Tensor:
@@ -236,8 +244,9 @@ class DrawsV2(LogitsProcessorV2):  # type: ignore[misc]
                 "combined with targets.method sampled"
             )
         prompt_len = self._states.prompt_len
-        # Without speculation the bound is exact: how many tokens the model has seen.
-        num_written = ctx.seq_lens_upper_bound_np - prompt_len.np[ctx.idx_mapping_np]
+        # Without speculation the bound is exact: how many tokens the model has seen. CUDA graphs pad the batch, and
+        # with it this array.
+        num_written = ctx.seq_lens_upper_bound_np[: len(requests)] - prompt_len.np[ctx.idx_mapping_np]
         for row, request in enumerate(requests):
             if request is not None and num_written[row] == request.probed:
                 BUFFER.add_probe(request.name, logits[row])

@@ -9,7 +9,6 @@ import logging
 import os
 import shutil
 import tempfile
-import time
 import weakref
 from copy import deepcopy
 from functools import partial
@@ -21,7 +20,7 @@ import numpy.typing as npt
 from pydantic import ValidationError
 
 from stillhouse.schemas.config import Config, SamplingConfig, is_local_path
-from stillhouse.stages.teacher import Answer, TeacherError
+from stillhouse.stages.teacher import Answer, Load, TeacherError
 from stillhouse.stages.teacher.arrays import keep_arrays, to_answer
 from stillhouse.stages.teacher.draws import (
     REQUEST,
@@ -32,6 +31,7 @@ from stillhouse.stages.teacher.draws import (
     uses_draws,
     with_draws,
 )
+from stillhouse.stages.teacher.outputs import silence, watch_outputs
 from stillhouse.stages.teacher.plugin import ENGINE_MARK
 
 SHUTDOWN_TIMEOUT_S = 30.0
@@ -85,6 +85,10 @@ class VLLMTeacher:
     def num_tokens(self) -> int:
         return self._pulse.num_tokens
 
+    @property
+    def load(self) -> Load:
+        return self._pulse.load
+
     async def answer(self, prompt_ids: npt.NDArray[np.int32], request_id: str, seed: int, max_tokens: int) -> Answer:
         from vllm.exceptions import VLLMClientError
         from vllm.inputs import TokensPrompt
@@ -136,31 +140,6 @@ class VLLMTeacher:
     def shutdown(self) -> None:
         self._end()
         atexit.unregister(self._at_exit)
-
-
-class Pulse:
-    """What an engine has sent so far."""
-
-    last_token_at = 0.0  # time.monotonic(); 0 before the first output
-    num_tokens = 0  # of all answers, those under way included
-
-
-def watch_outputs(engine: Any) -> Pulse:
-    """A `Pulse` that follows what `engine` (an `AsyncLLM`) sends: answers themselves come only when they are done."""
-    pulse, processor = Pulse(), getattr(engine, "output_processor", None)
-    process = getattr(processor, "process_outputs", None)
-    if processor is not None and process is not None:
-
-        def process_outputs(outputs: Any, *arguments: Any, **keywords: Any) -> Any:
-            if outputs:
-                pulse.last_token_at = time.monotonic()
-                # An exception here would end every request of the engine; a count that stands still ends none.
-                with contextlib.suppress(AttributeError, TypeError):
-                    pulse.num_tokens += sum(len(output.new_token_ids) for output in outputs)
-            return process(outputs, *arguments, **keywords)
-
-        processor.process_outputs = process_outputs
-    return pulse
 
 
 class FailureLog(logging.Handler):
@@ -230,7 +209,8 @@ def _start_logged(config: Config, failures: Path) -> Any:
     engine = dict(config.teacher.engine)
     if uses_draws(config):
         engine["worker_extension_cls"] = f"{DRAWS_IN_ENGINE}.TakeDraws"
-    engine.setdefault("disable_log_stats", True)
+    # The scheduler counts only for an engine that logs: it may, to nobody unless the user wants vLLM's own statistics.
+    is_silent = engine.pop("disable_log_stats", True)
     engine.setdefault("use_tqdm_on_load", False)
     if current_platform.is_cpu():
         # vLLM's CPU sampler fails on a seeded request whose prompt was split ("CPU Generator does not use offset").
@@ -255,7 +235,10 @@ def _start_logged(config: Config, failures: Path) -> Any:
         runner = "V2" if vllm_config.use_v2_model_runner else "V1"
         vllm_config.model_config.logits_processors = [f"{DRAWS_IN_ENGINE}:Draws{runner}"]
     _log_failures(vllm_config, failures)
-    return AsyncLLM.from_vllm_config(vllm_config, disable_log_stats=args.disable_log_stats)
+    started = AsyncLLM.from_vllm_config(vllm_config, disable_log_stats=False)
+    if is_silent:
+        silence(started)
+    return started
 
 
 def _log_failures(vllm_config: Any, path: Path) -> None:

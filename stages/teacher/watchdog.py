@@ -6,7 +6,7 @@ import time
 import numpy as np
 import numpy.typing as npt
 
-from stillhouse.stages.teacher import Answer, Teacher
+from stillhouse.stages.teacher import Answer, Load, Teacher
 
 
 class Watchdog:
@@ -35,6 +35,11 @@ class Watchdog:
     @property
     def num_tokens(self) -> int:
         return int(self._teacher.num_tokens)  # type: ignore[attr-defined]  # AttributeError: it cannot tell
+
+    @property
+    def load(self) -> Load:
+        load: Load = getattr(self._teacher, "load", Load())
+        return load
 
     async def answer(self, prompt_ids: npt.NDArray[np.int32], request_id: str, seed: int, max_tokens: int) -> Answer:
         """As `Teacher.answer`."""

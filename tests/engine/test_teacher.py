@@ -51,6 +51,22 @@ def prompt_ids(tokenizer: Any) -> np.ndarray:
     return Chat(tokenizer).prompt_ids([{"role": "user", "content": "Say hello and nothing else."}])
 
 
+def test_engine_tells_how_full_it_is(
+    narrow: VLLMTeacher, loop: asyncio.AbstractEventLoop, prompt_ids: np.ndarray
+) -> None:
+    async def watched() -> list[float]:
+        answer = asyncio.create_task(narrow.answer(prompt_ids, "watched", 1, 8))
+        seen = [narrow.load.kv_cache_use]
+        while not answer.done():
+            await asyncio.sleep(0.01)
+            seen.append(narrow.load.kv_cache_use)
+        return seen
+
+    seen = loop.run_until_complete(watched())
+    assert 0 < max(seen) <= 1
+    assert narrow.load.num_waiting == 0
+
+
 def test_whole_vocabulary_agrees_with_the_top_64(
     full: VLLMTeacher, narrow: VLLMTeacher, loop: asyncio.AbstractEventLoop, prompt_ids: np.ndarray
 ) -> None:

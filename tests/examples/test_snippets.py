@@ -1,4 +1,5 @@
-"""Python on the pages runs as it is written, where a run like the quick start's has finished. SQL: tests/readers."""
+"""Python on the pages runs as it is written, where a run like the quick start's has finished, and SQL in the locked
+DuckDB. tests/readers has other versions of it, and readers that are not here."""
 
 import os
 import re
@@ -6,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import duckdb
 import pytest
 
 from tests.support import snippets
@@ -30,6 +32,14 @@ def run(code: str, folder: Path, cache: Path) -> subprocess.CompletedProcess[str
 def test_python_of_the_pages_runs(snippet: snippets.Snippet, after_make_run: Path, tmp_path: Path) -> None:
     done = run(snippet.text, after_make_run, tmp_path)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("snippet", snippets.runnable("sql"), ids=str)
+def test_sql_of_the_pages_runs(
+    snippet: snippets.Snippet, after_make_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(after_make_run)
+    assert duckdb.execute(snippet.text).fetchall()
 
 
 def test_the_card_loads_its_dataset(after_make_run: Path, tmp_path: Path) -> None:
@@ -57,4 +67,5 @@ def test_blocks_are_found_as_they_are_written() -> None:
         ("p.md", 3, "python", "x = 1\n", ""),
         ("p.md", 8, "sql", "SELECT 1\n", "needs a GPU"),
     ]
-    assert [s.page for s in snippets.runnable("sql")] == ["docs/targets.md"]
+    assert [s.page for s in snippets.runnable("sql")] == ["docs/inspecting.md"] * 2 + ["docs/targets.md"]
+    assert [s.page for s in snippets.runnable("python", "polars")] == ["docs/inspecting.md"]

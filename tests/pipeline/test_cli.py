@@ -28,7 +28,7 @@ def noisy(config):
     atexit.register(speak)
     return found
 
-found = {"run_dir": "x", "state": "unfinished", "stages": {}, "set_aside": [], "damaged": [], "put_away": {},
+found = {"run_dir": "x", "state": "unfinished", "now": [], "stages": {}, "set_aside": [], "damaged": [], "put_away": {},
          "rows": None, "target_tokens": None}
 status.status = noisy
 sys.argv = ["stillhouse", "status", "configs/quickstart.yaml", "--json"]

@@ -163,6 +163,13 @@ def test_sql_of_the_pages_runs(snippet: snippets.Snippet, environment: str, made
     assert json.loads(line)
 
 
+@pytest.mark.parametrize(
+    ("package", "snippet"), [(p, s) for p in snippets.OF_READERS for s in snippets.runnable("python", p)], ids=str
+)
+def test_python_of_the_pages_runs(package: str, snippet: snippets.Snippet, made: Path, tmp_path: Path) -> None:
+    assert run(package, "-c", snippet.text, home=tmp_path, folder=made)
+
+
 @pytest.mark.parametrize("environment", ["duckdb-1.4", "duckdb"])
 def test_the_query_of_targets_md_finds_the_most_probable_tokens(environment: str, made: Path, tmp_path: Path) -> None:
     (snippet,) = (s for s in snippets.runnable("sql") if s.page == "docs/targets.md")

@@ -1,5 +1,6 @@
 """Configuration: every shipped file loads, typos are named, and the hash knows what decides the data."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +9,15 @@ from typing import Any
 import pytest
 import yaml
 
-from stillhouse.schemas.config import Config, ConfigError, config_hash, deciding_values, differing_keys, load
+from stillhouse.schemas.config import (
+    Config,
+    ConfigError,
+    config_hash,
+    deciding_values,
+    differing_keys,
+    load,
+    nested_values,
+)
 from tests.support.data import ROOT
 
 
@@ -165,3 +174,17 @@ def test_exit_codes_and_messages(file: Path) -> None:
     assert (
         subprocess.run([sys.executable, "-m", "stillhouse"], cwd=ROOT, capture_output=True, check=False).returncode == 2
     )
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.name)
+def test_a_manifest_gives_its_configuration_again(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sections that decide prompts and targets; what stands in a manifest has been JSON."""
+    sections = ("source", "ingest", "teacher", "sampling", "targets", "generate")
+    names = ["source.columns.id=own.id", "source.roles={'bot': 'assistant'}", "source.sample=7"]
+    monkeypatch.chdir(ROOT)
+    config = load(path, names)
+    written = json.loads(json.dumps(deciding_values(config)))
+    again = Config.model_validate({"run_dir": "x"} | nested_values(written, sections))
+    mine = {key: value for key, value in deciding_values(again).items() if key.startswith(sections)}
+    assert json.loads(json.dumps(mine)) == {key: value for key, value in written.items() if key.startswith(sections)}
+    assert again.source.columns.id == "own.id"

@@ -16,17 +16,18 @@ from tests.support.data import ROOT
 
 
 class Command:
-    """`python -m stillhouse COMMAND config.yaml` as a user runs it."""
+    """`python -m stillhouse COMMAND config.yaml` as a user runs it; runs write a report, which takes a second or two,
+    only where it `reports`."""
 
-    def __init__(self, folder: Path, raw: dict[str, Any], *, local: bool = False) -> None:
+    def __init__(self, folder: Path, raw: dict[str, Any], *, local: bool = False, reports: bool = False) -> None:
         self.file = folder / "config.yaml"
         self.file.write_text(yaml.safe_dump(raw))
         self.run_dir = Path(raw["run_dir"])
-        self.local = local
+        self.local, self.reports = local, reports
 
     def start(self, command: str, *arguments: str, **environment: Any) -> subprocess.Popen[str]:
-        if self.local and command == "run":
-            arguments = (*arguments, "--local")
+        if command == "run":
+            arguments = (*arguments, *(["--local"] if self.local else []), *([] if self.reports else ["--no-report"]))
         return subprocess.Popen(
             [sys.executable, "-m", "stillhouse", command, str(self.file), "--json", *arguments],
             cwd=ROOT,
@@ -46,11 +47,13 @@ class Command:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Every file that is data, by its path in the run folder."""
+    """Every file that is data, by its path in the run folder. The report is none: it knows how long a run took."""
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.relative_to(folder).parts[0] != "state" and path.name != "run.json"
+        if path.is_file()
+        and path.relative_to(folder).parts[0] != "state"
+        and path.name not in ("run.json", "report.html")
     }
 
 

@@ -21,7 +21,7 @@ from stillhouse.pipeline.folder import shard
 from stillhouse.pipeline.folder.certified import certified, parse_certified
 from stillhouse.pipeline.folder.shard import ShardInfo
 from stillhouse.schemas import tables, targets
-from stillhouse.schemas.config import TargetsConfig
+from stillhouse.schemas.config import TargetsConfig, values_hash
 
 V, K, D = 300, 8, 16
 DATASETS = [
@@ -30,10 +30,17 @@ DATASETS = [
 ]
 """Options of `published_table` and `write_dataset`: rows of one width and of many."""
 
+CONFIG: dict[str, Any] = {
+    "targets.draws_from": "engine",
+    "sampling.temperature": 1.0,
+    "sampling.repetition_penalty": 1.0,
+    "sampling.max_tokens": 100,
+}
+
 Row = dict[str, Any]
 
 
-def conversation(random: np.random.Generator, num_turns: int, top_p: float, precision: float) -> Row:
+def conversation(random: np.random.Generator, name: str, num_turns: int, top_p: float, precision: float) -> Row:
     """A row of a published table, its tokens drawn from the distributions it stores."""
     input_ids: list[int] = []
     labels: list[int] = []
@@ -56,7 +63,13 @@ def conversation(random: np.random.Generator, num_turns: int, top_p: float, prec
     draws_SD = np.stack([random.choice(V, D, p=np.exp(row) / np.exp(row).sum()) for row in p_SV]).astype(np.int32)
     draws = targets.encode_draws(draws_SD)
     row: Row = {
-        "messages": [{"role": "user", "content": '{\u2028<b>\n"'}, {"role": "assistant", "content": "ja\u0000"}],
+        "sample_id": f"{name}/0",
+        "prompt_id": name,
+        "messages": [
+            {"role": "user", "content": '{\u2028<b>\n"'},
+            {"role": "assistant", "content": "ja\u0000"},
+        ]
+        * num_turns,
         "input_ids": input_ids,
         "labels": labels,
         "target_ids": top.ids.tolist(),
@@ -66,6 +79,8 @@ def conversation(random: np.random.Generator, num_turns: int, top_p: float, prec
         "draw_counts": draws.counts.tolist(),
         "draw_lengths": draws.lengths.tolist(),
         "num_draws": D,
+        "finish_reasons": ["stop"] * num_turns,
+        "loop_tokens": 0,
         "token_logprobs": p_SV[np.arange(len(written)), written].tolist(),
         "num_input_tokens": len(input_ids),
         "num_target_tokens": len(written),
@@ -81,10 +96,8 @@ def published_table(
 ) -> pa.Table:
     """A file of a published dataset: conversations of one turn and of two."""
     random = np.random.default_rng(seed)
-    rows = [conversation(random, 1 + i % 2, top_p, precision) for i in range(num_rows)]
-    fields = tables.completions([], TargetsConfig(method="both", precision=precision))
-    names = conversation(random, 1, top_p, precision).keys()
-    table = pa.Table.from_pylist(rows, schema=pa.schema([field for field in fields if field.name in names]))
+    rows = [conversation(random, f"{seed}-{i}", 1 + i % 2, top_p, precision) for i in range(num_rows)]
+    table = pa.Table.from_pylist(rows, tables.reviewed([], TargetsConfig(method="both", precision=precision)))
     dropped = {"top_k": "draw", "sampled": "target"}.get(method, "none")
     return table.select(
         [name for name in table.column_names if not name.startswith(dropped) and name != f"num_{dropped}s"]
@@ -98,20 +111,23 @@ def write_dataset(
     method: str = "both",
     num_rows: Sequence[int] = (14, 6, 0),
     seed: int = 5,
+    config: dict[str, Any] | None = None,
 ) -> Path:
-    """A finished dataset with a file of each of `num_rows`, as a run leaves it."""
+    """A finished dataset with a file of each of `num_rows`, as a run leaves it, and other values in its `CONFIG`."""
     files = []
+    config = CONFIG | (config or {})
     (folder / "dataset/data").mkdir(parents=True)
     for n, rows in enumerate(num_rows):
         table = published_table(rows, top_p, precision, method, seed + n)
         tokens = int(pc.sum(table.column("num_target_tokens")).as_py() or 0)
-        data = shard.encode(table, ShardInfo("publish", f"{n:05d}.parquet", "0" * 64, rows, rows, tokens))
+        data = shard.encode(table, ShardInfo("publish", f"{n:05d}.parquet", values_hash(config), rows, rows, tokens))
         name = f"data/train-{n:05d}-of-{len(num_rows):05d}.parquet"
         (folder / "dataset" / name).write_bytes(data)
         files.append({"file": name, "rows": rows, "target_tokens": tokens, **_bytes_and_digest(data)})
     manifest = {
-        "config_hash": "0" * 64,
-        "config": {"targets.draws_from": "engine"},
+        "format_version": 2,
+        "config_hash": values_hash(config),
+        "config": config,
         "teacher": {"vocab_size": V, "final_logit_softcapping": None},
         "targets": {
             "method": method,
@@ -126,6 +142,7 @@ def write_dataset(
         "target_tokens": sum(file["target_tokens"] for file in files),
         "bytes": sum(file["bytes"] for file in files),
         "files": files,
+        "set_aside": [],
     }
     write_manifest(folder / "dataset", manifest)
     return folder
@@ -149,19 +166,21 @@ def replace_published(run: Path, number: int, rows: list[Row]) -> None:
     file = manifest["files"][number]
     path = run / "dataset" / file["file"]
     table = pa.Table.from_pylist(rows, schema=pq.read_schema(path))
-    data = shard.encode(table, ShardInfo("publish", "x", "0" * 64, table.num_rows, table.num_rows))
-    path.write_bytes(data)
-    file |= _bytes_and_digest(data)
-    write_manifest(run / "dataset", manifest)
+    _replace(run / "dataset", manifest, file, table)
 
 
 def replace_exported(folder: Path, manifest: dict[str, Any], file: dict[str, Any], rows: list[Row]) -> None:
     """The same in an export."""
     table = pa.Table.from_pylist(rows, schema=pq.read_schema(folder / file["file"]))
-    info = ShardInfo(manifest["layout"], file["file"], manifest["identity"], 0, table.num_rows)
-    data = shard.encode(table, info)
-    (folder / file["file"]).write_bytes(data)
+    _replace(folder, manifest, file, table)
+
+
+def _replace(folder: Path, manifest: dict[str, Any], file: dict[str, Any], table: pa.Table) -> None:
+    path = folder / file["file"]
+    data = shard.encode(table, shard.decode(path.read_bytes(), "").info)
+    path.write_bytes(data)
     file |= _bytes_and_digest(data)
+    manifest["bytes"] = sum(file["bytes"] for file in manifest["files"])
     write_manifest(folder, manifest)
 
 

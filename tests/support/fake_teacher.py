@@ -67,8 +67,10 @@ class FakeTeacher:
             written[-1] = ids_SK[-1, 0] = self._stop
         logprobs_SK = np.log(probs_SK).astype(np.float32)
         draws = None
-        if self._num_draws:  # as if the K were all there is
-            draws = np.stack([random.choice(ids_K, self._num_draws) for ids_K in ids_SK])
+        if self._num_draws:  # as if there were one token beside the K
+            rest = np.append(ids_SK, np.full((S, 1), 99), axis=1).astype(np.int32)
+            p_SK = np.append(probs_SK, 1 - probs_SK.sum(axis=1, keepdims=True), axis=1)
+            draws = np.stack([random.choice(i, self._num_draws, p=p) for i, p in zip(rest, p_SK, strict=True)])
         return Answer(written, ids_SK, logprobs_SK, logprobs_SK[:, 0], "stop" if stopped else "length", draws)
 
     def shutdown(self) -> None:

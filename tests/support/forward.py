@@ -14,12 +14,12 @@ from stillhouse.schemas.tables import IGNORE_INDEX
 from tests.support.data import TEACHER
 
 
-def exact_model() -> Any:
+def exact_model(device: str = "cpu") -> Any:
     """The quick start's teacher in float32."""
     import torch
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(TEACHER, dtype=torch.float32).eval()
+    return AutoModelForCausalLM.from_pretrained(TEACHER, dtype=torch.float32).eval().to(device)
 
 
 def forward(row: dict[str, Any], model: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -29,15 +29,17 @@ def forward(row: dict[str, Any], model: Any) -> tuple[np.ndarray, np.ndarray]:
     tokens = np.array(row["input_ids"])
     supervised = np.flatnonzero(np.array(row["labels"]) != IGNORE_INDEX)
     with torch.no_grad():  # the output layer is most of the work, and only these positions need it
-        kept = torch.tensor(supervised - 1)
-        logits_SV = model(torch.tensor(tokens[None]), logits_to_keep=kept).logits[0].float()
-    return torch.log_softmax(logits_SV, dim=-1).numpy(), tokens[supervised]
+        kept = torch.tensor(supervised - 1, device=model.device)
+        logits_SV = model(torch.tensor(tokens[None], device=model.device), logits_to_keep=kept).logits[0].float()
+    return torch.log_softmax(logits_SV, dim=-1).cpu().numpy(), tokens[supervised]
 
 
-def whole_distributions(generated: pa.Table, num_draws: int, limit: int) -> tuple[np.ndarray, np.ndarray]:
+def whole_distributions(
+    generated: pa.Table, num_draws: int, limit: int, model: Any = None
+) -> tuple[np.ndarray, np.ndarray]:
     """The full distributions of the first `limit` tokens by transformers in float32 [S, V], and the counts of their
     draws."""
-    model = exact_model()
+    model = exact_model() if model is None else model
     p, counts, total = [], [], 0
     for row, drawn in zip(generated.to_pylist(), targets.decode(generated, "draw"), strict=True):
         logprobs_SV, _ = forward(row, model)

@@ -6,6 +6,7 @@ from typing import Any
 
 from stillhouse.pipeline.run import driver
 from stillhouse.pipeline.run.pool import Job, Task
+from stillhouse.pipeline.run.progress import Report, Reports
 from stillhouse.pipeline.run.result import Activity, ShardResult
 from stillhouse.schemas.config import Config
 
@@ -51,7 +52,7 @@ class Kept:
         self.messages.append(text)
 
 
-def run_inline(config: Config) -> tuple[dict[str, Any], str]:
-    """A run in this process: its manifest, and what it reported of trouble on the way."""
+def run_inline(config: Config, *told: Report) -> tuple[dict[str, Any], str]:
+    """A run in this process, of which others are `told`: its manifest, and what it reported of trouble on the way."""
     report = Kept()
-    return driver.run(config, report, InlinePool()), "\n".join(report.messages)
+    return driver.run(config, Reports(report, *told), InlinePool()), "\n".join(report.messages)

@@ -9,6 +9,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.parquet as pq
 
+from stillhouse.pipeline.folder import open_folder
+from stillhouse.pipeline.run.progress import Progress
+from stillhouse.pipeline.run.timeline import Timeline
 from stillhouse.schemas.config import Config
 from stillhouse.stages.teacher import Answer
 from tests.support.data import CONVERSATIONS, make_raw_config
@@ -51,7 +54,13 @@ def make_run(folder: Path, targets: dict[str, Any], num_shards: int = 5, **secti
         "teacher": {**raw["teacher"], "backend": f"{__name__}:{ProbedTeacher.__name__}"},
         **sections,
     }
-    written, trouble = run_inline(Config.model_validate(raw))
+    config, progress = Config.model_validate(raw), Progress()
+    timeline = Timeline(open_folder(config.run_dir), progress)
+    try:
+        written, trouble = run_inline(config, progress, timeline)
+    finally:
+        progress.close()
+        timeline.close()
     counts = [file["rows"] for file in written["files"]]
     assert [rows == 0 for rows in counts] == [False] * (num_shards - 1) + [True], trouble
     return folder

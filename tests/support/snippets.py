@@ -5,6 +5,8 @@ from typing import NamedTuple
 
 from tests.support.data import ROOT
 
+OF_READERS = ("polars",)
+"""Packages that this environment lacks: their blocks run in tests/readers."""
 NOT_RUN = "<!-- not run: "
 """Begins the line before a block that cannot be run; the reason follows."""
 
@@ -16,6 +18,11 @@ class Snippet(NamedTuple):
     text: str
     reason: str
     """Why it is not run; empty when it is."""
+
+    @property
+    def package(self) -> str:
+        """The one of `OF_READERS` that it imports, or nothing."""
+        return next((name for name in OF_READERS if re.search(rf"^import {name}\b", self.text, re.M)), "")
 
     def __str__(self) -> str:
         return f"{self.page}:{self.line}"
@@ -37,5 +44,10 @@ def every() -> list[Snippet]:
     return [snippet for page in pages for snippet in of_page(page.relative_to(ROOT).as_posix(), page.read_text())]
 
 
-def runnable(language: str) -> list[Snippet]:
-    return [snippet for snippet in every() if snippet.language == language and not snippet.reason]
+def runnable(language: str, package: str = "") -> list[Snippet]:
+    """The blocks of a language that run: those that import a package of `OF_READERS`, or of the others."""
+    return [
+        snippet
+        for snippet in every()
+        if snippet.language == language and not snippet.reason and snippet.package == package
+    ]

@@ -75,6 +75,33 @@ def test_dataset_card(name: str) -> None:
     assert card.dataset_card(config, manifest) == (CARDS / f"{name}.md").read_text()
 
 
+@pytest.mark.parametrize("of_all", [False, True])
+def test_card_of_a_dataset_without_prompts(of_all: bool) -> None:
+    """It says what is withheld, beside what it says else."""
+    source, targets, fidelity = CASES["top_p"]
+    raw = {"run_dir": "/runs/a", "source": source, "targets": targets, "sampling": {"max_tokens": 10}}
+    teacher = {"model": "/models/Gemma-2/", "revision": "0123abc", "max_model_len": 100}
+    config = Config.model_validate(raw | {"teacher": teacher})
+    manifest: dict[str, Any] = {
+        "rows": 12345,
+        "target_tokens": 1234567,
+        "bytes": 1234567890,
+        "config_hash": "0123456789abcdef" * 4,
+        "teacher": {"vocab_size": 256000},
+        "fidelity": fidelity,
+        "stages": {},
+    }
+    plain = card.dataset_card(config, manifest)
+    text = card.dataset_card(config, manifest | {"withheld": {"system_prompts": of_all, "ids": of_all}})
+    section = text.partition("**The prompts are withheld.**")[2].partition("## Columns")[0]
+    assert ("system's" in section, "rows are named by their place" in section) == (of_all, of_all)
+    assert "stillhouse join FOLDER" in section
+    whole, _, columns = text.replace("**The prompts are withheld.**" + section, "").partition("## Terms")
+    assert whole == plain.partition("## Terms")[0]
+    assert "terms of their source" in columns
+    assert "--no-prompts" not in columns
+
+
 @pytest.mark.parametrize(
     ("layout_name", "kind", "max_length", "notes"),
     [

@@ -94,9 +94,9 @@ def test_faults_of_a_dataset(tmp_path: Path, message: str) -> None:
     replace_published(run, 0, rows)
     result = verify(str(run), 1)
     assert not result["ok"]
-    assert any(f"train-00000-of-00003.parquet row {row}" in text and message in text for text in result["problems"]), (
-        result["problems"]
-    )
+    (problem,) = result["problems"]
+    assert problem.startswith(f"{FIRST.removeprefix('dataset/')} row {row} (sample 5-{row}/0): "), problem
+    assert message in problem
 
 
 NAN, INF = float("nan"), float("inf")
@@ -122,7 +122,7 @@ def test_numbers_that_are_no_log_probabilities(tmp_path: Path, kind: str) -> Non
     replace_published(run, 0, rows)
     result = verify(str(run), 1)
     assert not result["ok"]
-    assert any("row 1: " in text and "no log-probabilities" in text for text in result["problems"]), result["problems"]
+    assert ["row 1 (sample" in text and "no log-probabilities" in text for text in result["problems"]] == [True]
     assert np.isfinite(result["probability_before_own_after"]).all()
 
 
@@ -136,7 +136,9 @@ def test_exported_numbers_that_are_no_log_probabilities(tmp_path: Path, layout: 
     rows[1][name][position][0] = NAN
     replace_exported(export, manifest, file, rows)
     result = verify(str(export), 1)
-    assert any("row 1: rows whose probabilities sum to nan" in text for text in result["problems"]), result["problems"]
+    (problem,) = result["problems"]
+    assert "row 1 (sample 5-1/0): " in problem
+    assert "are NaN or infinite" in problem
     assert np.isfinite(result["probability_before_own_after"]).all()
 
 
@@ -144,21 +146,19 @@ def test_exported_numbers_that_are_no_log_probabilities(tmp_path: Path, layout: 
 def test_draws_may_be_missing_where_they_are_not_from_the_whole_distribution(
     tmp_path: Path, draws_from: str, num_problems: int
 ) -> None:
-    run = write_dataset(tmp_path, method="sampled")
+    run = write_dataset(tmp_path, method="sampled", config={"targets.draws_from": draws_from})
     rows = pq.read_table(run / FIRST).to_pylist()
-    rows[3]["draw_counts"][0] -= 1
+    place = next(i for i, count in enumerate(rows[3]["draw_counts"]) if count > 1)
+    rows[3]["draw_counts"][place] -= 1
     replace_published(run, 0, rows)
-    manifest = read_manifest(run / "dataset")
-    manifest["config"]["targets.draws_from"] = draws_from
-    write_manifest(run / "dataset", manifest)
     problems = verify(str(run), 1)["problems"]
-    assert [FIRST.removeprefix("dataset/") + " row 3: draw_counts" in text for text in problems] == [
+    assert [FIRST.removeprefix("dataset/") + " row 3 (sample 5-3/0): draw_counts" in text for text in problems] == [
         True
     ] * num_problems
 
 
 def test_shifted_draws(tmp_path: Path) -> None:
-    """Draws have no log-probability to compare with: all rows together tell."""
+    """Draws have no log-probability to compare with: how often the token written was drawn tells."""
     run = write_dataset(tmp_path, method="sampled")
     for number in (0, 1):
         rows = pq.read_table(run / f"dataset/data/train-0000{number}-of-00003.parquet").to_pylist()
@@ -169,7 +169,7 @@ def test_shifted_draws(tmp_path: Path) -> None:
             row["draw_lengths"] = shift(row["draw_lengths"])
         replace_published(run, number, rows)
     result = verify(str(run), 1)
-    assert ["they are shifted" in text for text in result["problems"]] == [True], result["problems"]
+    assert ["rows belong to other tokens" in text for text in result["problems"]] == [True] * 2
 
 
 SHIFTED = {
@@ -193,8 +193,8 @@ def test_shifted_exports(tmp_path: Path, layout: str) -> None:
         replace_exported(folder, manifest, file, rows)
     result = verify(str(folder), 1)
     assert not result["ok"]
-    expected = "other positions" if layout == "axolotl" else "sum to" if layout != "tinker" else "shifted"
-    assert expected in " ".join(result["problems"])
+    expected = {"axolotl": "other positions", "tinker": "rows before"}.get(layout, "where the mask reads none")
+    assert [expected in problem for problem in result["problems"]] == [True] * 2
 
 
 @pytest.mark.parametrize("layout", SHIFTED)
@@ -203,6 +203,7 @@ def test_ids_outside_of_the_vocabulary(tmp_path: Path, layout: str) -> None:
     manifest["settings"]["vocab_size"] = 290 if layout != "distillkit-compressed" else 260
     write_manifest(folder, manifest)
     result = verify(str(folder), 1)
+    assert any("manifest.json: the export was made with other settings" in text for text in result["problems"])
     assert any("target ids from" in text and "outside of a vocabulary" in text for text in result["problems"])
 
 
@@ -213,10 +214,12 @@ def test_lines_that_are_no_conversation(tmp_path: Path, line: str) -> None:
     data = (folder / file["file"]).read_bytes().splitlines(keepends=True)
     data[2] = line.encode() + b"\n"
     (folder / file["file"]).write_bytes(b"".join(data))
-    file["sha256"] = hashlib.sha256(b"".join(data)).hexdigest()
+    changed = b"".join(data)
+    manifest["bytes"] += len(changed) - file["bytes"]
+    file |= {"sha256": hashlib.sha256(changed).hexdigest(), "bytes": len(changed)}
     write_manifest(folder, manifest)
     (problem,) = verify(str(folder), 1)["problems"]
-    assert "train-00000-of-00003.jsonl line 3" in problem
+    assert "train-00000-of-00003.jsonl row 2 (sample 5-2/0): " in problem
 
 
 def test_damage(tmp_path: Path) -> None:
@@ -229,9 +232,8 @@ def test_damage(tmp_path: Path) -> None:
     data[100] ^= 1
     files[0].write_bytes(data)
     files[1].unlink()
-    text = " ".join(verify(str(run), 1)["problems"])
-    assert "train-00000-of-00003.parquet: is not the file that manifest.json names" in text
-    assert "train-00001-of-00003.parquet: is missing" in text
-    assert "the files hold" in text
+    first, second = verify(str(run), 1)["problems"]
+    assert first.startswith("data/train-00000-of-00003.parquet: is not the file that manifest.json names")
+    assert second.startswith("data/train-00001-of-00003.parquet: is missing")
     (run / "dataset/manifest.json").write_text("{}")
     assert cli.main(["verify", str(run)]) == 1

@@ -18,10 +18,14 @@ from obstore.exceptions import GenericError
 from stillhouse.pipeline.dataset.export import default_output, export
 from stillhouse.pipeline.dataset.verify import verify
 from stillhouse.pipeline.errors import DamagedError, StorageError
-from stillhouse.pipeline.folder import Folder, open_folder
+from stillhouse.pipeline.folder import Folder, keys, open_folder
 from stillhouse.pipeline.folder import shard as shards
 from stillhouse.pipeline.folder.identity import open_run
 from stillhouse.pipeline.folder.shard import ShardInfo
+from stillhouse.pipeline.look.status import status
+from stillhouse.pipeline.run.progress import Progress, Reports
+from stillhouse.pipeline.run.result import ShardResult
+from stillhouse.pipeline.run.timeline import Timeline
 from stillhouse.pipeline.run.worker import Worker
 from stillhouse.schemas.config import Config, SourceConfig
 from stillhouse.stages.sources import SourceError, count_rows, object_store, read_rows
@@ -50,9 +54,28 @@ def test_store_keeps_its_promises(bucket: str) -> None:
     store.put("a/c", b"22")
     assert store.list("a") == {"b": 3, "c": 2}
     assert store.list("nothing") == {}
+    store.put("a/d/e", b"3")
+    assert store.walk("a") == ("a/b", "a/c", "a/d/e")
+    assert store.walk("nothing") == ()
     store.delete("a/c")
     store.delete("a/c")
     assert store.list("a") == {"b": 3}
+
+
+def test_timeline_and_status(bucket: str, tmp_path: Path) -> None:
+    config = Config.model_validate(make_raw_config(tmp_path) | {"run_dir": f"{bucket}/timeline"})
+    progress = Progress()
+    timeline = Timeline(open_run(config), progress)
+    report = Reports(progress, timeline)
+    report.begin("review", 2)
+    report.result("review", ShardResult("review", "00000.parquet", 1.0, rows_in=4))
+    assert [now["step"] for now in status(config)["now"]] == ["review"]
+    timeline.close()
+    progress.close()
+    assert status(config)["now"] == []
+    store = open_folder(config.run_dir)
+    (name,) = store.names(keys.TIMELINE)
+    assert shards.read(store, f"{keys.TIMELINE}/{name}").column("rows_in").to_pylist() == [4]
 
 
 def test_shards(bucket: str) -> None:

@@ -103,6 +103,8 @@ def test_gpus_are_shared_out(config: Config, monkeypatch: pytest.MonkeyPatch) ->
     assert gpus == ["0", "3", "5", "7"]
     assert [pools._share(gpus, place, 2) for place in range(2)] == ["0,3", "5,7"]
     assert [pools._share(gpus, place, 0.5) for place in range(4)] == ["0", "0", "3", "3"]
+    assert [pools._share(gpus, place, 0.3) for place in range(6)] == ["0", "0", "0", "3", "3", "3"]
+    assert pools._num_workers(generate(config, num_gpus=0.3, num_cpus=0, max_workers=99), 99, gpus) == 12
     assert pools._share(pools._gpus(0), 0, 0) is None
     assert pools._num_workers(generate(config, num_gpus=2, max_workers=8), 8, gpus) == 2
     with pytest.raises(RunError, match=r"resources\.generate\.num_gpus: 8 for each worker, and this machine has 4"):

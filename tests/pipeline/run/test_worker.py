@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import os
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -67,11 +68,29 @@ def test_failing_shard_is_set_aside_after_its_attempts(config: Config, monkeypat
 
     monkeypatch.setattr(generate, "_transform", fail)
     done = asyncio.run(generate.process("00001.parquet"))
-    assert calls == config.resources.max_attempts == 3
+    assert calls == config.resources.max_attempts == done.attempts == 3
     assert done.outcome == "set_aside"
     assert "KeyError at test_worker.py" in done.message
     assert "text" not in done.message
     assert open_folder(config.run_dir).list("state/set_aside/generate") == {"00001.json": len(done.message) + 13}
+
+
+def test_attempts_are_in_the_result(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    generate = Worker(config, "generate", "transform", "run", 3)
+    transform: Any = generate._transform
+    calls = Counter[str]()
+
+    async def fail(table: pa.Table) -> pa.Table:
+        for name in table.column("prompt_id").to_pylist():
+            calls[name] += 1
+            if calls[name] <= {"id-0": 0, "id-1": 1, "id-2": config.resources.max_attempts}[name]:
+                raise KeyError
+        return await transform(table)
+
+    monkeypatch.setattr(generate, "_transform", fail)
+    done = [asyncio.run(generate.process(f"0000{n}.parquet")) for n in range(3)]
+    # The third is made in parts once its attempts as a shard are used up.
+    assert [(result.outcome, result.attempts) for result in done] == [("written", 1), ("written", 2), ("written", 4)]
 
 
 def generate_in_children(config: Config, names: list[str], max_deaths: int) -> list[int]:

@@ -206,7 +206,8 @@ def test_v2_follows_slots(monkeypatch: pytest.MonkeyPatch) -> None:
             expanded_idx_mapping=torch.tensor(order, dtype=torch.int32),
             idx_mapping_np=np.array(order),
             pos=torch.tensor([seen[slot] - 1 for slot in order]),
-            seq_lens_upper_bound_np=np.array([seen[slot] for slot in order]),
+            # A CUDA graph's batch is padded, and this array with it.
+            seq_lens_upper_bound_np=np.array([*(seen[slot] for slot in order), 0, 0]),
         )
         logits = torch.stack([torch.zeros(Peaked.V) if r is None else r.logits() for r in map(running.get, order)])
         assert processor.apply(logits.clone(), context).equal(logits)

@@ -7,7 +7,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from stillhouse.stages.teacher import Teacher
+from stillhouse.stages.teacher import Load, Teacher
 from stillhouse.stages.teacher.watchdog import Watchdog
 
 
@@ -44,3 +44,14 @@ def test_the_count_of_tokens_is_the_teachers() -> None:
 
     assert Watchdog(Counting(), 1.0).num_tokens == 5  # type: ignore[arg-type]
     assert not hasattr(Watchdog(Silent(), 1.0), "num_tokens")  # type: ignore[arg-type]
+
+
+def test_the_load_is_the_teachers() -> None:
+    class Full:
+        vocab_size, broken, last_token_at, load = 1, False, 0.0, Load(3, 0.5)
+
+    class Silent:
+        vocab_size, broken, last_token_at = 1, False, 0.0
+
+    assert Watchdog(Full(), 1.0).load == (3, 0.5)  # type: ignore[arg-type]
+    assert Watchdog(Silent(), 1.0).load == (0, 0.0)  # type: ignore[arg-type]

@@ -1,0 +1,98 @@
+"""The tokens of a conversation in a terminal: each coloured by its log-probability, the least likely with what the
+teacher would rather have written."""
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from stillhouse.pipeline.look.inspect.visible import visible
+
+MAX_TOKENS = 30
+"""Rows of the table; --json has all."""
+NUM_ALTERNATIVES = 3
+"""Of each token in the table."""
+_HEAT = ((-0.1, "green"), (-0.7, "cyan"), (-2.3, "yellow"), (-4.6, "magenta"), (float("-inf"), "bold red"))
+"""Above which log-probability a token has a colour: p = 0.9, 0.5, 0.1, 0.01."""
+
+
+def show_tokens(console: Console, tokens: dict[str, Any]) -> None:
+    """Nothing where the conversation has none."""
+    if not tokens["ids"]:
+        return
+    text, s = Text(), 0
+    for token, supervised in zip(tokens["texts"], tokens["supervised"], strict=True):
+        style = "dim"
+        if supervised:
+            style = _style(tokens["logprobs"][s]) if s < len(tokens["logprobs"]) else ""
+            s += 1
+        # A newline is seen, and still ends the line.
+        text.append(visible(token, one_line=True) + ("\n" if token.endswith("\n") else ""), style)
+    console.print(text)
+    legend = Text("dim: read by the teacher; written with a probability of ")
+    for (above, style), name in zip(_HEAT, ("0.9", "0.5", "0.1", "0.01", "less"), strict=True):
+        legend.append(f"{name}{'+' if above > float('-inf') else ''} ", style)
+    console.print(legend)
+    console.print()
+    if tokens["logprobs"]:
+        console.print(_table(tokens))
+
+
+def _style(logprob: float | None) -> str:
+    value = float("-inf") if logprob is None else logprob
+    return next(style for above, style in _HEAT if value >= above)
+
+
+def _table(tokens: dict[str, Any]) -> Table:
+    written = [
+        (i, text)
+        for i, (text, supervised) in enumerate(zip(tokens["texts"], tokens["supervised"], strict=True))
+        if supervised
+    ]
+    surprising = sorted(range(len(written)), key=lambda s: (tokens["logprobs"][s] is not None, tokens["logprobs"][s]))
+    chosen = sorted(surprising[:MAX_TOKENS])
+    few = len(chosen) < len(written)
+    which = f"the {MAX_TOKENS} least likely of {len(written):,} tokens" if few else f"its {len(written):,} tokens"
+    title = f"{which}; log-probabilities in nats, · is a space"
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("place", justify="right")
+    table.add_column("token", overflow="fold")
+    table.add_column("logprob", justify="right")
+    has_targets = tokens["ranks"] is not None
+    if has_targets:
+        table.add_column("rank", justify="right")
+    if tokens["tails"] is not None:
+        table.add_column("tail", justify="right")
+    if has_targets:
+        table.add_column("most probable", overflow="fold")
+    if tokens["draws"] is not None:
+        table.add_column("drawn most", overflow="fold")
+    for s in chosen:
+        place, text = written[s]
+        logprob = tokens["logprobs"][s]
+        cells: list[str | Text] = [str(place), Text(_spaced(text), _style(logprob)), _number(logprob)]
+        if has_targets:
+            rank = tokens["ranks"][s]
+            cells.append("none" if rank is None else str(rank + 1))
+        if tokens["tails"] is not None:
+            cells.append(_number(tokens["tails"][s]))
+        if has_targets:
+            cells.append(Text(_listed(tokens["alternatives"][s][:NUM_ALTERNATIVES], lambda value: f"{value:.2f}")))
+        if tokens["draws"] is not None:
+            cells.append(Text(_listed(tokens["draws"][s][:NUM_ALTERNATIVES], lambda value: f"{value}x")))
+        table.add_row(*cells)
+    return table
+
+
+def _spaced(text: str) -> str:
+    """A token's own spaces are seen."""
+    return visible(text, one_line=True).replace(" ", "·")
+
+
+def _listed(alternatives: list[Any], form: Any) -> str:
+    return "  ".join(f"{_spaced(text)} {form(value)}" for _, text, value in alternatives)
+
+
+def _number(value: float | None) -> str:
+    return "-inf" if value is None else f"{value:.2f}"

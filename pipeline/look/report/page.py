@@ -1,0 +1,120 @@
+"""Puts the report together: one HTML file with its data, scripts and styles, that fetches nothing."""
+
+import base64
+import functools
+import hashlib
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from stillhouse.pipeline.look.page import asset
+from stillhouse.pipeline.look.place import Place
+from stillhouse.pipeline.look.report import plots
+from stillhouse.pipeline.look.report.clusters import clusters
+from stillhouse.pipeline.look.report.funnel import funnel, reasons, worth_a_look
+from stillhouse.pipeline.look.report.histograms import histograms, number
+from stillhouse.pipeline.look.report.rows import read
+from stillhouse.pipeline.look.report.samples import samples
+from stillhouse.pipeline.look.report.targets import distributions, percent, verdict
+from stillhouse.pipeline.look.report.thresholds import thresholds
+from stillhouse.pipeline.look.report.times import times
+
+if TYPE_CHECKING:
+    import jinja2
+
+MOST_BYTES = 5_000_000
+"""Of a report: conversations are left out, from the last on, until it is smaller."""
+
+
+def html(place: Place, *, with_text: bool, mark: str) -> bytes:
+    """The report of a finished run or dataset, `mark` at its end. Without text it holds no prompt, no answer and no
+    token. Its bytes depend on the data alone, and on what `state/timeline/` says."""
+    with ThreadPoolExecutor(1) as pool:  # the library takes a second or two of a core that is free
+        library = pool.submit(plots.library)
+        return _html(place, with_text=with_text, mark=mark, library=library)
+
+
+def _html(place: Place, *, with_text: bool, mark: str, library: "Future[str]") -> bytes:
+    manifest = place.manifest
+    assert manifest is not None
+    rows = read(place)
+    columns, curves, stages = histograms(rows), thresholds(place, rows), funnel(manifest)
+    tokens, time = distributions(rows.fidelity), times(place)
+    conversations, note = [], None
+    if with_text:
+        from stillhouse.pipeline.look.tokens import teacher_tokenizer
+
+        tokenizer, note = teacher_tokenizer(place)
+        conversations = samples(place, rows, tokenizer)
+    specs = [plots.linked(column) for column in columns["columns"]] + [plots.score(curve) for curve in curves]
+    for part in tokens:
+        title, unit = f"{part['name']} of all tokens: {part['meaning']}.", "mass" if part["is_mass"] else "nats"
+        specs.append(plots.bars(title, part["bars"], unit, "tokens", is_mass=part["is_mass"]))
+    if time and time["speed"]:
+        specs.append(
+            plots.bars("Tokens per second while the teacher wrote.", time["speed"], "seconds", "tokens per second")
+        )
+    style = asset("conversation.css") + _own("report.css")
+    scripts = [library.result(), asset("conversation.js") + _own("report.js")]
+    facts = {
+        "name": place.folder.url.rstrip("/").rpartition("/")[2],
+        "manifest": manifest,
+        "config": place.config or manifest["config"],
+        "model": manifest["teacher"]["model"].rstrip("/").rpartition("/")[2],
+        "stages": stages,
+        "reasons": reasons(stages),
+        "verdict": verdict(manifest),
+        "odd": worth_a_look(manifest, stages, rows),
+        "columns": columns,
+        "curves": curves,
+        "tokens": tokens,
+        "clusters": clusters(place, with_text=with_text),
+        "time": time,
+        "is_run": place.is_run,
+        "with_text": with_text,
+        "note": note,
+        "specs": specs,
+        "style": style,
+        "scripts": scripts,
+        "policy": _policy(style, scripts),
+    }
+    template = _template()
+    while True:
+        text = template.render(**facts, conversations=conversations)
+        data = (text + mark).encode(errors="backslashreplace")
+        if len(data) < MOST_BYTES or not conversations:
+            return data
+        conversations.pop()
+
+
+def _policy(style: str, scripts: list[str]) -> str:
+    """What the page may do: run and look as its own scripts and styles say, by their digests, and nothing else."""
+    sources = " ".join(_digest(script) for script in scripts)
+    allowed = f"default-src 'none'; script-src {sources}; style-src {_digest(style)}; img-src data:"
+    return f"{allowed}; base-uri 'none'; form-action 'none'"
+
+
+def _digest(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+def _own(name: str) -> str:
+    return (Path(__file__).parent / name).read_text(encoding="utf-8")
+
+
+@functools.cache
+def _template() -> "jinja2.Template":
+    import jinja2
+
+    templates = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    templates.filters["thousands"] = "{:,}".format
+    templates.filters["number"] = number
+    templates.filters["percent"] = percent
+    return templates.get_template("report.html.j2")

@@ -1,0 +1,111 @@
+"""Whole runs with the real engine on a GPU, in both of vLLM's model runners, against transformers in float32.
+
+Shape legend: S supervised tokens, V vocabulary, K targets per token.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from stillhouse.schemas import targets
+from tests.support.data import ROOT, make_raw_config
+from tests.support.forward import exact_model, fit, forward, whole_distributions
+
+NUM_DRAWS = 64
+CASES = {
+    "V2 bfloat16 graphs": ("1", "bfloat16", {}),
+    "V1 bfloat16 graphs": ("0", "bfloat16", {}),
+    "V2 float32 eager": ("1", "float32", {"enforce_eager": True}),
+    "V1 float32 eager": ("0", "float32", {"enforce_eager": True}),
+}
+
+
+def command(*arguments: str) -> dict[str, Any]:
+    finished = subprocess.run(
+        [sys.executable, "-m", "stillhouse", *arguments, "--json"],
+        env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert finished.returncode == 0, f"{arguments[0]} ends with {finished.returncode}: {finished.stderr[-6000:]}"
+    return json.loads(finished.stdout)
+
+
+# A group each: otherwise two processes would make the same run.
+@pytest.fixture(scope="module", params=[pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in CASES])
+def published(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, pa.Table]:
+    """The dtype and the rows of a run with `targets.method` both; one worker with the GPU."""
+    runner, dtype, engine = CASES[request.param]
+    folder = tmp_path_factory.mktemp("run")
+    raw = make_raw_config(folder)
+    raw["teacher"] = {
+        "model": raw["teacher"]["model"],
+        "dtype": dtype,
+        "max_model_len": 1024,
+        # So little that all four cases fit on one GPU at once.
+        "engine": {"max_num_seqs": 64, "kv_cache_memory_bytes": 4 << 30, "gpu_memory_utilization": 0.2, **engine},
+        "env": {"VLLM_USE_V2_MODEL_RUNNER": runner},
+    }
+    raw["ingest"] |= {"turns": "all"}
+    raw["sampling"] = {"max_tokens": 64, "temperature": 1.0, "seed": 5}
+    raw["targets"] = {"method": "both", "top_k": 64, "num_draws": NUM_DRAWS, "probe_fraction": 0.2}
+    raw["review"] |= {"drop_truncated": False}
+    raw["resources"] = {"generate": {"num_gpus": 1, "max_workers": 1, "shards_in_flight": 4}}
+    file = folder / "run.yaml"
+    file.write_text(yaml.safe_dump(raw))
+    command("run", str(file), "--local")
+    command("verify", str(folder / "run"))
+    files = sorted((Path(raw["run_dir"]) / "dataset/data").glob("*.parquet"))
+    return dtype, pa.concat_tables([pq.read_table(file) for file in files])
+
+
+def test_targets_are_those_of_a_forward_pass(published: tuple[str, pa.Table]) -> None:
+    dtype, table = published
+    model = exact_model("cuda")
+    errors, written, shifted, tails = [], [], [], []
+    for row, stored in zip(table.to_pylist()[:40], targets.decode(table), strict=False):
+        logprobs_SV, tokens_S = forward(row, model)
+        ids_SK = stored.ids.astype(np.int64)
+        stored_SK = stored.logprobs.astype(np.float32)
+        exact_SK = np.take_along_axis(logprobs_SV, ids_SK, axis=1)
+        errors.append(np.abs(stored_SK - exact_SK)[:, :16].ravel())
+        exact_next_SK = np.take_along_axis(logprobs_SV[1:], ids_SK[:-1], axis=1)
+        shifted.append(np.abs(stored_SK[:-1] - exact_next_SK)[:, :16].ravel())
+        written.append(np.abs(np.array(row["token_logprobs"]) - logprobs_SV[np.arange(len(tokens_S)), tokens_S]))
+        tails.append(np.abs(np.exp(stored.tail.astype(np.float64)) - (1 - np.exp(exact_SK).sum(axis=1))))
+    mean = {
+        name: float(np.concatenate(values).mean())
+        for name, values in {"stored": errors, "written": written, "tail": tails, "shifted": shifted}.items()
+    }
+    print(f"\n{dtype}: {table.num_rows} rows, mean |dlogp| in nats: {mean}")
+    limit = 0.005 if dtype == "float32" else 0.1
+    assert mean["stored"] < limit
+    assert mean["written"] < limit
+    assert mean["tail"] < limit
+    assert mean["shifted"] > 20 * mean["stored"]
+
+
+def test_draws_fit_the_whole_distribution(published: tuple[str, pa.Table]) -> None:
+    """Exactly in float32; in bfloat16 the engine's distribution is another, so only the shift by one must show."""
+    dtype, table = published
+    p_SV, counts_SV = whole_distributions(table, NUM_DRAWS, 2000, exact_model("cuda"))
+    found, shifted = fit(p_SV, counts_SV), fit(p_SV[1:], counts_SV[:-1])
+    print(f"\n{dtype}: {len(p_SV)} tokens x {NUM_DRAWS} draws, chi-square p {found}, shifted {shifted}")
+    # In bfloat16 the engine's distribution is a little another than the float32 one asked here, which 2,000 tokens do
+    # not show (p 0.31 and 0.80 on an H200).
+    assert min(found) > 1e-3
+    # Of what has next to no mass, no more is drawn than that mass.
+    rare = p_SV < 1e-7
+    wanted = float((p_SV * rare).sum()) * NUM_DRAWS
+    assert float((counts_SV * rare).sum()) < wanted + 5 * max(wanted, 1.0) ** 0.5
+    assert min(shifted) < 1e-6
