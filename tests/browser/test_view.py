@@ -49,6 +49,7 @@ def address(run: Path) -> Iterator[str]:
     finally:
         process.terminate()
         process.wait(30)
+        process.stderr.close()
 
 
 @pytest.fixture
