@@ -49,7 +49,8 @@ def address(run: Path) -> Iterator[str]:
     finally:
         process.terminate()
         process.wait(30)
-        process.stderr.close()
+        if process.stderr is not None:
+            process.stderr.close()
 
 
 @pytest.fixture
