@@ -71,8 +71,8 @@ def assign(sketches: Iterable[pa.Table], config: ReviewConfig) -> list[pa.Table]
 
 
 class Review:
-    """Adds `loop_tokens`, `response_scores` (absent when no filter is configured) and `drop_reason`, and `evidence` where
-    evaluation sets are looked for.
+    """Adds `loop_tokens`, `response_scores` (absent when no filter is configured) and `drop_reason`, and `evidence`
+    where evaluation sets are looked for.
 
     Each assistant turn is judged on its own, and the worst one counts. A row gets the first reason that applies:
     `empty_answer`, `degenerate_answer`, `unsafe_answer`, `contaminated`, `mistaken_identity`, `refusal`, `hedge`,
@@ -107,7 +107,9 @@ class Review:
         texts, row_A = assistant_turns(table)
         loop_tokens_R = longest_loops(table["labels"], self._config.loop_repeats)
         scores_RL = score_rows(self._classifier, texts, row_A, num_rows)
-        is_tagged_RL = self._tags.of_rows(texts, row_A, _asked(table)) if self._tags.labels else np.zeros((num_rows, 0))
+        is_tagged_RL = np.zeros((num_rows, 0), bool)
+        if self._tags.labels:
+            is_tagged_RL = self._tags.of_rows(texts, _assistant_texts(table)[1], row_A, _asked(table))
         labels = (*labels, *self._tags.labels)
         scores_RL = np.concatenate([scores_RL, is_tagged_RL.astype(np.float32)], axis=1)
 
@@ -135,14 +137,19 @@ class Review:
 
 def assistant_turns(table: pa.Table) -> tuple[list[str], NDArray[np.int64]]:
     """What all assistant turns say in order, thinking before content, and the row [A] that each belongs to."""
+    thought, said, row_A = _assistant_texts(table)
+    return ["\n\n".join(filter(None, parts)) for parts in zip(thought, said, strict=True)], row_A
+
+
+def _assistant_texts(table: pa.Table) -> tuple[list[str | None], list[str | None], NDArray[np.int64]]:
+    """Thinking and content of all assistant turns in order, and the row [A] that each belongs to."""
     messages = table["messages"].combine_chunks()
     flat = pc.list_flatten(messages)
     is_assistant_M = pc.fill_null(pc.equal(pc.struct_field(flat, "role"), "assistant"), False)
     thought, said = (
         pc.filter(pc.struct_field(flat, name), is_assistant_M).to_pylist() for name in ("reasoning_content", "content")
     )
-    texts = ["\n\n".join(filter(None, parts)) for parts in zip(thought, said, strict=True)]
-    return texts, pc.filter(pc.list_parent_indices(messages), is_assistant_M).to_numpy()
+    return thought, said, pc.filter(pc.list_parent_indices(messages), is_assistant_M).to_numpy()
 
 
 def _asked(table: pa.Table) -> list[str]:

@@ -1,5 +1,5 @@
-"""Marks prompts that the source's moderation flagged, that a classifier finds unsafe, that hold an item of an evaluation
-set, or that ask nothing.
+"""Marks prompts that the source's moderation flagged, that a classifier finds unsafe, that hold an item of an
+evaluation set, or that ask nothing.
 
 Not a safety guarantee. The scores stay beside every prompt, so that a trainer can filter again.
 """

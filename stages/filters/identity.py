@@ -35,38 +35,49 @@ MAKERS = (
 # {M} a model, {N} a model or a maker, {A} a few words of the same clause. The lead is in any case, names are not.
 _SENTENCES = (
     # English
-    r"(?i:\b(?:i am|i'm|i’m)(?: actually| indeed| simply| called| named| just| an? [\w ]{0,20}(?:called|named))?) {M}(?!['’]s)",
+    r"(?i:\b(?:i am|i'm|i’m)(?: actually| indeed| simply| called| named| just| an? [\w ]{0,20}(?:called|"
+    r"named))?) {M}(?!['’]s)",
     r"(?i:\b(?:my name is|call me|this is me,)) {M}(?! [A-Z][a-z])(?!['’]s)",
     r"(?i:\b(?:i am|i'm|i’m|as) (?:an?|the) [^.!?\n]{0,60}?\b(?:model|assistant|ai|chatbot|bot|program|llm|system)\b"
-    r"(?: \w+){0,2},? ?[^.!?,\n]{0,30}?\b(?:created|developed|trained|made|built|designed|provided) by(?: [\w']+){0,3}?) {N}",
-    r"(?i:\b(?:i am|i'm|i’m|as) (?:an?|the) [^.!?,\n]{0,60}?\b(?:model|assistant|ai|chatbot|bot|llm)\b,? (?:called|named|known as|from)) {N}",
-    r"(?i:\b(?:i was|i am|i'm|i’m|i have been)(?: \w+ly)? (?:(?:created|developed|trained|made|built|designed)(?: and \w+)? by|"
+    r"(?: \w+){0,2},? ?[^.!?,\n]{0,30}?\b(?:created|developed|trained|made|built|designed|"
+    r"provided) by(?: [\w']+){0,3}?) {N}",
+    r"(?i:\b(?:i am|i'm|i’m|as) (?:an?|the) [^.!?,\n]{0,60}?\b(?:model|assistant|ai|chatbot|bot|"
+    r"llm)\b,? (?:called|named|known as|from)) {N}",
+    r"(?i:\b(?:i was|i am|i'm|i’m|i have been)(?: \w+ly)? (?:(?:created|developed|trained|made|built|"
+    r"designed)(?: and \w+)? by|"
     r"based on|powered by|a version of|a product of)(?: [\w']+){0,3}?) {N}",
     r"{N}(?i:(?: has| have)? (?:created|trained|developed|made|built|designed) me\b)",
     r"(?i:\bmy (?:creators?|developers?|makers?)(?: at|,| is| are)) {N}",
     # Spanish
     r"(?i:(?<!no )\bsoy|\bme llamo|(?<!no es )\bmi nombre es) {M}",
-    r"(?i:(?<!no )\b(?:soy|como) (?:una? |el |la )?[^.!?\n]{0,50}?(?:modelo|asistente|ia|inteligencia artificial|chatbot)\b[^.!?,\n]{0,40}?"
+    r"(?i:(?<!no )\b(?:soy|como) (?:una? |el |la )?[^.!?\n]{0,50}?(?:modelo|asistente|ia|inteligencia artificial|"
+    r"chatbot)\b[^.!?,\n]{0,40}?"
     r"(?:cread|desarrollad|entrenad|diseñad)[oa] por(?: \w+){0,2}?) {N}",
     r"(?i:(?<!no )\b(?:fui|he sido) (?:cread|desarrollad|entrenad|diseñad)[oa] por(?: \w+){0,2}?) {N}",
     # Portuguese
     r"(?i:(?<!não )\b(?:eu )?sou(?: o| a)?|\bme chamo|(?<!não é )\bmeu nome é) {M}",
-    r"(?i:(?<!não )\b(?:sou|como) (?:uma? |o |a )?[^.!?\n]{0,50}?(?:modelo|assistente|ia|inteligência artificial|chatbot)\b[^.!?,\n]{0,40}?"
+    r"(?i:(?<!não )\b(?:sou|como) (?:uma? |o |a )?[^.!?\n]{0,50}?(?:modelo|assistente|ia|inteligência artificial|"
+    r"chatbot)\b[^.!?,\n]{0,40}?"
     r"(?:criad|desenvolvid|treinad|projetad)[oa] (?:por|pela|pelo)(?: \w+){0,2}?) {N}",
     r"(?i:(?<!não )\bfui (?:criad|desenvolvid|treinad)[oa] (?:por|pela|pelo)(?: \w+){0,2}?) {N}",
     # French
     r"(?i:\bje suis|\bje m['’]appelle|\bmon nom est) {M}",
-    r"(?i:\b(?:je suis|en tant qu[e'’]|comme) ?(?:une? |le |l['’])?[^.!?\n]{0,50}?(?:modèle|assistante?|ia|intelligence artificielle|chatbot)\b"
+    r"(?i:\b(?:je suis|en tant qu[e'’]|comme) ?(?:une? |le |l['’])?[^.!?\n]{0,50}?(?:modèle|assistante?|ia|"
+    r"intelligence artificielle|chatbot)\b"
     r"[^.!?,\n]{0,40}?(?:créé|développé|entraîné|conçu|formé)e? par(?: \w+){0,2}?) {N}",
     r"(?i:\bj['’]ai été (?:créé|développé|entraîné|conçu|formé)e? par(?: \w+){0,2}?) {N}",
     # German
     r"(?i:\bich bin|\bich heiße|\bmein name ist) {M}",
-    r"(?i:\b(?:ich bin|als) [^.!?,\n]{0,40}?\bvon(?: \w+)?) {N} (?i:(?:\w+ )?(?:entwickelt|trainiert|erstellt|geschaffen|erschaffen)\w*)",
-    r"(?i:\b(?:ich bin|als) (?:ein|eine|das)\w* [^.!?,\n]{0,40}?(?:sprachmodell|modell|assistent|ki|chatbot)\b,?[^.!?,\n]{0,30}?\bvon) {N}",
+    r"(?i:\b(?:ich bin|als) [^.!?,\n]{0,40}?\bvon(?: \w+)?) {N} (?i:(?:\w+ )?(?:entwickelt|trainiert|erstellt|"
+    r"geschaffen|erschaffen)\w*)",
+    r"(?i:\b(?:ich bin|als) (?:ein|eine|das)\w* [^.!?,\n]{0,40}?(?:sprachmodell|modell|assistent|ki|"
+    r"chatbot)\b,?[^.!?,\n]{0,30}?\bvon) {N}",
+    r"(?i:\b(?:ich bin|als) [^.!?,\n]{0,40}?(?:sprachmodell|modell|assistent|ki|chatbot), d(?:as|er|ie) von) {N}",
     r"(?i:\bich wurde (?:\w+ )?von) {N} (?i:(?:\w+ ){0,2}(?:entwickelt|trainiert|erstellt|geschaffen|erschaffen))",
     # Italian
     r"(?i:(?<!non )\bsono|\bmi chiamo|\bil mio nome è) {M}",
-    r"(?i:(?<!non )\b(?:sono|come) (?:un[ao']? ?|il |la )?[^.!?\n]{0,50}?(?:modello|assistente|ia|intelligenza artificiale|chatbot)\b[^.!?,\n]{0,40}?"
+    r"(?i:(?<!non )\b(?:sono|come) (?:un[ao']? ?|il |la )?[^.!?\n]{0,50}?(?:modello|assistente|ia|"
+    r"intelligenza artificiale|chatbot)\b[^.!?,\n]{0,40}?"
     r"(?:creat|sviluppat|addestrat|progettat)[oa] da(?: \w+){0,2}?) {N}",
     r"(?i:(?<!non )\bsono stat[oa] (?:creat|sviluppat|addestrat)[oa] da(?: \w+){0,2}?) {N}",
     # Russian
@@ -79,21 +90,29 @@ _SENTENCES = (
     r"(?:我是|作为)(?:一个|一款|一种|一名)?[^。！？，\n]{0,20}，?由 ?{N}(?:公司|团队)? ?(?:所)?(?:开发|训练|创建|研发|创造|推出|打造|设计)",
     # Japanese
     r"(?:私は|私の名前は|僕は)、?{M}(?:です|と申します|と言います|といいます|という|、)",
-    r"(?:私は|私が)?、?{N}(?:社)?(?:によって|が|に|で)(?:開発|作成|訓練|トレーニング|設計|作ら)[^。\n]{0,12}(?:AI|モデル|アシスタント|れました|れた|ています)(?:[^。\n]{0,12}(?:です|として))?",
+    r"(?:私は|私が)?、?{N}(?:社)?(?:によって|が|に|で)(?:開発|作成|訓練|トレーニング|設計|作ら)[^。\n]{0,12}(?:AI|モデル|アシスタント|れました|れた|"
+    r"ています)(?:[^。\n]{0,12}(?:です|として))?",
     # Korean
     r"(?:저는|제 이름은|나는) {M}(?:입니다|이에요|예요|라고|이라고|이며|,)",
     r"(?:저는|나는) {N}(?:에서|가|이|에 의해|사가)? ?(?:개발|만든|만들|훈련|학습|제작)",
 )
 _PART = re.compile(
-    r"(?i)\b(?:act as|acting as|pretend|role.?play|play the (?:part|role)|imagine (?:that )?you|you are now|from now on|persona|"
+    r"(?i)\b(?:act as|acting as|pretend|role.?play|play the (?:part|role)|imagine (?:that )?you|you are now|"
+    r"from now on|persona|"
     r"in the (?:style|voice) of|impersonate|simulate|stay in character|speak as|answer as|respond as|"
-    r"write (?:me )?(?:an? |the )?(?:[\w-]+ ){0,4}(?:story|dialogue|dialog|script|poem|letter|speech|scene|song|essay|bio|"
-    r"introduction|email|conversation|monologue|sentence|ad)|translate|rewrite|rephrase|paraphrase|proofread|correct (?:the|this)|"
+    r"write (?:me )?(?:an? |the )?(?:[\w-]+ ){0,4}(?:story|dialogue|dialog|script|poem|letter|speech|scene|song|"
+    r"essay|bio|"
+    r"introduction|email|conversation|monologue|sentence|ad)|translate|rewrite|rephrase|paraphrase|proofread|"
+    r"correct (?:the|this)|"
     r"summari[sz]e|repeat after|complete the (?:text|sentence)|"
-    r"actúa como|finge|haz de|imagina que eres|traduce|escribe (?:una?|el) (?:\w+ ){0,3}(?:historia|cuento|diálogo|carta|poema)|"
-    r"finja|aja como|atue como|imagine que você|traduza|escreva (?:uma?|o) (?:\w+ ){0,3}(?:história|diálogo|carta|poema)|"
-    r"fais semblant|joue le rôle|imagine que tu|agis comme|tradui[st]|écris (?:une?|le) (?:\w+ ){0,3}(?:histoire|dialogue|lettre|poème)|"
-    r"tu so als|spiele? die rolle|stell dir vor|übersetze?|schreibe? (?:einen?|ein|eine) (?:\w+ ){0,3}(?:geschichte|dialog|brief|gedicht)|"
+    r"actúa como|finge|haz de|imagina que eres|traduce|escribe (?:una?|el) (?:\w+ ){0,3}(?:historia|cuento|"
+    r"diálogo|carta|poema)|"
+    r"finja|aja como|atue como|imagine que você|traduza|escreva (?:uma?|o) (?:\w+ ){0,3}(?:história|diálogo|"
+    r"carta|poema)|"
+    r"fais semblant|joue le rôle|imagine que tu|agis comme|tradui[st]|écris (?:une?|le) (?:\w+ ){0,3}(?:histoire|"
+    r"dialogue|lettre|poème)|"
+    r"tu so als|spiele? die rolle|stell dir vor|übersetze?|schreibe? (?:einen?|ein|"
+    r"eine) (?:\w+ ){0,3}(?:geschichte|dialog|brief|gedicht)|"
     r"fingi|comportati come|immagina di|traduci|scrivi (?:una?|un) (?:\w+ ){0,3}(?:storia|dialogo|lettera|poesia)|"
     r"представь,? что|притвор|сыграй|веди себя как|перевед|напиши (?:\w+ ){0,3}(?:историю|рассказ|диалог|письмо|стих))"
     r"|假装|扮演|模仿|角色|翻译|假设你是|想象你是|写一(?:个|篇|首|封)|改写|ふりをして|役を演じ|なりきって|翻訳|として振る舞|書いて|"

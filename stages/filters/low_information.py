@@ -62,7 +62,7 @@ def is_low(text: str) -> bool:
     if not words:
         return not _SIGNS.search(stripped) or len(stripped) == 1
     joined = "".join(char for char in stripped if char.isalnum() or ord(char) > 0x900).strip("?!。！？，、~～…👋")
-    if joined in _UNSPACED_GREETINGS or all(word in _GREETINGS for word in words[:6]) and len(words) <= 6:
+    if joined in _UNSPACED_GREETINGS or (all(word in _GREETINGS for word in words[:6]) and len(words) <= 6):
         return True
     if all(word.isdecimal() for word in words):
         return len(words) == 1 and not _SIGNS.search(stripped)

@@ -26,14 +26,17 @@ class Tags:
             self.keep |= {REFUSAL: config.refusals.keep_refusals, HEDGE: config.refusals.keep_hedges}
         self.labels = tuple(self.keep)
 
-    def of_rows(self, answers: Sequence[str], row_A: NDArray[np.int64], asked: Sequence[str]) -> NDArray[np.bool_]:
-        """[R, L]: whether some answer of a row is of the kind; a row that refuses does not hedge. Answer i belongs to
-        row `row_A[i]`, and `asked` has for each row what is no answer."""
+    def of_rows(
+        self, texts: Sequence[str], said: Sequence[str | None], row_A: NDArray[np.int64], asked: Sequence[str]
+    ) -> NDArray[np.bool_]:
+        """[R, L]: whether some answer of a row is of the kind; a row that refuses does not hedge. `texts`
+        are answers with what was thought before them, `said` those without; answer i belongs to row `row_A[i]`. `asked`
+        has for each row what is no answer."""
         is_kind_RL = np.zeros((len(asked), len(self.labels)), bool)
-        for answer, row in zip(answers, row_A.tolist(), strict=True):
-            if self._identity is not None and self._identity.is_mistaken(answer, asked[row]):
+        for text, answer, row in zip(texts, said, row_A.tolist(), strict=True):
+            if self._identity is not None and self._identity.is_mistaken(text, asked[row]):
                 is_kind_RL[row, self.labels.index(MISTAKEN_IDENTITY)] = True
-            if REFUSAL in self.keep and (found := kind(answer)) is not None:
+            if REFUSAL in self.keep and (found := kind(answer or "")) is not None:
                 is_kind_RL[row, self.labels.index(found)] = True
         if REFUSAL in self.keep:
             is_kind_RL[:, self.labels.index(HEDGE)] &= ~is_kind_RL[:, self.labels.index(REFUSAL)]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from stillhouse.schemas.config import ConfigError, EvaluationConfig, SourceConfig
 from stillhouse.stages.sources import formats
 from stillhouse.stages.sources.conversation import CONTENT_FIELDS, Spelling, at
-from stillhouse.stages.sources.files import files_of
+from stillhouse.stages.sources.files import files_of, open_file
 from stillhouse.stages.sources.row import Row, SourceError
 
 if TYPE_CHECKING:
