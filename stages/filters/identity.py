@@ -32,7 +32,7 @@ MAKERS = (
 )  # fmt: skip
 """Whom it may take for its maker."""
 
-# {M} a model, {N} a model or a maker, {A} a few words of the same clause. The lead is in any case, names are not.
+# {M} a model, {N} a model or a maker, {O} a model or an own name. The lead is in any case, names are not.
 _SENTENCES = (
     # English
     r"(?i:\b(?:i am|i'm|i’m)(?: actually| indeed| simply| called| named| just| an? [\w ]{0,20}(?:called|"
@@ -46,6 +46,7 @@ _SENTENCES = (
     r"(?i:\b(?:i was|i am|i'm|i’m|i have been)(?: \w+ly)? (?:(?:created|developed|trained|made|built|"
     r"designed)(?: and \w+)? by|"
     r"based on|powered by|a version of|a product of)(?: [\w']+){0,3}?) {N}",
+    r"(?i:\b(?:i am|i'm|i’m)) {O}, (?i:(?:an? [^.!?\n]{0,60}?)?\b(?:created|developed|trained|made|built) by(?: [\w']+){0,3}?) {N}",
     r"{N}(?i:(?: has| have)? (?:created|trained|developed|made|built|designed) me\b)",
     r"(?i:\bmy (?:creators?|developers?|makers?)(?: at|,| is| are)) {N}",
     # Spanish
@@ -129,7 +130,12 @@ class Identity:
             sorted({name for name in names if name.casefold() not in own}, key=lambda name: (-len(name), name))
             for names in ([*MODELS, *config.others], [*MODELS, *MAKERS, *config.others])
         )
-        patterns = [sentence.replace("{M}", _any(models)).replace("{N}", _any(everybody)) for sentence in _SENTENCES]
+        patterns = [
+            sentence.replace("{M}", _any(models))
+            .replace("{N}", _any(everybody))
+            .replace("{O}", _any([*models, *config.own]))
+            for sentence in _SENTENCES
+        ]
         self._patterns = [re.compile(pattern) for pattern in patterns]
         self._names = re.compile(_any(everybody))
 

@@ -103,7 +103,7 @@ _HINTS = tuple(
     "as an|an ai|ai as|artificial intel|machine learning model|language model|have personal|real-time|real time|access to|feelings|"
     "emotions|opinions|beliefs|consciousness|my knowledge|my training|knowledge cut|my last|as of my|doctor|physician|lawyer|"
     "attorney|professional|provider|advisor|adviser|therapist|legal advice|medical advice|financial advice|"
-    "como un|como ia|como intel|como modelo|como lenguaje|mi conocimiento|última actualización|fecha de corte|no tengo|médico|"
+    "como un|como um|como ia|como intel|como modelo|como lenguaje|mi conocimiento|última actualización|fecha de corte|no tengo|médico|"
     "abogado|especialista|profesional|profissional|meu conhecimento|não tenho|advogado|en tant qu|connaissances|je n'ai pas|"
     "je n’ai pas|médecin|avocat|professionnel|spécialiste|als ki|als eine|als künst|sprachmodell|mein wissen|trainingsstand|"
     "arzt|anwalt|fach|ich habe keine|come un|come ia|come intel|come modello|conoscenze|medico|avvocato|professionista|"

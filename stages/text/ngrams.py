@@ -1,7 +1,8 @@
 """Runs of words as numbers, alike in case, punctuation, width and script: what finds a text inside of another.
 
 A run is as long in every script: it begins at a unit and goes on until it holds as much text as `ngram` words do. A
-unit counts its letters, up to `WORD`, those of a script without spaces what a character holds of a word.
+word counts `WORD`, a character of a script without spaces what it holds of one. So do letters of Indian scripts, whose
+words `units` parts at each vowel sign.
 
 Shape legend: U units of a text, G runs.
 """
@@ -93,8 +94,10 @@ def _words(text: str) -> list[str]:
 
 @functools.lru_cache(1 << 18)
 def _weighed(unit: str) -> _Unit:
-    first, weight = ord(unit[0]), min(len(unit), WORD)
-    if first >= 0x2E80 and len(unit) == 1 and not 0xAC00 <= first < 0xD7B0:
+    first, weight = ord(unit[0]), WORD
+    if 0x0900 <= first < 0x10A0 or 0x1780 <= first < 0x1800:  # of India, Thai, Lao, Myanmar, Khmer
+        weight = len(unit)
+    elif first >= 0x2E80 and len(unit) == 1 and not 0xAC00 <= first < 0xD7B0:
         weight = 2 if 0x3041 <= first <= 0x31FF else 3  # kana, Han
     return _Unit(unit, weight, _hash(unit))
 
