@@ -116,7 +116,7 @@ def _digest_evaluations(raw: dict[str, Any]) -> None:
             continue
         try:
             with Path(path).expanduser().open("rb") as file:
-                evaluation["sha256"] = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+                evaluation["sha256"] = hashlib.file_digest(file, "sha256").hexdigest()
         except OSError as error:
             raise ConfigError(
                 f"decontamination.evaluations: {path} cannot be read ({error.strerror}); check the path"

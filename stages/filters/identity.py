@@ -130,11 +130,12 @@ class Identity:
             sorted({name for name in names if name.casefold() not in own}, key=lambda name: (-len(name), name))
             for names in ([*MODELS, *config.others], [*MODELS, *MAKERS, *config.others])
         )
+        # "Google" is not to be found in the own name "Google DeepMind".
+        not_own = rf"(?!(?i:{'|'.join(map(re.escape, config.own))})(?![A-Za-z]))" if config.own else ""
+        model, maker = not_own + _any(models), not_own + _any(everybody)
+        speaker = rf"(?:{_any(models)}|(?i:{_any(config.own)}))" if config.own else _any(models)
         patterns = [
-            sentence.replace("{M}", _any(models))
-            .replace("{N}", _any(everybody))
-            .replace("{O}", _any([*models, *config.own]))
-            for sentence in _SENTENCES
+            sentence.replace("{M}", model).replace("{N}", maker).replace("{O}", speaker) for sentence in _SENTENCES
         ]
         self._patterns = [re.compile(pattern) for pattern in patterns]
         self._names = re.compile(_any(everybody))

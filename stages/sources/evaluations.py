@@ -71,7 +71,7 @@ def _rows(config: EvaluationConfig, where: str) -> Iterator[Row]:
 
 
 def _stream(data: bytes) -> "Reader":
-    return io.BufferedReader(io.BytesIO(data))  # type: ignore[arg-type]
+    return io.BufferedReader(io.BytesIO(data))
 
 
 def _checked(config: EvaluationConfig, where: str) -> bytes:

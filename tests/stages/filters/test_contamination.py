@@ -41,7 +41,7 @@ def filter_() -> Contamination:
 
 
 def is_dropped(filter_: Contamination, text: str) -> bool:
-    return float(filter_.score([text])[0, 0]) >= np.float32(filter_.thresholds["contamination"])
+    return bool(filter_.score([text])[0, 0] >= np.float32(filter_.thresholds["contamination"]))
 
 
 @pytest.mark.parametrize("name", [name for name in TEXTS if name != "short/1"])

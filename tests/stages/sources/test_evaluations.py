@@ -1,6 +1,7 @@
 """Evaluation sets in every place and format, and that a set which is not what it was is refused."""
 
 import hashlib
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from pydantic import ValidationError
 
 from stillhouse.schemas.config import ConfigError, EvaluationConfig
-from stillhouse.stages.sources import evaluations
+from stillhouse.stages.sources import evaluations, files
 from stillhouse.stages.sources.evaluations import read_evaluation
 from stillhouse.stages.sources.files import File
 from tests.support.s3 import BUCKET, bucket
@@ -107,11 +108,10 @@ def test_a_hub_set_is_read_at_its_revision_and_split(tmp_path: Path, monkeypatch
 
     def files_of(source: Any) -> list[Any]:
         asked.append((source.dataset, source.revision, source.config, source.split))
-        return [File(name, lambda name=name: evaluations.open_file(str(tmp_path / name))) for name in "ab"]
+        return [File(f"{name}.jsonl", partial(files.open_file, str(tmp_path / f"{name}.jsonl"))) for name in "ab"]
 
     for name in "ab":
-        jsonl(tmp_path / name)
-    monkeypatch.setattr(evaluations.formats, "format_of", lambda name: (evaluations.formats.FORMATS[".jsonl"], None))
+        jsonl(tmp_path / f"{name}.jsonl")
     monkeypatch.setattr(evaluations, "files_of", files_of)
     found = read_evaluation(config("x", path=None, dataset="o/s", revision="c1", config="main", split="dev"))
     assert asked == [("o/s", "c1", "main", "dev")]
