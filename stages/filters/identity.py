@@ -97,6 +97,8 @@ _SENTENCES = (
     r"(?:저는|제 이름은|나는) {M}(?:입니다|이에요|예요|라고|이라고|이며|,)",
     r"(?:저는|나는) {N}(?:에서|가|이|에 의해|사가)? ?(?:개발|만든|만들|훈련|학습|제작)",
 )
+_OWN = "OwnName"
+"""Stands for each name that the teacher may call itself by."""
 _PART = re.compile(
     r"(?i)\b(?:act as|acting as|pretend|role.?play|play the (?:part|role)|imagine (?:that )?you|you are now|"
     r"from now on|persona|"
@@ -130,13 +132,10 @@ class Identity:
             sorted({name for name in names if name.casefold() not in own}, key=lambda name: (-len(name), name))
             for names in ([*MODELS, *config.others], [*MODELS, *MAKERS, *config.others])
         )
-        # "Google" is not to be found in the own name "Google DeepMind".
-        not_own = rf"(?!(?i:{'|'.join(map(re.escape, config.own))})(?![A-Za-z]))" if config.own else ""
-        model, maker = not_own + _any(models), not_own + _any(everybody)
-        speaker = rf"(?:{_any(models)}|(?i:{_any(config.own)}))" if config.own else _any(models)
-        patterns = [
-            sentence.replace("{M}", model).replace("{N}", maker).replace("{O}", speaker) for sentence in _SENTENCES
-        ]
+        # Own names are out of the way first: "Google" is not to be found in an own "Google DeepMind".
+        self._own = re.compile(f"(?i){_any(sorted(config.own, key=len, reverse=True))}") if config.own else None
+        names = {"{M}": _any(models), "{N}": _any(everybody), "{O}": _any([*models, _OWN])}
+        patterns = [re.sub(r"\{[MNO]\}", lambda match: names[match[0]], sentence) for sentence in _SENTENCES]
         self._patterns = [re.compile(pattern) for pattern in patterns]
         self._names = re.compile(_any(everybody))
 
@@ -146,6 +145,8 @@ class Identity:
         if not self._names.search(answer) or _PART.search(asked):
             return False
         said = unquoted(answer)
+        if self._own is not None:
+            said = self._own.sub(_OWN, said)
         found = any(pattern.search(said) for pattern in self._patterns)
         # "You are Claude", and text that the user gave.
         return found and not any(pattern.search(asked) for pattern in self._patterns) and not self._is_told(asked)
