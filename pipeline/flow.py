@@ -8,6 +8,7 @@ Imports of models, engines and libraries happen inside the builders, which run i
 """
 
 import functools
+import itertools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -109,7 +110,18 @@ def _dedupe_assign(sketches: Iterable[pa.Table], config: Config) -> list[pa.Tabl
 def _screen(config: Config) -> Transform:
     from stillhouse.stages.screen import Screen
 
-    return Screen(config.screen)
+    return Screen(config.screen, _contamination(config))
+
+
+def _contamination(config: Config) -> Any:
+    """The index of the evaluation sets, built from their files in each worker; None where none is asked for."""
+    if config.decontamination is None:
+        return None
+    from stillhouse.stages.filters.contamination import Contamination
+    from stillhouse.stages.sources.evaluations import read_evaluation
+
+    sets = (read_evaluation(evaluation) for evaluation in config.decontamination.evaluations)
+    return Contamination(config.decontamination, itertools.chain.from_iterable(sets))
 
 
 def _generate(config: Config) -> Transform:
@@ -126,7 +138,7 @@ def _generate(config: Config) -> Transform:
 def _review(config: Config) -> Transform:
     from stillhouse.stages.review import Review
 
-    return Review(config.review, config.screen.classifiers)
+    return Review(config.review, config.screen.classifiers, _contamination(config))
 
 
 def _review_sketch(config: Config) -> Transform:

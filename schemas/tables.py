@@ -146,11 +146,14 @@ def completions(labels: Sequence[str], settings: TargetsConfig | None = None) ->
     return pa.schema(fields)
 
 
-def reviewed(labels: Sequence[str], settings: TargetsConfig | None = None) -> pa.Schema:
+def reviewed(
+    labels: Sequence[str], settings: TargetsConfig | None = None, response_labels: Sequence[str] | None = None
+) -> pa.Schema:
     """`completions` plus `loop_tokens` (longest self-repeating stretch of an answer, in tokens; 0 when none) and
-    `response_scores` (for each label the highest score of any answer)."""
+    `response_scores` (for each of `response_labels`, by default those of prompts, the highest score of any answer)."""
     schema = completions(labels, settings).append(pa.field("loop_tokens", pa.int32()))
-    return schema.append(pa.field("response_scores", scores_type(labels))) if labels else schema
+    response_labels = labels if response_labels is None else response_labels
+    return schema.append(pa.field("response_scores", scores_type(response_labels))) if response_labels else schema
 
 
 LEDGER = pa.schema(
@@ -188,6 +191,11 @@ TIMELINE = pa.schema(
 
 DROP_REASON = pa.field("drop_reason", pa.string())
 """Set by a stage on the rows it gives up; the runner removes the column. Null means: keep."""
+
+
+EVIDENCE = pa.field("evidence", pa.string())
+"""What a dropped row was dropped for, such as the item of an evaluation set: the runner moves it into the ledger, as a
+label among the scores. Only in tables of stages that have such reasons."""
 
 
 def marked(schema: pa.Schema) -> pa.Schema:

@@ -1,4 +1,5 @@
-"""Marks answers that are empty, repeat themselves, are unsafe, are cut off, or repeat a long answer to another prompt.
+"""Marks answers that are empty, repeat themselves, are unsafe, hold an item of an evaluation set, say that they are
+another model's, refuse, hedge, are cut off, or repeat a long answer to another prompt.
 
 Does not judge quality or truth. Equal answers can be in any two shards, so there are three steps: `Sketch` reads one
 shard, `assign` compares the sketches of all shards at once, `Review` marks one shard.
@@ -16,7 +17,10 @@ from numpy.typing import NDArray
 
 from stillhouse.schemas.config import ClassifierConfig, ReviewConfig
 from stillhouse.schemas.tables import DROP_REASON
-from stillhouse.stages.filters import check_thresholds, combined, score_rows, scores_column, unsafe_rows
+from stillhouse.stages.filters import Combined, check_thresholds, combined, score_rows, scores_column, unsafe_rows
+from stillhouse.stages.filters.contamination import Contamination
+from stillhouse.stages.filters.quota import beyond
+from stillhouse.stages.filters.tags import Tags
 from stillhouse.stages.text.loops import longest_loops
 from stillhouse.stages.text.reading import reading
 from stillhouse.stages.text.shingles import has_words
@@ -67,21 +71,31 @@ def assign(sketches: Iterable[pa.Table], config: ReviewConfig) -> list[pa.Table]
 
 
 class Review:
-    """Adds `loop_tokens`, `response_scores` (absent when no classifier is configured) and `drop_reason`.
+    """Adds `loop_tokens`, `response_scores` (absent when no filter is configured) and `drop_reason`, and `evidence`
+    where evaluation sets are looked for.
 
     Each assistant turn is judged on its own, and the worst one counts. A row gets the first reason that applies:
-    `empty_answer`, `degenerate_answer`, `unsafe_answer`, `truncated_answer`, `duplicate_answer`. Raises `ConfigError`
-    when a classifier or a threshold cannot be used as configured, `ValueError` when the assignment is another shard's.
+    `empty_answer`, `degenerate_answer`, `unsafe_answer`, `contaminated`, `mistaken_identity`, `refusal`, `hedge`,
+    `truncated_answer`, `duplicate_answer`. Raises `ConfigError` when a classifier or a threshold cannot be used as
+    configured, `ValueError` when the assignment is another shard's.
     """
 
-    def __init__(self, config: ReviewConfig, classifiers: Sequence[ClassifierConfig]) -> None:
+    def __init__(
+        self,
+        config: ReviewConfig,
+        classifiers: Sequence[ClassifierConfig],
+        contamination: Contamination | None = None,
+    ) -> None:
         self._config = config
-        self._classifier = combined(classifiers)
+        unsafe = combined(classifiers)
+        self._contamination = contamination
+        self._classifier = Combined([unsafe, contamination] if contamination else [unsafe])
         self._thresholds = (
-            self._classifier.thresholds
+            unsafe.thresholds
             if config.thresholds is None
-            else check_thresholds(config.thresholds, self._classifier.labels, "review")
+            else check_thresholds(config.thresholds, unsafe.labels, "review")
         )
+        self._tags = Tags(config)
 
     def __call__(self, table: pa.Table, assignment: pa.Table) -> pa.Table:
         if not assignment["sample_id"].equals(table["sample_id"]):
@@ -93,11 +107,22 @@ class Review:
         texts, row_A = assistant_turns(table)
         loop_tokens_R = longest_loops(table["labels"], self._config.loop_repeats)
         scores_RL = score_rows(self._classifier, texts, row_A, num_rows)
+        is_tagged_RL = np.zeros((num_rows, 0), bool)
+        if self._tags.labels:
+            is_tagged_RL = self._tags.of_rows(texts, _assistant_texts(table)[1], row_A, _asked(table))
+        labels = (*labels, *self._tags.labels)
+        scores_RL = np.concatenate([scores_RL, is_tagged_RL.astype(np.float32)], axis=1)
 
         # From the weakest reason to the strongest: each overwrites the one before.
         reasons = np.array(assignment["drop_reason"].to_pylist(), dtype=object)
         if self._config.drop_truncated:
             reasons[_truncated(table)] = "truncated_answer"
+        for reason in ("hedge", "refusal", "mistaken_identity"):
+            if reason in self._tags.labels:
+                is_kind_R = is_tagged_RL[:, self._tags.labels.index(reason)]
+                reasons[beyond(is_kind_R, table["sample_id"], self._tags.keep[reason], reason)] = reason
+        if self._contamination is not None:
+            reasons[unsafe_rows(scores_RL, labels, self._contamination.thresholds)] = "contaminated"
         reasons[unsafe_rows(scores_RL, labels, self._thresholds)] = "unsafe_answer"
         reasons[loop_tokens_R >= self._config.loop_tokens] = "degenerate_answer"
         reasons[_empty(texts, row_A, num_rows)] = "empty_answer"
@@ -105,19 +130,34 @@ class Review:
         table = table.append_column("loop_tokens", pa.array(loop_tokens_R))
         if labels:
             table = table.append_column("response_scores", scores_column(scores_RL, labels))
+        if self._contamination is not None:
+            table = table.append_column(*self._contamination.evidence(texts, row_A, reasons == "contaminated"))
         return table.append_column(DROP_REASON, pa.array(reasons, pa.string()))
 
 
 def assistant_turns(table: pa.Table) -> tuple[list[str], NDArray[np.int64]]:
     """What all assistant turns say in order, thinking before content, and the row [A] that each belongs to."""
+    thought, said, row_A = _assistant_texts(table)
+    return ["\n\n".join(filter(None, parts)) for parts in zip(thought, said, strict=True)], row_A
+
+
+def _assistant_texts(table: pa.Table) -> tuple[list[str | None], list[str | None], NDArray[np.int64]]:
+    """Thinking and content of all assistant turns in order, and the row [A] that each belongs to."""
     messages = table["messages"].combine_chunks()
     flat = pc.list_flatten(messages)
     is_assistant_M = pc.fill_null(pc.equal(pc.struct_field(flat, "role"), "assistant"), False)
     thought, said = (
         pc.filter(pc.struct_field(flat, name), is_assistant_M).to_pylist() for name in ("reasoning_content", "content")
     )
-    texts = ["\n\n".join(filter(None, parts)) for parts in zip(thought, said, strict=True)]
-    return texts, pc.filter(pc.list_parent_indices(messages), is_assistant_M).to_numpy()
+    return thought, said, pc.filter(pc.list_parent_indices(messages), is_assistant_M).to_numpy()
+
+
+def _asked(table: pa.Table) -> list[str]:
+    """[R]: what all turns say that are no answers."""
+    return [
+        "\n".join(message["content"] or "" for message in messages if message["role"] != "assistant")
+        for messages in table["messages"].to_pylist()
+    ]
 
 
 def _empty(texts: Sequence[str], row_A: NDArray[np.int64], num_rows: int) -> NDArray[np.bool_]:

@@ -1,4 +1,5 @@
-"""Marks prompts that the source's moderation flagged, or that a classifier finds unsafe.
+"""Marks prompts that the source's moderation flagged, that a classifier finds unsafe, that hold an item of an
+evaluation set, or that ask nothing.
 
 Not a safety guarantee. The scores stay beside every prompt, so that a trainer can filter again.
 """
@@ -9,33 +10,49 @@ import pyarrow.compute as pc
 
 from stillhouse.schemas.config import ScreenConfig
 from stillhouse.schemas.tables import DROP_REASON
-from stillhouse.stages.filters import combined, score_rows, scores_column, unsafe_rows
+from stillhouse.stages.filters import Combined, combined, score_rows, scores_column, unsafe_rows
+from stillhouse.stages.filters.contamination import Contamination
+from stillhouse.stages.filters.low_information import LOW_INFORMATION, asks_nothing
+from stillhouse.stages.filters.quota import beyond
 
 
 class Screen:
-    """Adds `prompt_scores` (absent when no classifier is configured) and `drop_reason` to a table of prompts.
+    """Adds `prompt_scores` (absent when no filter is configured) and `drop_reason` to a table of prompts, and
+    `evidence` where evaluation sets are looked for.
 
-    Each user turn is scored on its own, and a row has the highest score of its turns, for each label. A row gets the
-    first reason that applies: `moderation_flagged`, `unsafe_prompt`. Raises `ConfigError` when a classifier cannot be
-    used as configured.
+    Each user turn is scored on its own, and a row has the highest score of its turns, for each label; of
+    `low_information` the lowest. A row gets the first reason that applies: `moderation_flagged`, `unsafe_prompt`,
+    `contaminated`, `low_information`. Raises `ConfigError` when a classifier cannot be used as configured.
     """
 
-    def __init__(self, config: ScreenConfig) -> None:
-        self._drop_flagged = config.drop_flagged
-        self._classifier = combined(config.classifiers)
+    def __init__(self, config: ScreenConfig, contamination: Contamination | None = None) -> None:
+        self._config = config
+        self._unsafe = combined(config.classifiers)
+        self._contamination = contamination
+        self._classifier = Combined([self._unsafe, contamination] if contamination else [self._unsafe])
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        labels = self._classifier.labels
-        reasons = np.full(table.num_rows, None, dtype=object)
-        if labels:
-            turns = table["user_turns"].combine_chunks()
-            texts = pc.fill_null(pc.list_flatten(turns), "").to_pylist()
-            scores_RL = score_rows(
-                self._classifier, texts, pc.list_parent_indices(turns).to_numpy(), num_rows=table.num_rows
-            )
-            reasons[unsafe_rows(scores_RL, labels, self._classifier.thresholds)] = "unsafe_prompt"
-            table = table.append_column("prompt_scores", scores_column(scores_RL, labels))
-        if self._drop_flagged:
+        labels, num_rows = self._classifier.labels, table.num_rows
+        turns = table["user_turns"].combine_chunks()
+        texts = pc.fill_null(pc.list_flatten(turns), "").to_pylist()
+        row_N = pc.list_parent_indices(turns).to_numpy()
+        scores_RL = score_rows(self._classifier, texts, row_N, num_rows)
+
+        # From the weakest reason to the strongest: each overwrites the one before.
+        reasons = np.full(num_rows, None, dtype=object)
+        if (low_information := self._config.low_information) is not None:
+            is_low_R = asks_nothing(texts, row_N, num_rows)
+            labels = (*labels, LOW_INFORMATION)
+            scores_RL = np.concatenate([scores_RL, is_low_R[:, None].astype(np.float32)], axis=1)
+            reasons[beyond(is_low_R, table["prompt_id"], low_information.keep, LOW_INFORMATION)] = "low_information"
+        if self._contamination is not None:
+            reasons[unsafe_rows(scores_RL, labels, self._contamination.thresholds)] = "contaminated"
+        reasons[unsafe_rows(scores_RL, labels, self._unsafe.thresholds)] = "unsafe_prompt"
+        if self._config.drop_flagged:
             flagged = pc.fill_null(table["moderation_flagged"], False)
             reasons[np.asarray(flagged.to_numpy(), bool)] = "moderation_flagged"
+        if labels:
+            table = table.append_column("prompt_scores", scores_column(scores_RL, labels))
+        if self._contamination is not None:
+            table = table.append_column(*self._contamination.evidence(texts, row_N, reasons == "contaminated"))
         return table.append_column(DROP_REASON, pa.array(reasons, pa.string()))

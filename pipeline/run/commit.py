@@ -36,7 +36,9 @@ def commit(
     """
     is_published = shard.stage == keys.PUBLISH  # which drops nothing
     dropped = pc.is_valid(marked.column("drop_reason"))
-    kept = (marked if is_published else marked.filter(pc.invert(dropped))).drop_columns(["drop_reason"])
+    kept = (marked if is_published else marked.filter(pc.invert(dropped))).drop_columns(
+        [name for name in ("drop_reason", "evidence") if name in marked.column_names]
+    )
     info = ShardInfo(
         *shard,
         rows_in=rows_in,
@@ -101,8 +103,11 @@ def _ledger_rows(dropped: pa.Table) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = dropped.select(names).to_pylist()
     reasons = dropped.column("drop_reason").to_pylist()
     scored = dropped.column(scores).to_pylist() if scores else [None] * len(rows)
-    for row, reason, values in zip(rows, reasons, scored, strict=True):
+    found = dropped.column("evidence").to_pylist() if "evidence" in dropped.column_names else [None] * len(rows)
+    for row, reason, values, evidence in zip(rows, reasons, scored, found, strict=True):
         row["reason"] = reason
         if values is not None:
             row["scores"] = [{"label": label, "score": score} for label, score in values.items()]
+            if evidence is not None:
+                row["scores"].append({"label": evidence, "score": values["contamination"]})
     return rows

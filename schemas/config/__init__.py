@@ -5,6 +5,13 @@ those about the teacher in `teacher`, workers and the whole in `run`; `load` rea
 decide what is written.
 """
 
+from stillhouse.schemas.config.curation import (
+    DecontaminationConfig,
+    EvaluationConfig,
+    IdentityConfig,
+    LowInformationConfig,
+    RefusalsConfig,
+)
 from stillhouse.schemas.config.data import (
     ClassifierConfig,
     DedupeConfig,
@@ -26,12 +33,17 @@ __all__ = [
     "ClassifierConfig",
     "Config",
     "ConfigError",
+    "DecontaminationConfig",
     "DedupeConfig",
     "DetoxifyConfig",
+    "EvaluationConfig",
     "GenerateConfig",
+    "IdentityConfig",
     "IngestConfig",
+    "LowInformationConfig",
     "ProfanityCheckConfig",
     "PublishConfig",
+    "RefusalsConfig",
     "ResourcesConfig",
     "ReviewConfig",
     "SamplingConfig",

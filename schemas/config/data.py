@@ -4,7 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from stillhouse.schemas.config.section import Count, Fraction, Section, checked_location, free
+from stillhouse.schemas.config.curation import IdentityConfig, LowInformationConfig, RefusalsConfig
+from stillhouse.schemas.config.section import Count, Fraction, Section, added, checked_location, free
 
 
 class ColumnsConfig(Section):
@@ -46,7 +47,7 @@ class SourceConfig(Section):
     """Goes into the `source` column; by default the dataset's id or the path's last part."""
     limit: Count | None = None
     """Read only the first rows of the source."""
-    sample: Count | None = None
+    sample: Annotated[Count | None, added] = None
     """Keep only so many rows, drawn by `sampling.seed` from all that would be read: a preview (`run --sample`)."""
 
     @field_validator("path")
@@ -142,6 +143,8 @@ class ScreenConfig(Section):
     """Drop prompts that the source's own moderation flagged."""
     classifiers: list[ClassifierConfig] = []
     """Applied to every user turn here and to every answer in review."""
+    low_information: Annotated[LowInformationConfig | None, added] = None
+    """Prompts that ask nothing; null keeps them, unmarked."""
     max_dropped_fraction: Annotated[Fraction, free] = 0.5
     """Fail when more than this share is dropped."""
 
@@ -159,6 +162,10 @@ class ReviewConfig(Section):
     """Long answers kept of those that say the same."""
     duplicate_words: Annotated[int, Field(ge=0)] = 30
     """An answer of fewer words is never a duplicate: short ones are the right answer to many questions."""
+    identity: Annotated[IdentityConfig | None, added] = None
+    """Answers of a teacher that takes itself for another model; null keeps them, unmarked."""
+    refusals: Annotated[RefusalsConfig | None, added] = None
+    """Answers that refuse or hedge; null keeps them, unmarked."""
     max_dropped_fraction: Annotated[Fraction, free] = 0.5
     """Fail when more than this share is dropped."""
 

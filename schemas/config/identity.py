@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from stillhouse.schemas.config.run import Config
-from stillhouse.schemas.config.section import Free, Section
+from stillhouse.schemas.config.section import Added, Free, Section
 from stillhouse.schemas.config.teacher import FREE_ENGINE_OPTIONS
 
 
@@ -19,8 +19,8 @@ def deciding_values(config: Config) -> dict[str, Any]:
             if any(isinstance(mark, Free) for mark in field.metadata):
                 continue
             value, key = getattr(section, name), prefix + name
-            if key == "source.sample" and value is None:
-                continue  # it is younger than run folders that must stay valid, and decides nothing where it is not set
+            if value is None and any(isinstance(mark, Added) for mark in field.metadata):
+                continue
             if isinstance(value, Section):
                 visit(value, f"{key}.")
             elif key == "teacher.engine":

@@ -1,5 +1,6 @@
 """A configuration from a YAML file and `--set`: defaults < YAML < `--set`, validated once."""
 
+import hashlib
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -33,6 +34,7 @@ def load(path: str | Path, overrides: list[str] | None = None) -> Config:
     override(raw, overrides or [])
     _inline(raw, "generate", "system_prompts", yaml.safe_load)
     _inline(raw, "teacher", "chat_template", str)
+    _digest_evaluations(raw)
     return validated(raw, str(path))
 
 
@@ -104,6 +106,23 @@ def _inline(raw: dict[str, Any], section: str, key: str, parse: Callable[[str], 
         raise ConfigError(f"{section}.{key}: {values[key]} is not YAML; write a list of strings") from None
 
 
+def _digest_evaluations(raw: dict[str, Any]) -> None:
+    """Puts the digest of a local evaluation set beside its path, so that the hash covers what the file holds."""
+    section = raw.get("decontamination")
+    evaluations = section.get("evaluations") if isinstance(section, dict) else None
+    for evaluation in evaluations if isinstance(evaluations, list) else []:
+        path = evaluation.get("path") if isinstance(evaluation, dict) else None
+        if not isinstance(path, str) or "://" in path or evaluation.get("sha256") is not None:
+            continue
+        try:
+            with Path(path).expanduser().open("rb") as file:
+                evaluation["sha256"] = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise ConfigError(
+                f"decontamination.evaluations: {path} cannot be read ({error.strerror}); check the path"
+            ) from None
+
+
 def absolute(config: Config) -> Config:
     """`config` with local paths made absolute: workers need not share the driver's folder."""
 
@@ -116,4 +135,18 @@ def absolute(config: Config) -> Config:
         source = source.model_copy(update={"path": [fix(path) for path in paths]})
     if is_local_path(teacher.model):
         teacher = teacher.model_copy(update={"model": fix(teacher.model)})
-    return config.model_copy(update={"run_dir": fix(config.run_dir), "source": source, "teacher": teacher})
+    decontamination = config.decontamination
+    if decontamination is not None:
+        evaluations = [
+            evaluation.model_copy(update={"path": fix(evaluation.path)}) if evaluation.path is not None else evaluation
+            for evaluation in decontamination.evaluations
+        ]
+        decontamination = decontamination.model_copy(update={"evaluations": evaluations})
+    return config.model_copy(
+        update={
+            "run_dir": fix(config.run_dir),
+            "source": source,
+            "teacher": teacher,
+            "decontamination": decontamination,
+        }
+    )

@@ -4,6 +4,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field, model_validator
 
+from stillhouse.schemas.config.curation import DecontaminationConfig
 from stillhouse.schemas.config.data import (
     DedupeConfig,
     IngestConfig,
@@ -12,7 +13,7 @@ from stillhouse.schemas.config.data import (
     ScreenConfig,
     SourceConfig,
 )
-from stillhouse.schemas.config.section import Count, Section, checked_location, free
+from stillhouse.schemas.config.section import Count, Section, added, checked_location, free
 from stillhouse.schemas.config.teacher import GenerateConfig, SamplingConfig, TargetsConfig, TeacherConfig
 
 
@@ -61,6 +62,8 @@ class Config(Section):
     source: SourceConfig
     ingest: IngestConfig = IngestConfig()
     dedupe: DedupeConfig = DedupeConfig()
+    decontamination: Annotated[DecontaminationConfig | None, added] = None
+    """Evaluation sets that prompts and answers must not hold; null looks for none."""
     screen: ScreenConfig = ScreenConfig()
     teacher: TeacherConfig
     sampling: SamplingConfig

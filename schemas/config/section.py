@@ -1,6 +1,7 @@
 """What the sections of a configuration are made of.
 
-Keys marked `free` never change what is written; every other key is part of the configuration hash (`identity`).
+Keys marked `free` never change what is written; every other key is part of the configuration hash (`identity`), those
+marked `added` where they are set.
 """
 
 from pathlib import Path
@@ -14,6 +15,14 @@ class Free:
 
 
 free = Free()
+
+
+class Added:
+    """Marks a field that is younger than run folders that must stay valid: it decides nothing where it is None, and is
+    then no part of the configuration hash."""
+
+
+added = Added()
 
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]

@@ -58,6 +58,20 @@ def files_of(config: SourceConfig) -> Iterator[File]:
         yield from _store_files(path) if "://" in path else _local_files(path)
 
 
+def open_file(path: str) -> "Reader":
+    """One file, whatever its name ends with: of a disk, `file://…`, or an object store. Raises `SourceError`."""
+    from obstore.exceptions import BaseError
+
+    scheme, separator, rest = path.partition("://")
+    if not separator or scheme == "file":
+        return _open_local(os.path.expanduser(unquote(rest) if separator else path))
+    bucket, _, key = rest.partition("/")
+    try:
+        return open_object(open_store(f"{scheme}://{bucket}", _STORE_TIMEOUT_S), key)
+    except (BaseError, FileNotFoundError) as error:
+        raise SourceError(f"{path}: cannot be opened ({reason(error)}); check the URL and credentials") from None
+
+
 def _readable(name: str, root: str = "") -> bool:
     """Whether a file found in a folder is data: it has a known suffix, is none of what `datasets` writes beside it,
     and no part of its path below the root is hidden."""

@@ -86,12 +86,15 @@ def _named(identity: ShardId) -> str:
 
 
 def published_schema(table: pa.Table, targets: dict[str, Any]) -> pa.Schema:
-    """What a published file's columns must be. The labels of scores are the table's own: classifiers have them."""
-    labels: list[str] = []
-    if "prompt_scores" in table.column_names and pa.types.is_struct(kind := table.schema.field("prompt_scores").type):
-        labels = [field.name for field in kind]
+    """What a published file's columns must be. The labels of scores are the table's own: filters have them."""
     settings = TargetsConfig(method=targets["method"], precision=targets.get("precision") or 0.0)
-    return tables.reviewed(labels, settings)
+    return tables.reviewed(_labels(table, "prompt_scores"), settings, _labels(table, "response_scores"))
+
+
+def _labels(table: pa.Table, column: str) -> list[str]:
+    if column not in table.column_names or not pa.types.is_struct(kind := table.schema.field(column).type):
+        return []
+    return [field.name for field in kind]
 
 
 def check_columns(table: pa.Table, expected: pa.Schema, findings: Findings) -> bool:

@@ -20,6 +20,10 @@ BARS = 50
 """Of a score's distribution."""
 SCORED = {"screen": ("prompt_scores", "unsafe_prompt"), "review": ("response_scores", "unsafe_answer")}
 """By stage, the column of its scores and the reason for which a score drops a row."""
+OWN_REASONS = {"contamination": "contaminated"}
+"""Labels whose scores drop rows for a reason of their own."""
+TAGS = frozenset({"low_information", "mistaken_identity", "refusal", "hedge"})
+"""Labels that are 0 or 1: there is no threshold to try."""
 
 
 @dataclass
@@ -51,6 +55,7 @@ def thresholds(place: Place, rows: Rows) -> list[dict[str, Any]]:
     found = []
     for stage, (column, reason) in SCORED.items():
         labels = [name.partition(".")[2] for name in rows.numbers if name.partition(".")[0] == column]
+        labels = [label for label in labels if label not in TAGS]
         used = _used(place.config or {}, stage)
         counts = {label: _Counts(_grid(used.get(label))) for label in labels}
         for label, of in counts.items():
@@ -65,10 +70,12 @@ def thresholds(place: Place, rows: Rows) -> list[dict[str, Any]]:
 
 def _used(config: dict[str, Any], stage: str) -> dict[str, float]:
     """The thresholds of a stage by label, from the values that decide the data."""
+    contamination = config.get("decontamination.threshold")
+    own = {} if contamination is None else {"contamination": contamination}
     of_review = config.get("review.thresholds")
     if stage == "review" and of_review is not None:
-        return dict(of_review)
-    return {
+        return dict(of_review) | own
+    return own | {
         label: value
         for key, values in config.items()
         if key.startswith("screen.classifiers[") and key.endswith("].thresholds")
@@ -93,7 +100,7 @@ def _count_stage(
         is_unsafe = {label: scores[label] >= np.float32(used.get(label, np.inf)) for label in counts}
         for label, of in counts.items():
             by_other = np.any([unsafe for other, unsafe in is_unsafe.items() if other != label], axis=0)
-            alone = (why == reason) & is_unsafe[label] & ~by_other
+            alone = (why == OWN_REASONS.get(label, reason)) & is_unsafe[label] & ~by_other
             of.alone += of.of(scores[label][alone])
             of.others += of.of(scores[label][~alone & ~np.isnan(scores[label])])
 

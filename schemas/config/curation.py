@@ -1,0 +1,96 @@
+"""Filters of content, each off until it is configured: evaluation sets, low information, identity, refusals.
+
+docs/curation.md says what each of them finds, and how well.
+"""
+
+from typing import Annotated
+
+from pydantic import Field, field_validator, model_validator
+
+from stillhouse.schemas.config.section import Count, Fraction, Section, checked_location, free
+
+
+class EvaluationConfig(Section):
+    """A set that a student will be judged by."""
+
+    name: Annotated[str, Field(pattern=r"^[^\s/]+$")]
+    """How the ledger calls it: an item is `<name>/<row>`."""
+    path: Annotated[str | None, free] = None
+    """A file: Parquet, JSONL, JSON (also .gz, .zst) or CSV with a line of names; a path or an object store's URL."""
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
+    """Digest of the file at `path`, which decides the data. Of a local file it is taken when the configuration is
+    read; elsewhere it has to be given."""
+    dataset: str | None = None
+    """Instead of `path`: a data set on the Hugging Face hub."""
+    revision: str | None = None
+    """Commit, tag or branch of `dataset`; has no default, because it decides the data."""
+    config: str | None = None
+    """Configuration of `dataset`; by default its only or default one."""
+    split: str = "test"
+    """Split of `dataset`."""
+    columns: Annotated[list[str], Field(min_length=1)]
+    """Columns (or dotted paths) that hold what must not be learned: texts, lists of texts, or messages."""
+
+    @field_validator("path")
+    @classmethod
+    def _known_location(cls, path: str | None) -> str | None:
+        return path if path is None else checked_location(path)
+
+    @model_validator(mode="after")
+    def _one_place(self) -> "EvaluationConfig":
+        if (self.path is None) == (self.dataset is None):
+            raise ValueError("set exactly one of `path` and `dataset`")
+        if self.dataset is not None and self.revision is None:
+            raise ValueError("a hub `dataset` needs a `revision`: the same run must leave out the same rows next month")
+        if self.path is not None and "://" in self.path and self.sha256 is None:
+            raise ValueError("a `path` that is a URL needs its `sha256`: what the file holds decides the data")
+        if self.dataset is not None and self.sha256 is not None:
+            raise ValueError("`sha256` is of a file at `path`; the `revision` of a `dataset` says what it holds")
+        return self
+
+
+class DecontaminationConfig(Section):
+    """Drop prompts and answers that hold an item of an evaluation set."""
+
+    evaluations: Annotated[list[EvaluationConfig], Field(min_length=1)]
+    """The sets."""
+    ngram: Annotated[int, Field(ge=4, le=50)] = 8
+    """Words in a row that count as a match; in scripts without spaces, as many characters as hold so much text."""
+    threshold: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
+    """Drop a row when matches cover at least this share of an item."""
+    max_items: Count = 10
+    """Words in a row that more items than this have in common are a phrase, and match nothing."""
+
+    @field_validator("evaluations")
+    @classmethod
+    def _own_names(cls, evaluations: list[EvaluationConfig]) -> list[EvaluationConfig]:
+        names = [evaluation.name for evaluation in evaluations]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"{', '.join(twice)} names more than one set; the ledger needs a name for each")
+        return evaluations
+
+
+class LowInformationConfig(Section):
+    """Drop most prompts that ask nothing: a greeting, keys struck at random, a lone URL."""
+
+    keep: Fraction = 0.0
+    """Share of them that is kept, chosen by their ids."""
+
+
+class IdentityConfig(Section):
+    """Drop answers in which the teacher says that it is another model, or made by another company."""
+
+    own: list[str] = []
+    """Names that the teacher may call itself and its maker by, such as Gemma and Google."""
+    others: list[str] = []
+    """Names to look for beside those that docs/curation.md lists."""
+
+
+class RefusalsConfig(Section):
+    """Mark answers that refuse or hedge; drop them where a quota says so."""
+
+    keep_refusals: Fraction = 1.0
+    """Share of the answers that refuse which is kept, chosen by their ids."""
+    keep_hedges: Fraction = 1.0
+    """Share of the answers that talk of being an AI, of knowledge that ends, or of seeing a professional, and do not
+    refuse, which is kept."""

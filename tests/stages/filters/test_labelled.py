@@ -1,0 +1,75 @@
+"""How well the filters of what texts say find what people marked: precision and recall by language, as floors.
+
+The sets were written for these tests, not taken from answers of models: figures are about kinds of sentences, not about
+their share in a data set.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from stillhouse.schemas.config import IdentityConfig
+from stillhouse.stages.filters import refusals
+from stillhouse.stages.filters.identity import Identity
+from stillhouse.stages.filters.low_information import is_low
+from tests.support.data import ROOT
+
+FOLDER = Path(__file__).parent / "labelled"
+Scores = dict[str, tuple[int, int, int]]
+"""By language: found and right, found and wrong, not found."""
+
+
+def lines(name: str) -> list[list[str]]:
+    return [line.split("\t") for line in (FOLDER / f"{name}.tsv").read_text(encoding="utf-8").splitlines()]
+
+
+def scores(
+    rows: list[list[str]], is_right: Callable[[list[str]], bool], is_found: Callable[[list[str]], bool]
+) -> Scores:
+    found: dict[str, list[int]] = defaultdict(lambda: [0, 0, 0])
+    for row in rows:
+        right, said = is_right(row), is_found(row)
+        if right or said:
+            found[row[0]][0 if right and said else 1 if said else 2] += 1
+            if right != said:
+                print(row)
+    return {language: (a, b, c) for language, (a, b, c) in found.items()}
+
+
+def identity() -> Scores:
+    judge = Identity(IdentityConfig(own=["Gemma", "Google DeepMind"]))
+    return scores(lines("identity"), lambda row: row[1] == "yes", lambda row: judge.is_mistaken(row[2], row[3]))
+
+
+def of_kind(kind: str) -> Scores:
+    return scores(lines("refusals"), lambda row: row[1] == kind, lambda row: refusals.kind(row[2]) == kind)
+
+
+def low_information() -> Scores:
+    return scores(lines("low_information"), lambda row: row[1] == "yes", lambda row: is_low(row[2]))
+
+
+SETS: dict[str, Callable[[], Scores]] = {
+    "mistaken_identity": identity,
+    "refusal": lambda: of_kind("refusal"),
+    "hedge": lambda: of_kind("hedge"),
+    "low_information": low_information,
+}
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_every_language_keeps_its_precision_and_recall(name: str) -> None:
+    found = SETS[name]()
+    print({language: f"{a}/{a + b} {a}/{a + c}" for language, (a, b, c) in found.items()})
+    assert len(found) >= 8
+    for language, (_right, wrong, missed) in found.items():
+        assert wrong == 0, (language, "precision")
+        assert missed == 0, (language, "recall")
+
+
+def test_the_sets_are_as_large_as_the_page_says() -> None:
+    total = sum(len(lines(path.stem)) for path in FOLDER.glob("*.tsv"))
+    assert total >= 200
+    assert f"{total} lines" in (ROOT / "docs/curation.md").read_text()
