@@ -126,7 +126,7 @@ def _generate(config: Config) -> Transform:
 def _review(config: Config) -> Transform:
     from stillhouse.stages.review import Review
 
-    return Review(config.review, config.screen.classifiers)
+    return Review(config.review, config.screen.classifiers, config.personal)
 
 
 def _review_sketch(config: Config) -> Transform:

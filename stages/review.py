@@ -14,9 +14,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from stillhouse.schemas.config import ClassifierConfig, ReviewConfig
+from stillhouse.schemas.config import ClassifierConfig, PersonalConfig, ReviewConfig
 from stillhouse.schemas.tables import DROP_REASON
 from stillhouse.stages.filters import check_thresholds, combined, score_rows, scores_column, unsafe_rows
+from stillhouse.stages.personal import Finder, counts_column
 from stillhouse.stages.text.loops import longest_loops
 from stillhouse.stages.text.reading import reading
 from stillhouse.stages.text.shingles import has_words
@@ -67,15 +68,20 @@ def assign(sketches: Iterable[pa.Table], config: ReviewConfig) -> list[pa.Table]
 
 
 class Review:
-    """Adds `loop_tokens`, `response_scores` (absent when no classifier is configured) and `drop_reason`.
+    """Adds `loop_tokens`, `response_scores` (absent when no classifier is configured), `response_personal` (absent when
+    personal information is not looked for) and `drop_reason`.
 
     Each assistant turn is judged on its own, and the worst one counts. A row gets the first reason that applies:
-    `empty_answer`, `degenerate_answer`, `unsafe_answer`, `truncated_answer`, `duplicate_answer`. Raises `ConfigError`
-    when a classifier or a threshold cannot be used as configured, `ValueError` when the assignment is another shard's.
+    `empty_answer`, `degenerate_answer`, `unsafe_answer`, `placeholder_names`, `personal_information`,
+    `truncated_answer`, `duplicate_answer`. Raises `ConfigError` when a classifier or a threshold cannot be used as
+    configured, `ValueError` when the assignment is another shard's.
     """
 
-    def __init__(self, config: ReviewConfig, classifiers: Sequence[ClassifierConfig]) -> None:
+    def __init__(
+        self, config: ReviewConfig, classifiers: Sequence[ClassifierConfig], personal: PersonalConfig | None = None
+    ) -> None:
         self._config = config
+        self._personal = None if personal is None else Finder(personal)
         self._classifier = combined(classifiers)
         self._thresholds = (
             self._classifier.thresholds
@@ -98,6 +104,10 @@ class Review:
         reasons = np.array(assignment["drop_reason"].to_pylist(), dtype=object)
         if self._config.drop_truncated:
             reasons[_truncated(table)] = "truncated_answer"
+        if self._personal is not None:
+            counts = _personal(self._personal, texts, row_A, table["language"].to_pylist())
+            for row, found in enumerate(counts):
+                reasons[row] = self._personal.answer_reason(found) or reasons[row]
         reasons[unsafe_rows(scores_RL, labels, self._thresholds)] = "unsafe_answer"
         reasons[loop_tokens_R >= self._config.loop_tokens] = "degenerate_answer"
         reasons[_empty(texts, row_A, num_rows)] = "empty_answer"
@@ -105,6 +115,8 @@ class Review:
         table = table.append_column("loop_tokens", pa.array(loop_tokens_R))
         if labels:
             table = table.append_column("response_scores", scores_column(scores_RL, labels))
+        if self._personal is not None:
+            table = table.append_column("response_personal", counts_column(counts, self._personal.kinds))
         return table.append_column(DROP_REASON, pa.array(reasons, pa.string()))
 
 
@@ -118,6 +130,16 @@ def assistant_turns(table: pa.Table) -> tuple[list[str], NDArray[np.int64]]:
     )
     texts = ["\n\n".join(filter(None, parts)) for parts in zip(thought, said, strict=True)]
     return texts, pc.filter(pc.list_parent_indices(messages), is_assistant_M).to_numpy()
+
+
+def _personal(
+    finder: Finder, texts: Sequence[str], row_A: NDArray[np.int64], languages: Sequence[str | None]
+) -> list[dict[str, int]]:
+    """For each row how often each kind of personal information is in its answers."""
+    texts_of: list[list[str]] = [[] for _ in languages]
+    for text, row in zip(texts, row_A.tolist(), strict=True):
+        texts_of[row].append(text)
+    return [finder.count(turns, language) for turns, language in zip(texts_of, languages, strict=True)]
 
 
 def _empty(texts: Sequence[str], row_A: NDArray[np.int64], num_rows: int) -> NDArray[np.bool_]:

@@ -19,8 +19,8 @@ def deciding_values(config: Config) -> dict[str, Any]:
             if any(isinstance(mark, Free) for mark in field.metadata):
                 continue
             value, key = getattr(section, name), prefix + name
-            if key == "source.sample" and value is None:
-                continue  # it is younger than run folders that must stay valid, and decides nothing where it is not set
+            if key in ("source.sample", "personal") and value is None:
+                continue  # younger than run folders that must stay valid, and decides nothing where it is not set
             if isinstance(value, Section):
                 visit(value, f"{key}.")
             elif key == "teacher.engine":

@@ -7,6 +7,7 @@ from pydantic import AfterValidator, Field, model_validator
 from stillhouse.schemas.config.data import (
     DedupeConfig,
     IngestConfig,
+    PersonalConfig,
     PublishConfig,
     ReviewConfig,
     ScreenConfig,
@@ -62,6 +63,8 @@ class Config(Section):
     ingest: IngestConfig = IngestConfig()
     dedupe: DedupeConfig = DedupeConfig()
     screen: ScreenConfig = ScreenConfig()
+    personal: PersonalConfig | None = None
+    """Look for personal information; by default nobody does."""
     teacher: TeacherConfig
     sampling: SamplingConfig
     targets: TargetsConfig = TargetsConfig()
@@ -113,6 +116,11 @@ class Config(Section):
                 f"tokens x targets of each) can exceed the {MAX_SHARD_TARGETS:,} that a shard may hold; "
                 + (f"lower it to {fitting:,}" if fitting else "lower targets.top_k, sampling.n or sampling.max_tokens")
             )
+
+    @property
+    def personal_kinds(self) -> tuple[str, ...]:
+        """Kinds of personal information that are counted; none where nobody looks for it."""
+        return () if self.personal is None else self.personal.counted
 
     @property
     def max_prompt_tokens(self) -> int:

@@ -21,6 +21,8 @@ MAY_BE_NULL = frozenset(
         "messages.reasoning_content",
         "probe",
         "prompt_scores",
+        "prompt_personal",
+        "response_personal",
         "redacted",
         "rendering_differs",
         "response_scores",
@@ -86,12 +88,17 @@ def _named(identity: ShardId) -> str:
 
 
 def published_schema(table: pa.Table, targets: dict[str, Any]) -> pa.Schema:
-    """What a published file's columns must be. The labels of scores are the table's own: classifiers have them."""
-    labels: list[str] = []
-    if "prompt_scores" in table.column_names and pa.types.is_struct(kind := table.schema.field("prompt_scores").type):
-        labels = [field.name for field in kind]
+    """What a published file's columns must be. The labels of scores and the kinds of personal information are the
+    table's own."""
+    labels, kinds = (_names_in(table.schema, column) for column in ("prompt_scores", "prompt_personal"))
     settings = TargetsConfig(method=targets["method"], precision=targets.get("precision") or 0.0)
-    return tables.reviewed(labels, settings)
+    return tables.reviewed(labels, settings, kinds)
+
+
+def _names_in(schema: pa.Schema, column: str) -> list[str]:
+    """The fields of a struct column; none where it is absent or no struct."""
+    found = schema.field(column).type if column in schema.names else None
+    return [field.name for field in found] if found is not None and pa.types.is_struct(found) else []
 
 
 def check_columns(table: pa.Table, expected: pa.Schema, findings: Findings) -> bool:

@@ -28,6 +28,8 @@ REASONS = {
     "empty": "an empty prompt",
     "duplicate_id": "the same id and text again",
     "language": "another language",
+    "personal_information": "personal information",
+    "placeholder_names": "names replaced by placeholders",
     "exact_duplicate": "a prompt that is there already",
     "near_duplicate": "a prompt like one that is there",
     "moderation_flagged": "flagged by the source",
@@ -51,6 +53,7 @@ ADVICE = {
     "unsafe_prompt": "the thresholds are below",
     "unsafe_answer": "the thresholds are below",
     "language": "ingest.languages decides",
+    "personal_information": "personal.kinds and personal.drop_from decide",
     "degenerate_answer": "review.loop_tokens decides; a higher temperature loops less",
 }
 MUCH = 0.3
