@@ -52,9 +52,11 @@ class Finder:
         if _WORTH_A_LOOK.search(text) is None:
             return []
         found: list[Find] = []
+        taken = bytearray(len(text))
         for kind, spans in self._finders.items():
             for start, end in spans(text, language):
-                if not any(start < other.end and other.start < end for other in found):
+                if not any(taken[start:end]):
+                    taken[start:end] = b"\1" * (end - start)
                     found.append(Find(start, end, kind))
         if "placeholder" in self.kinds:
             found += [Find(*match.span(), "placeholder") for match in _PLACEHOLDER.finditer(text)]

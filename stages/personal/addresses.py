@@ -13,7 +13,7 @@ from stdnum.exceptions import ValidationError
 from stillhouse.stages.personal.span import Span
 
 # Latin letters alone: Chinese and Japanese have no space between an address and the words around it.
-_MAIL = re.compile(r"[A-Za-z0-9À-ɏ._%+-]+@[A-Za-z0-9À-ɏ-]+(?:\.[A-Za-z0-9À-ɏ-]+)+")
+_MAIL = re.compile(r"[A-Za-z0-9À-ɏ._%+-]{1,64}@[A-Za-z0-9À-ɏ-]+(?:\.[A-Za-z0-9À-ɏ-]+)+")
 _EXAMPLES = re.compile(r"(?:^|[@.])example\.(?:com|net|org|edu)$")
 """RFC 2606 keeps them for documentation."""
 _IN_URL = re.compile(r"://[^\s/]*$")

@@ -33,10 +33,12 @@ IDS = {
     "in_.aadhaar": ["9999 9999 9999"],
     "in_.pan": ["AAAAA9999A"],
     "it.codicefiscale": ["AAAAAA99A99A999A"],
+    "jp.in_": ["9999 9999 9999"],
     "kr.rrn": ["999999-9999999"],
     "mx.curp": ["AAAA999999AAAAAAA9", "AAAA999999AAAAAA99"],
     "no.fodselsnummer": ["99999999999", "999999 99999"],
     "pt.cc": ["99999999 9 AA9", "999999999AA9"],
+    "ru.inn": ["999999999999"],
     "se.personnummer": ["999999-9999", "99999999-9999"],
     "tr.tckimlik": ["99999999999"],
     "us.ssn": ["999-99-9999"],
@@ -46,10 +48,11 @@ IDS = {
 # What comes before a number or after it and makes it a part of something longer.
 _BEFORE, _AFTER = r"(?<![\w./\-])(?<!\d )", r"(?![\w/\-]|[.,:]\w| \d)"
 _CARD = re.compile(
-    _BEFORE + r"[2-6](?:[0-9]{12,18}|[0-9]{3}(?:[ -][0-9]{4}){3}|[0-9]{3}[ -][0-9]{6}[ -][0-9]{4,5})" + _AFTER
+    _BEFORE + r"[2-6](?:[0-9]{13,18}|[0-9]{3}(?:[ -][0-9]{4}){3}|[0-9]{3}[ -][0-9]{6}[ -][0-9]{4,5})" + _AFTER,
+    re.ASCII,
 )
 _ISSUERS = re.compile(
-    r"4(?:\d{12}|\d{15}|\d{18})|(?:5[1-5]|2[2-7])\d{14}|3[47]\d{13}|3(?:0[0-5]|[68]\d)\d{11}|35\d{14}"
+    r"4(?:\d{15}|\d{18})|(?:5[1-5]|2[2-7])\d{14}|3[47]\d{13}|3(?:0[0-5]|[68]\d)\d{11}|35\d{14}"
     r"|(?:6011|64[4-9]\d|65\d\d)\d{12}|62\d{14,17}|(?:50|5[6-8]|6[0-9])\d{14}"
 )
 """Prefixes and lengths of Visa, Mastercard, American Express, Diners Club, JCB, Discover, UnionPay and Maestro (ISO/IEC

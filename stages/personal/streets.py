@@ -19,7 +19,10 @@ def streets(text: str) -> Iterator[Span]:
         for match in pattern.finditer(text):
             import pyap
 
+            # A space before the address counts as its own there.
             start = max(0, match.start() - _WINDOW)
-            for address in pyap.parse(text[start : match.end()], country=country):
-                if start + address.match_end >= match.end():
-                    yield Span(start + address.match_start, start + address.match_end)
+            window = text[start : match.end()]
+            for address in pyap.parse(window, country=country):
+                if address.match_end == len(window):
+                    written = window[address.match_start :].lstrip(" ,\n")
+                    yield Span(match.end() - len(written), match.end())
