@@ -8,10 +8,12 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from stillhouse.pipeline import cli
 from stillhouse.pipeline.dataset.join import join
 from stillhouse.pipeline.dataset.verify import verify
 from stillhouse.pipeline.dataset.withhold import withhold
 from stillhouse.pipeline.errors import ShardError
+from stillhouse.pipeline.look import report
 from stillhouse.schemas.config import Config
 from tests.support.data import make_raw_config
 from tests.support.inline_pool import run_inline
@@ -62,12 +64,16 @@ def test_no_file_holds_what_was_masked(run: Path) -> None:
     assert {row["prompt_personal"]["email"] for row in rows} == {2}
 
 
-def test_counts_and_versions_are_told(run: Path) -> None:
+def test_counts_and_versions_are_told(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     manifest = json.loads((run / "dataset/manifest.json").read_text())
     assert manifest["stages"]["ingest"]["dropped"] == {"placeholder_names": 1}
     assert manifest["stages"]["dedupe"]["dropped"] == {"exact_duplicate": 1}  # it is one prompt without the address
     assert "phonenumbers" in manifest["software"]
+    report.write(str(run))
     assert "prompt_personal.email" in (run / "report.html").read_text()
+    described = cli.main(["inspect", str(run), "--json"])
+    assert described == 0
+    assert "prompt_personal.email" in json.loads(capsys.readouterr().out)["numbers"]
 
 
 def test_verified_withheld_and_joined(run: Path, tmp_path: Path) -> None:
@@ -75,8 +81,8 @@ def test_verified_withheld_and_joined(run: Path, tmp_path: Path) -> None:
     withhold(str(run), str(tmp_path / "masked"), 1)
     withheld = pq.read_table(tmp_path / "masked/data")
     assert withheld["prompt_personal"].null_count == withheld.num_rows
-    assert verify(str(tmp_path / "masked"), 1)["problems"] == []
     join(str(tmp_path / "masked"), str(tmp_path / "joined"))
+    assert verify(str(tmp_path / "joined"), 1)["problems"] == []
     assert pq.read_table(tmp_path / "joined/data").equals(pq.read_table(run / "dataset/data"))
 
 
