@@ -28,6 +28,7 @@ REASONS = {
     "empty": "an empty prompt",
     "duplicate_id": "the same id and text again",
     "language": "another language",
+    "purged": "deleted on request",
     "personal_information": "personal information",
     "placeholder_names": "names replaced by placeholders",
     "exact_duplicate": "a prompt that is there already",

@@ -99,6 +99,13 @@ def test_configurations_without_it_are_what_they_were() -> None:
 
 
 def test_kinds_are_checked() -> None:
-    for wrong in ({"kinds": ["name"]}, {"kinds": []}, {"prompts": "hide"}, {"answers": "mask"}, {"drop_from": 0}):
+    values: list[dict[str, Any]] = [
+        {"kinds": ["name"]},
+        {"kinds": []},
+        {"prompts": "hide"},
+        {"answers": "mask"},
+        {"drop_from": 0},
+    ]
+    for wrong in values:
         with pytest.raises(ValidationError):
-            PersonalConfig(**wrong)  # type: ignore[arg-type]
+            PersonalConfig(**wrong)
