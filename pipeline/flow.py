@@ -138,7 +138,7 @@ def _generate(config: Config) -> Transform:
 def _review(config: Config) -> Transform:
     from stillhouse.stages.review import Review
 
-    return Review(config.review, config.screen.classifiers, _contamination(config))
+    return Review(config.review, config.screen.classifiers, _contamination(config), config.personal)
 
 
 def _review_sketch(config: Config) -> Transform:

@@ -22,6 +22,11 @@ def scores_type(labels: Sequence[str]) -> pa.StructType:
     return pa.struct([pa.field(label, pa.float32()) for label in labels])
 
 
+def personal_type(kinds: Sequence[str]) -> pa.StructType:
+    """The type of a column that counts personal information: struct<kind: int32>."""
+    return pa.struct([pa.field(kind, pa.int32()) for kind in kinds])
+
+
 PROMPTS = pa.schema(
     [
         # The source's conversation id, or a digest of the user turns where the source has none; unique in a run.
@@ -42,6 +47,13 @@ PROMPTS = pa.schema(
         pa.field("source_row", pa.int64()),
     ]
 )
+
+
+def prompts(kinds: Sequence[str]) -> pa.Schema:
+    """`PROMPTS` and, where personal information is looked for, `prompt_personal`: how often each kind was found in the
+    user turns kept and the system prompt, masked or not."""
+    return PROMPTS.append(pa.field("prompt_personal", personal_type(kinds))) if kinds else PROMPTS
+
 
 DEDUPED = PROMPTS.append(pa.field("cluster_id", pa.string())).append(pa.field("cluster_size", pa.int32()))
 """`cluster_id`: prompt_id of the cluster's representative; `cluster_size`: how many source prompts it stands for."""
@@ -116,9 +128,9 @@ def target_fields(settings: TargetsConfig) -> list[pa.Field]:
     return {"top_k": [*top_k], "sampled": [*DRAWS], "both": [*top_k, *DRAWS]}[settings.method]
 
 
-def completions(labels: Sequence[str], settings: TargetsConfig | None = None) -> pa.Schema:
-    """The table of completions: the columns of `targets` (by default its defaults) and, where there are labels, the
-    `prompt_scores` that screen gave."""
+def completions(labels: Sequence[str], settings: TargetsConfig | None = None, kinds: Sequence[str] = ()) -> pa.Schema:
+    """The table of completions: the columns of `targets` (by default its defaults) and, where there are kinds of
+    personal information and labels, the `prompt_personal` of ingest and the `prompt_scores` that screen gave."""
     fields = [
         pa.field("sample_id", pa.string()),  # <prompt_id>/<sample>
         pa.field("prompt_id", pa.string()),
@@ -141,19 +153,27 @@ def completions(labels: Sequence[str], settings: TargetsConfig | None = None) ->
         pa.field("source", pa.string()),
         pa.field("source_row", pa.int64()),
     ]
+    if kinds:
+        fields.append(pa.field("prompt_personal", personal_type(kinds)))
     if labels:
         fields.append(pa.field("prompt_scores", scores_type(labels)))
     return pa.schema(fields)
 
 
 def reviewed(
-    labels: Sequence[str], settings: TargetsConfig | None = None, response_labels: Sequence[str] | None = None
+    labels: Sequence[str],
+    settings: TargetsConfig | None = None,
+    kinds: Sequence[str] = (),
+    response_labels: Sequence[str] | None = None,
 ) -> pa.Schema:
-    """`completions` plus `loop_tokens` (longest self-repeating stretch of an answer, in tokens; 0 when none) and
-    `response_scores` (for each of `response_labels`, by default those of prompts, the highest score of any answer)."""
-    schema = completions(labels, settings).append(pa.field("loop_tokens", pa.int32()))
+    """`completions` plus `loop_tokens` (longest self-repeating stretch of an answer, in tokens; 0 when none),
+    `response_scores` (for each of `response_labels`, by default those of prompts, the highest score of any answer) and
+    `response_personal` (how often each kind was found in all answers)."""
+    schema = completions(labels, settings, kinds).append(pa.field("loop_tokens", pa.int32()))
     response_labels = labels if response_labels is None else response_labels
-    return schema.append(pa.field("response_scores", scores_type(response_labels))) if response_labels else schema
+    if response_labels:
+        schema = schema.append(pa.field("response_scores", scores_type(response_labels)))
+    return schema.append(pa.field("response_personal", personal_type(kinds))) if kinds else schema
 
 
 LEDGER = pa.schema(

@@ -171,14 +171,15 @@ def assign(sketches: Iterable[pa.Table], config: DedupeConfig) -> list[pa.Table]
 
 
 def mark(table: pa.Table, assignment: pa.Table) -> pa.Table:
-    """Append a shard's assignment to it: `tables.PROMPTS` in, `tables.marked(tables.DEDUPED)` out."""
+    """Append a shard's assignment to it: `tables.PROMPTS` in, `tables.marked(tables.DEDUPED)` out, with
+    `prompt_personal` in both where it is counted."""
     if table.num_rows != assignment.num_rows:
         raise ValueError(
             f"dedupe: the shard has {table.num_rows} rows and its assignment {assignment.num_rows}; "
             "delete the assignments and run dedupe again"
         )
     columns = [*table.columns, *(assignment[name] for name in ASSIGNMENT.names)]
-    return pa.table(columns, schema=tables.marked(tables.DEDUPED))
+    return pa.table(columns, schema=pa.schema([*table.schema, *ASSIGNMENT]))
 
 
 def _distinct(hash_N2: NDArray[np.uint64], order_N: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

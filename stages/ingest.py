@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from stillhouse.schemas import tables
 from stillhouse.schemas.config import Config
+from stillhouse.stages.personal import PERSONAL, PLACEHOLDER, Finder
 from stillhouse.stages.sources import conversation, sample, source_name
 from stillhouse.stages.sources.ids import Ids, usable_id
 from stillhouse.stages.sources.row import (
@@ -52,12 +53,15 @@ REASONS: dict[str, str] = {
     NOT_TEXT: "a kept message holds something that is not text, such as an image",
     EMPTY: "the first user turn is empty or white space",
     LANGUAGE: "the language is none of `ingest.languages`",
+    PLACEHOLDER: "names were replaced by placeholders such as NAME_1 (`personal.placeholders`)",
+    PERSONAL: "a kept text holds personal information (`personal.prompts`)",
     TOO_LONG: "the first prompt has more tokens than `Config.max_prompt_tokens`",
     DUPLICATE_ID: "an earlier kept row has this id and the same texts",
     PURGED: "somebody asked for its deletion (`stillhouse purge`); the ledger has a digest in the place of its id",
 }
 """Every `drop_reason` of this stage. A row gets the first that applies, in this order: reading, conversation,
-roles, kept texts, language, length, and whether an earlier row has its id and texts. A purge replaces any."""
+roles, kept texts, language, personal information, length, and whether an earlier row has its id and texts. A purge
+replaces any."""
 
 
 class _Refused(NamedTuple):
@@ -65,6 +69,7 @@ class _Refused(NamedTuple):
 
     reason: str
     prompt_id: str | None = None
+    prompt_personal: dict[str, int] | None = None
 
 
 class _Prompt(NamedTuple):
@@ -76,15 +81,18 @@ class _Prompt(NamedTuple):
     language: str | None
     redacted: bool | None
     moderation_flagged: bool | None
+    prompt_personal: dict[str, int] | None = None
 
 
 class Ingest:
-    """Maps a stream of source rows to tables of schema `tables.marked(tables.PROMPTS)`.
+    """Maps a stream of source rows to tables of schema `tables.marked(tables.prompts(kinds))`.
 
     There is one table for every `ingest.rows_per_shard` consecutive rows (with `source.sample`, of those drawn).
     Refused rows are in it, with their reason and without text. `num_prompt_tokens` maps first user turns to their
     lengths in the teacher's tokens, chat template included; with `generate.system_prompts: source` its second argument
     is the system prompt of each.
+
+    With `personal`, texts are masked before anything else is made of them: their length, their ids, every file.
     """
 
     def __init__(self, config: Config, num_prompt_tokens: Callable[..., list[int]]) -> None:
@@ -92,6 +100,8 @@ class Ingest:
         self._num_prompt_tokens = num_prompt_tokens
         self._source = source_name(config.source)
         self._spelling = conversation.Spelling(config.source)
+        self._personal = None if config.personal is None else Finder(config.personal)
+        self._schema = tables.marked(tables.prompts(config.personal_kinds))
         self._languages = None if config.ingest.languages is None else frozenset(config.ingest.languages)
 
     def __call__(self, rows: Iterable[Row]) -> Iterator[pa.Table]:
@@ -119,7 +129,19 @@ class Ingest:
                 raise RefusedError(LANGUAGE)
         except RefusedError as refused:
             return _Refused(refused.reason, prompt_id)
-        return prompt
+        return prompt if self._personal is None else self._without_personal(prompt, self._personal)
+
+    def _without_personal(self, prompt: _Prompt, finder: Finder) -> _Prompt | _Refused:
+        systems = [] if prompt.system_prompt is None else [prompt.system_prompt]
+        texts, counts = finder.masked([*prompt.user_turns, *systems], prompt.language)
+        reason = finder.prompt_reason(counts)
+        if reason is not None:
+            return _Refused(reason, prompt.prompt_id, counts)
+        prompt = prompt._replace(prompt_personal=counts)
+        if not finder.masks:
+            return prompt
+        num_turns = len(prompt.user_turns)
+        return prompt._replace(user_turns=texts[:num_turns], system_prompt=texts[num_turns] if systems else None)
 
     def _table(self, verdicts: list[tuple[int, _Prompt | _Refused]], ids: Ids) -> pa.Table:
         prompts = [verdict for _, verdict in verdicts if isinstance(verdict, _Prompt)]
@@ -140,11 +162,12 @@ class Ingest:
                 num_tokens = next(remaining)
                 verdict = self._admit(verdict, num_tokens, ids)
             if isinstance(verdict, _Refused):
-                record |= {"prompt_id": verdict.prompt_id, "drop_reason": verdict.reason}
+                record |= {"drop_reason": verdict.reason, "prompt_id": verdict.prompt_id}
+                record["prompt_personal"] = verdict.prompt_personal
             else:
                 record |= verdict._asdict() | {"num_prompt_tokens": num_tokens}
             records.append(record)
-        return pa.Table.from_pylist(records, schema=tables.marked(tables.PROMPTS))
+        return pa.Table.from_pylist(records, schema=self._schema)
 
     def _admit(self, prompt: _Prompt, num_tokens: int, ids: Ids) -> _Prompt | _Refused:
         if num_tokens > self._config.max_prompt_tokens:

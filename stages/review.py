@@ -15,12 +15,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from stillhouse.schemas.config import ClassifierConfig, ReviewConfig
+from stillhouse.schemas.config import ClassifierConfig, PersonalConfig, ReviewConfig
 from stillhouse.schemas.tables import DROP_REASON
 from stillhouse.stages.filters import Combined, check_thresholds, combined, score_rows, scores_column, unsafe_rows
 from stillhouse.stages.filters.contamination import Contamination
 from stillhouse.stages.filters.quota import beyond
 from stillhouse.stages.filters.tags import Tags
+from stillhouse.stages.personal import Finder, counts_column
 from stillhouse.stages.text.loops import longest_loops
 from stillhouse.stages.text.reading import reading
 from stillhouse.stages.text.shingles import has_words
@@ -71,11 +72,12 @@ def assign(sketches: Iterable[pa.Table], config: ReviewConfig) -> list[pa.Table]
 
 
 class Review:
-    """Adds `loop_tokens`, `response_scores` (absent when no filter is configured) and `drop_reason`, and `evidence`
-    where evaluation sets are looked for.
+    """Adds `loop_tokens`, `response_scores` (absent when no filter is configured), `response_personal` (absent when
+    personal information is not looked for) and `drop_reason`, and `evidence` where evaluation sets are looked for.
 
     Each assistant turn is judged on its own, and the worst one counts. A row gets the first reason that applies:
-    `empty_answer`, `degenerate_answer`, `unsafe_answer`, `contaminated`, `mistaken_identity`, `refusal`, `hedge`,
+    `empty_answer`, `degenerate_answer`, `unsafe_answer`, `placeholder_names`, `personal_information`, `contaminated`,
+    `mistaken_identity`, `refusal`, `hedge`,
     `truncated_answer`, `duplicate_answer`. Raises `ConfigError` when a classifier or a threshold cannot be used as
     configured, `ValueError` when the assignment is another shard's.
     """
@@ -85,8 +87,10 @@ class Review:
         config: ReviewConfig,
         classifiers: Sequence[ClassifierConfig],
         contamination: Contamination | None = None,
+        personal: PersonalConfig | None = None,
     ) -> None:
         self._config = config
+        self._personal = None if personal is None else Finder(personal)
         unsafe = combined(classifiers)
         self._contamination = contamination
         self._classifier = Combined([unsafe, contamination] if contamination else [unsafe])
@@ -123,6 +127,10 @@ class Review:
                 reasons[beyond(is_kind_R, table["sample_id"], self._tags.keep[reason], reason)] = reason
         if self._contamination is not None:
             reasons[unsafe_rows(scores_RL, labels, self._contamination.thresholds)] = "contaminated"
+        if self._personal is not None:
+            counts = _personal(self._personal, texts, row_A, table["language"].to_pylist())
+            for row, found in enumerate(counts):
+                reasons[row] = self._personal.answer_reason(found) or reasons[row]
         reasons[unsafe_rows(scores_RL, labels, self._thresholds)] = "unsafe_answer"
         reasons[loop_tokens_R >= self._config.loop_tokens] = "degenerate_answer"
         reasons[_empty(texts, row_A, num_rows)] = "empty_answer"
@@ -130,6 +138,8 @@ class Review:
         table = table.append_column("loop_tokens", pa.array(loop_tokens_R))
         if labels:
             table = table.append_column("response_scores", scores_column(scores_RL, labels))
+        if self._personal is not None:
+            table = table.append_column("response_personal", counts_column(counts, self._personal.kinds))
         if self._contamination is not None:
             table = table.append_column(*self._contamination.evidence(texts, row_A, reasons == "contaminated"))
         return table.append_column(DROP_REASON, pa.array(reasons, pa.string()))
@@ -158,6 +168,16 @@ def _asked(table: pa.Table) -> list[str]:
         "\n".join(message["content"] or "" for message in messages if message["role"] != "assistant")
         for messages in table["messages"].to_pylist()
     ]
+
+
+def _personal(
+    finder: Finder, texts: Sequence[str], row_A: NDArray[np.int64], languages: Sequence[str | None]
+) -> list[dict[str, int]]:
+    """For each row how often each kind of personal information is in its answers."""
+    texts_of: list[list[str]] = [[] for _ in languages]
+    for text, row in zip(texts, row_A.tolist(), strict=True):
+        texts_of[row].append(text)
+    return [finder.count(turns, language) for turns, language in zip(texts_of, languages, strict=True)]
 
 
 def _empty(texts: Sequence[str], row_A: NDArray[np.int64], num_rows: int) -> NDArray[np.bool_]:

@@ -102,8 +102,8 @@ class _Source:
 
 def _changed(where: str, why: str) -> ShardError:
     return ShardError(
-        f"{where}: is not the row that the answers were made for ({why}); restore the source, or give the revision "
-        "that manifest.json names"
+        f"{where}: is not the row that the answers were made for ({why}); restore the source, give the revision that "
+        "manifest.json names or, where it masked prompts, the versions of libraries that it names"
     )
 
 

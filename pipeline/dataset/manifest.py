@@ -42,6 +42,10 @@ SOFTWARE = (
 )
 
 
+PERSONAL_SOFTWARE = ("phonenumbers", "python-stdnum", "detect-secrets", "email-validator", "publicsuffixlist", "pyap2")
+"""What finds personal information: with other versions, other places are masked."""
+
+
 @dataclass(frozen=True)
 class Dataset:
     """A finished dataset: a run folder, or its `dataset/` alone, wherever that was copied."""
@@ -128,7 +132,7 @@ def write(config: Config, folder: Folder, summaries: dict[str, dict[str, ShardSu
         "teacher": _teacher(config, folder),
         "targets": _targets(config),
         "fidelity": fidelity.report(fidelity.merged(summary.fidelity for summary in published.values())),
-        "software": {name: version for name in SOFTWARE if (version := _version(name)) is not None},
+        "software": {name: version for name in _software(config) if (version := _version(name)) is not None},
         "stages": stage_rows(config, summaries),
         "rows": sum(file["rows"] for file in files),
         "target_tokens": sum(file["target_tokens"] for file in files),
@@ -138,6 +142,10 @@ def write(config: Config, folder: Folder, summaries: dict[str, dict[str, ShardSu
     }
     _put(config, folder, manifest)
     return manifest
+
+
+def _software(config: Config) -> tuple[str, ...]:
+    return SOFTWARE if config.personal is None else SOFTWARE + PERSONAL_SOFTWARE
 
 
 def stage_rows(config: Config, summaries: dict[str, dict[str, ShardSummary]]) -> dict[str, dict[str, Any]]:

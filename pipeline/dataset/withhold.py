@@ -1,8 +1,8 @@
 """`stillhouse export RUN --no-prompts`: the published dataset without what its licence keeps from being passed on.
 
 Rows, columns and lengths stay. Withheld are user turns (and system prompts, where they are the source's) in `messages`,
-their places in `input_ids`, `prompt_scores`, and ids that were made of texts. `join` puts them back from the source.
-What gives a prompt away, and what does not: docs/publishing.md.
+their places in `input_ids`, `prompt_scores`, `prompt_personal`, and ids that were made of texts. `join` puts them
+back from the source. What gives a prompt away, and what does not: docs/publishing.md.
 """
 
 import functools
@@ -221,7 +221,7 @@ def _rows(table: pa.Table) -> Iterator[tuple[dict[str, Any], np.ndarray[Any, Any
 def _sealed(table: pa.Table, chain: Chain, has_source_ids: bool) -> tuple[dict[str, pa.Array], pa.Array]:
     """What stands in the place of columns that prompts can be told by but that no source row gives again, and for each
     row the seal on what they held."""
-    names = [name for name in ("prompt_scores",) if name in table.column_names]
+    names = [name for name in ("prompt_scores", "prompt_personal") if name in table.column_names]
     hidden: dict[str, pa.Array] = {name: pa.nulls(table.num_rows, table.schema.field(name).type) for name in names}
     if not has_source_ids:
         names += ["prompt_id", "sample_id", "cluster_id"]

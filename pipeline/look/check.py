@@ -47,7 +47,7 @@ def check(config: Config, rows: int, tokens_per_second: float) -> dict[str, Any]
     total = count_rows(config.source)
     looked = min(filter(None, (rows, config.source.limit)))
     sample = config.model_copy(update={"source": config.source.model_copy(update={"limit": looked})})
-    empty = tables.marked(tables.PROMPTS).empty_table()
+    empty = tables.marked(tables.prompts(config.personal_kinds)).empty_table()
     table = pa.concat_tables([empty, *Ingest(sample, num_prompt_tokens)(read_rows(sample.source))])
     reasons = table.column("drop_reason")
     kept = table.filter(pc.is_null(reasons))

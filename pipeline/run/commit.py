@@ -14,6 +14,7 @@ from stillhouse.pipeline.folder.quarantine import quarantine
 from stillhouse.pipeline.folder.shard import ShardId, ShardInfo
 from stillhouse.pipeline.folder.store import Folder
 from stillhouse.pipeline.run.result import ShardResult, of_info
+from stillhouse.stages.personal import PERSONAL
 from stillhouse.stages.teacher import fidelity
 
 logger = logging.getLogger("stillhouse")
@@ -100,12 +101,16 @@ def check_contract(stage: str, before: pa.Table, after: pa.Table, samples: int) 
 def _ledger_rows(dropped: pa.Table) -> list[dict[str, Any]]:
     names = [n for n in ("prompt_id", "sample_id", "source", "source_row") if n in dropped.column_names]
     scores = next((n for n in ("response_scores", "prompt_scores") if n in dropped.column_names), None)
+    personal = next((n for n in ("response_personal", "prompt_personal") if n in dropped.column_names), None)
     rows: list[dict[str, Any]] = dropped.select(names).to_pylist()
     reasons = dropped.column("drop_reason").to_pylist()
     scored = dropped.column(scores).to_pylist() if scores else [None] * len(rows)
-    found = dropped.column("evidence").to_pylist() if "evidence" in dropped.column_names else [None] * len(rows)
-    for row, reason, values, evidence in zip(rows, reasons, scored, found, strict=True):
+    items = dropped.column("evidence").to_pylist() if "evidence" in dropped.column_names else [None] * len(rows)
+    found = dropped.column(personal).to_pylist() if personal else [None] * len(rows)
+    for row, reason, values, counts, evidence in zip(rows, reasons, scored, found, items, strict=True):
         row["reason"] = reason
+        if reason == PERSONAL:
+            values = {kind: float(count) for kind, count in counts.items() if count}
         if values is not None:
             row["scores"] = [{"label": label, "score": score} for label, score in values.items()]
             if evidence is not None:

@@ -1,6 +1,6 @@
 """What becomes of rows: where they come from, and what each stage but generate keeps of them."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
@@ -147,6 +147,31 @@ class ScreenConfig(Section):
     """Prompts that ask nothing; null keeps them, unmarked."""
     max_dropped_fraction: Annotated[Fraction, free] = 0.5
     """Fail when more than this share is dropped."""
+
+
+PersonalKind = Literal["credential", "email", "iban", "national_id", "card", "ip", "mac", "street", "phone"]
+
+
+class PersonalConfig(Section):
+    """Personal information in prompts and answers; docs/curation.md says what is found, and how well."""
+
+    prompts: Literal["mask", "drop", "keep"] = "mask"
+    """mask: the teacher reads EMAIL_1 in the place of an address, and no file of the run holds it. drop: the row goes.
+    keep: it is only counted."""
+    answers: Literal["drop", "keep"] = "drop"
+    """The same for answers. They cannot be masked: their distributions are of the tokens that were written."""
+    kinds: Annotated[list[PersonalKind], Field(min_length=1)] = list(get_args(PersonalKind))
+    """What is looked for."""
+    drop_from: Count = 1
+    """Drop a row with at least so many finds."""
+    placeholders: Literal["drop", "keep"] | None = None
+    """What becomes of rows with placeholders such as NAME_1, which LMSYS-Chat-1M has for names; null does not look."""
+
+    @property
+    def counted(self) -> tuple[str, ...]:
+        """The kinds that are counted, always in the same order."""
+        known = [kind for kind in get_args(PersonalKind) if kind in self.kinds]
+        return (*known, *([] if self.placeholders is None else ["placeholder"]))
 
 
 class ReviewConfig(Section):

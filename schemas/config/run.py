@@ -8,6 +8,7 @@ from stillhouse.schemas.config.curation import DecontaminationConfig
 from stillhouse.schemas.config.data import (
     DedupeConfig,
     IngestConfig,
+    PersonalConfig,
     PublishConfig,
     ReviewConfig,
     ScreenConfig,
@@ -65,6 +66,8 @@ class Config(Section):
     decontamination: Annotated[DecontaminationConfig | None, added] = None
     """Evaluation sets that prompts and answers must not hold; null looks for none."""
     screen: ScreenConfig = ScreenConfig()
+    personal: Annotated[PersonalConfig | None, added] = None
+    """Look for personal information; by default nobody does."""
     teacher: TeacherConfig
     sampling: SamplingConfig
     targets: TargetsConfig = TargetsConfig()
@@ -116,6 +119,11 @@ class Config(Section):
                 f"tokens x targets of each) can exceed the {MAX_SHARD_TARGETS:,} that a shard may hold; "
                 + (f"lower it to {fitting:,}" if fitting else "lower targets.top_k, sampling.n or sampling.max_tokens")
             )
+
+    @property
+    def personal_kinds(self) -> tuple[str, ...]:
+        """Kinds of personal information that are counted; none where nobody looks for it."""
+        return () if self.personal is None else self.personal.counted
 
     @property
     def max_prompt_tokens(self) -> int:

@@ -124,7 +124,8 @@ def completions(prompts: pa.Table, samples: list[Sample], settings: TargetsConfi
             rows = [[getattr(part, name) for part in (s.top_k if kind == "target" else s.draws)] for s in samples]
             columns[field_.name] = _joined(rows, field_.type.value_type)
     labels = carried.schema.field("prompt_scores").type.names if "prompt_scores" in carried.column_names else ()
-    schema = tables.marked(tables.completions(labels, settings))
+    kinds = carried.schema.field("prompt_personal").type.names if "prompt_personal" in carried.column_names else ()
+    schema = tables.marked(tables.completions(labels, settings, kinds))
     return pa.table(
         [columns[name] if name in columns else carried.column(name) for name in schema.names], schema=schema
     )

@@ -29,8 +29,9 @@ def num_words(texts: list[str]) -> list[int]:
 def ingested(rows: Iterable[Any], config: Config | None = None) -> list[dict[str, Any]]:
     """All records that ingest makes of rows (or of row values)."""
     stream = (row if isinstance(row, Row) else Row(row) for row in rows)
-    shards = list(Ingest(config or configured(), num_words)(stream))
+    config = config or configured()
+    shards = list(Ingest(config, num_words)(stream))
     for shard in shards:
-        assert shard.schema == tables.marked(tables.PROMPTS)
+        assert shard.schema == tables.marked(tables.prompts(config.personal_kinds))
         shard.validate(full=True)
     return [record for shard in shards for record in shard.to_pylist()]

@@ -21,6 +21,8 @@ MAY_BE_NULL = frozenset(
         "messages.reasoning_content",
         "probe",
         "prompt_scores",
+        "prompt_personal",
+        "response_personal",
         "redacted",
         "rendering_differs",
         "response_scores",
@@ -86,15 +88,18 @@ def _named(identity: ShardId) -> str:
 
 
 def published_schema(table: pa.Table, targets: dict[str, Any]) -> pa.Schema:
-    """What a published file's columns must be. The labels of scores are the table's own: filters have them."""
+    """What a published file's columns must be. The labels of scores and the kinds of personal information are the
+    table's own."""
+    columns = ("prompt_scores", "response_scores", "prompt_personal")
+    labels, response_labels, kinds = (_names_in(table.schema, column) for column in columns)
     settings = TargetsConfig(method=targets["method"], precision=targets.get("precision") or 0.0)
-    return tables.reviewed(_labels(table, "prompt_scores"), settings, _labels(table, "response_scores"))
+    return tables.reviewed(labels, settings, kinds, response_labels)
 
 
-def _labels(table: pa.Table, column: str) -> list[str]:
-    if column not in table.column_names or not pa.types.is_struct(kind := table.schema.field(column).type):
-        return []
-    return [field.name for field in kind]
+def _names_in(schema: pa.Schema, column: str) -> list[str]:
+    """The fields of a struct column; none where it is absent or no struct."""
+    found = schema.field(column).type if column in schema.names else None
+    return [field.name for field in found] if found is not None and pa.types.is_struct(found) else []
 
 
 def check_columns(table: pa.Table, expected: pa.Schema, findings: Findings) -> bool:

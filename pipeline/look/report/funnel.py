@@ -26,9 +26,11 @@ REASONS = {
     "starts_with_assistant": "begins with an answer",
     "not_text": "an image or the like",
     "empty": "an empty prompt",
-    "purged": "deleted on request (stillhouse purge)",
     "duplicate_id": "the same id and text again",
     "language": "another language",
+    "purged": "deleted on request",
+    "personal_information": "personal information",
+    "placeholder_names": "names replaced by placeholders",
     "exact_duplicate": "a prompt that is there already",
     "near_duplicate": "a prompt like one that is there",
     "moderation_flagged": "flagged by the source",
@@ -61,6 +63,7 @@ ADVICE = {
     "refusal": "review.refusals.keep_refusals decides",
     "hedge": "review.refusals.keep_hedges decides",
     "language": "ingest.languages decides",
+    "personal_information": "personal.kinds and personal.drop_from decide",
     "degenerate_answer": "review.loop_tokens decides; a higher temperature loops less",
 }
 MUCH = 0.3

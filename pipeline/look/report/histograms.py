@@ -86,6 +86,8 @@ def _column(
 
 def _meaning_of_score(name: str) -> str:
     kind, _, label = name.partition(".")
+    if kind.endswith("_personal"):
+        return f"how often personal information ({label}) is in the row's {kind.removesuffix('_personal')}"
     of = {"prompt_scores": "prompts", "response_scores": "answers"}.get(kind)
     return f"highest {label} of a row's {of}, as the classifier scores it" if of else ""
 

@@ -27,6 +27,8 @@ from stillhouse.stages.teacher import fidelity
 NUM_READERS = 8
 """Shards that are read at once: an object store takes its time, and each may hold some 10 MB of lists."""
 IDS = ("sample_id", "prompt_id", "cluster_id")
+STRUCTS = ("_scores", "_personal")
+"""Ends of names of structs, a column for each field."""
 SURPRISAL, OUTSIDE, ENDED, TURNS = "mean surprisal", "mean mass outside", "ended by", "answers"
 """Columns that are made here from lists, one value for each row."""
 
@@ -104,7 +106,7 @@ _EMPTY = _Part({}, {}, np.zeros(0, np.uint64), {})
 
 def _read(place: Place, key: str) -> _Part:
     shard = place.open(key)
-    scalars = [field.name for field in shard.schema if _is_scalar(field.type) or field.name.endswith("_scores")]
+    scalars = [field.name for field in shard.schema if _is_scalar(field.type) or field.name.endswith(STRUCTS)]
     lists = ["token_logprobs", "target_tail", "finish_reasons"]
     table = shard.read([*scalars, *lists])
     numbers: dict[str, NDArray[np.float64]] = {}
