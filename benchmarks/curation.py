@@ -6,7 +6,7 @@ as they are, typed another way, or with a word changed. Prints wall and CPU seco
 processes together (resident pages counted in each process that shares them), how many of the known duplicates were
 dropped, and a hash of everything that was written.
 
-`libraries` times the plain way beside it, on a sample of the same rows: every prompt counted by the tokenizer, and
+The rows are made once; a smaller number takes the first of them. `libraries` times the plain way beside it, on a sample of the same rows: every prompt counted by the tokenizer, and
 datasketch's MinHash and MinHashLSH over the same shingles.
 
     python benchmarks/curation.py run FOLDER [--rows 1000000] [--workers 2]
@@ -135,10 +135,10 @@ def make(folder: Path, num_rows: int) -> None:
     (folder / "kinds.json").write_text(json.dumps(kinds))
 
 
-def raw_config(folder: Path, run: str, workers: int) -> dict[str, Any]:
+def raw_config(folder: Path, run: str, num_rows: int, workers: int) -> dict[str, Any]:
     return {
         "run_dir": str(folder / run),
-        "source": {"path": str(folder / "source"), "name": "lmsys"},
+        "source": {"path": str(folder / "source"), "name": "lmsys", "limit": num_rows},
         "ingest": {"rows_per_shard": 2000, "max_dropped_fraction": 1.0},
         "dedupe": {"max_dropped_fraction": 1.0},
         "teacher": {
@@ -188,9 +188,9 @@ class Watch:
 
 
 def run(folder: Path, num_rows: int, workers: int) -> None:
-    name = f"run-{workers}"
+    name = f"run-{num_rows}-{workers}"
     config = folder / f"{name}.json"  # which is YAML too
-    config.write_text(json.dumps(raw_config(folder, name, workers)))
+    config.write_text(json.dumps(raw_config(folder, name, num_rows, workers)))
     command = [sys.executable, "-m", "stillhouse", "run", str(config), "--until", "dedupe", "--local"]
     started = time.monotonic()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
@@ -212,7 +212,7 @@ def run(folder: Path, num_rows: int, workers: int) -> None:
         print(f"  {stage} {step}: {wall:.0f} s, {num_rows / max(wall, 1e-9):,.0f} rows/s")
     load = os.getloadavg()[1]
     print(f"  load of the machine over five minutes: {load:.1f}; this run's own is at most {workers}")
-    kinds = json.loads((folder / "kinds.json").read_text())
+    kinds = json.loads((folder / "kinds.json").read_text())[:num_rows]
     dropped = pa.concat_tables(
         pq.read_table(path, columns=["reason"]) for path in sorted((folder / name / "ledger/dedupe").glob("*.parquet"))
     )
@@ -249,9 +249,7 @@ def libraries(folder: Path, sample: int) -> None:
     from stillhouse.stages.text.reading import reading
     from stillhouse.stages.text.shingles import shingles
 
-    raw = raw_config(folder, "unused", 1)
-    raw["source"]["limit"] = sample
-    config = Config.model_validate(raw)
+    config = Config.model_validate(raw_config(folder, "unused", sample, 1))
     count = flow.prompt_counter(config)
     short = functools.partial(count, short=config.max_prompt_tokens)
     timed("ingest, all prompts counted", sample, lambda: list(Ingest(config, count)(read_rows(config.source))))
