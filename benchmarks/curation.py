@@ -6,8 +6,8 @@ as they are, typed another way, or with a word changed. Prints wall and CPU seco
 processes together (resident pages counted in each process that shares them), how many of the known duplicates were
 dropped, and a hash of everything that was written.
 
-The rows are made once; a smaller number takes the first of them. `libraries` times the plain way beside it, on a sample of the same rows: every prompt counted by the tokenizer, and
-datasketch's MinHash and MinHashLSH over the same shingles.
+The rows are made once; a smaller number takes the first of them. `libraries` times the plain way beside it, on a sample
+of the same rows: every prompt counted by the tokenizer, and datasketch's MinHash and MinHashLSH over the same shingles.
 
     python benchmarks/curation.py run FOLDER [--rows 1000000] [--workers 2]
     python benchmarks/curation.py libraries FOLDER [--rows 1000000] [--sample 20000]

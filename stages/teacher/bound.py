@@ -1,14 +1,14 @@
 """How many tokens a text can have at most, told from its bytes: most prompts are far from any limit, and counting their
 tokens costs more than everything else that ingest does.
 
-The proof, for byte-pair models as tokenizer.json describes them. Added tokens are cut out first; each is one token. What
-is between them is normalised, cut into words, and every word starts as characters, at the byte level as one for each
-byte. A character is one token, or unknown, or lost, or by fallback one token for each of its bytes. Merges only make
-tokens fewer. So there are at most as many tokens as bytes after normalisation. NFC makes at most three bytes of one
-(Unicode FAQ, "Normalization"), and none more of ASCII. A space that becomes "▁" and a byte's character stay one token:
-where there is a fallback, they have to be in the vocabulary. A "▁" or space that is put before a text between added
-tokens is one more for each: one in all where every added token takes the place of two characters or more, otherwise one
-for each byte.
+The proof, for byte-pair models as tokenizer.json describes them. Added tokens are cut out first; each is one token.
+What is between them is normalised, cut into words, and every word starts as characters, at the byte level as one for
+each byte. A character is one token, or unknown, or lost, or by fallback one token for each of its bytes. Merges only
+make tokens fewer. So there are at most as many tokens as bytes after normalisation. NFC makes at most three bytes of
+one (Unicode FAQ, "Normalization"), and none more of ASCII. A space that becomes "▁" and a byte's character stay one
+token: where there is a fallback, they have to be in the vocabulary. A "▁" or space that is put before a text between
+added tokens is one more for each: one in all where every added token takes the place of two characters or more,
+otherwise one for each byte.
 Whatever is not named here has no bound.
 """
 
@@ -78,7 +78,7 @@ def _parts(part: dict[str, Any] | None, name: str) -> list[dict[str, Any]]:
 def _is_known_normalizer(part: dict[str, Any]) -> bool:
     if part["type"] == "Replace":
         return bool(part["pattern"] == {"String": " "} and part["content"] == _SPACE)
-    return part["type"] == "NFC" or (part["type"] == "Prepend" and part["prepend"] == _SPACE)
+    return bool(part["type"] == "NFC" or (part["type"] == "Prepend" and part["prepend"] == _SPACE))
 
 
 def _alphabet() -> list[str]:

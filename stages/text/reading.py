@@ -134,9 +134,9 @@ def _bare(token: str) -> str:
 
 def _without_end(match: re.Match[str]) -> str:
     """Nothing, or what has to stay of the punctuation: all of it after nothing, `!` where it may be a factorial."""
-    end = match.start()
-    # Most ends: behind a word of two letters or more.
-    if end > 1 and match.string[end - 1].isalpha() and match.string[end - 2].isalnum() and match[0][0] != " ":
+    # Most ends stand behind a word of two letters or more.
+    place = match.start()
+    if place > 1 and match.string[place - 1].isalpha() and match.string[place - 2].isalnum() and match[0][0] != " ":
         return ""
     start = max(match.start() - 8, 0)  # not the whole text, which may have many ends
     before = match.string[start : match.start()].rstrip("\"'()[]{}")

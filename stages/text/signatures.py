@@ -1,8 +1,8 @@
 """MinHash signatures of many texts at once, bit for bit those of datasketch's scheme affine32.
 
-The scheme (datasketch 2.0, `MinHash`): a 32-bit hash goes through MurmurHash3's finalizer once; permutation p maps it to
-a_p * h + b_p mod 2^32; a signature is the least value of each permutation over the text's hashes. One text at a time is
-mostly overhead where texts are short, so here the hashes of all of them are one array.
+The scheme (datasketch 2.0, `MinHash`): a 32-bit hash goes through MurmurHash3's finalizer once; permutation p maps it
+to a_p * h + b_p mod 2^32; a signature is the least value of each permutation over the text's hashes. One text at a time
+is mostly overhead where texts are short, so here the hashes of all of them are one array.
 
 Shape legend: N texts, H hashes of all texts, P permutations.
 """
