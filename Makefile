@@ -55,7 +55,7 @@ test-faults: env data
 	$(BIN)/pytest tests/slow/test_kills.py tests/slow/test_engine_faults.py --timeout 0 -s
 
 # Exports of a real run, in the trainers' own code: an environment of their own, and a run of 60 conversations.
-test-trainers: $(TRAINERS)/venv/.installed $(TRAINERS)/.made
+test-trainers: $(TRAINERS)/venv/.installed $(TRAINERS)/axolotl/.installed $(TRAINERS)/.made
 	$(TRAINERS)/venv/bin/pytest -c tests/trainers/pytest.ini --rootdir tests/trainers tests/trainers
 
 # Others' Parquet readers, each in a folder of its own; hyparquet and Spark where there is npm and Java.
@@ -117,6 +117,13 @@ $(TRAINERS)/venv/.installed: tests/trainers/requirements.txt tests/trainers/no-d
 	$(TRAINERS)/venv/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(TRAINERS)/venv
 	$(INSTALL) $(TRAINERS)/venv/bin/python $(again) -r tests/trainers/requirements.txt
 	$(INSTALL) $(TRAINERS)/venv/bin/python --no-deps -r tests/trainers/no-deps.txt '$(DISTILLKIT)' -e schemas/targets
+	touch $@
+
+# axolotl's command wants other versions than the rest, and comes with packages that no CPU has.
+$(TRAINERS)/axolotl/.installed: tests/trainers/axolotl.txt
+	@rm -f $@
+	$(TRAINERS)/axolotl/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(TRAINERS)/axolotl
+	$(INSTALL) $(TRAINERS)/axolotl/bin/python --no-deps $(again) -r $<
 	touch $@
 
 $(READERS)/%.installed: tests/readers/requirements/%.txt | $(VENV)/.installed

@@ -2,6 +2,7 @@
 
 import argparse
 
+from stillhouse.pipeline.cluster import arguments as cluster
 from stillhouse.stages.layouts import LAYOUTS
 
 
@@ -46,6 +47,7 @@ def parser() -> argparse.ArgumentParser:
                 default=2500.0,
                 help="of one replica, for the estimate (default 2500)",
             )
+            cluster.add_cluster(command)
     text = "write a finished dataset in the layout of a trainer; docs/training/ has a page for each"
     export = commands.add_parser("export", help=text, description=text, allow_abbrev=False)
     export.add_argument("run", help="run folder, or a copy of its dataset/")
@@ -106,6 +108,7 @@ def parser() -> argparse.ArgumentParser:
     view.add_argument("--port", type=_positive, help="of 127.0.0.1 (default: 8427, or a free one)")
     view.add_argument("--no-browser", action="store_true", help="only print the address, also on a desktop")
     view.add_argument("--tokenizer", metavar="MODEL", help="folder or hub id of it (default: the run's teacher)")
+    cluster.add_commands(commands)
     for command in (export, verify):
         command.add_argument("--workers", type=_positive, help="processes (default: one for each core)")
     for command in commands.choices.values():

@@ -19,12 +19,12 @@ from typing import Any, TextIO
 
 from stillhouse.pipeline import console
 from stillhouse.pipeline.arguments import parser
+from stillhouse.pipeline.cluster import RAYS_COPY
+from stillhouse.pipeline.cluster import arguments as cluster
 from stillhouse.schemas.arrow import keep_pandas_out
 from stillhouse.schemas.config import Config, ConfigError, load, sampled
 
 Command = Callable[..., tuple[dict[str, Any], int]]
-RAYS_COPY = "/runtime_resources/working_dir_files/"
-"""Where Ray 2.60 unpacks a job's working directory (ray/_private/runtime_env/working_dir.py)."""
 EXIT_FAILED, EXIT_USAGE, EXIT_SET_ASIDE, EXIT_INTERRUPTED = 1, 2, 3, 130
 
 
@@ -71,6 +71,7 @@ def main(argv: Sequence[str] | None = None, results: TextIO | None = None, *, is
         "verify": _verify,
         "report": _report,
         "view": _view,
+        **cluster.COMMANDS,
     }
     command = commands[arguments.command]
     if is_process and arguments.command != "run":  # Ray Data may want pandas
@@ -202,6 +203,8 @@ def _inspect(arguments: argparse.Namespace) -> tuple[dict[str, Any], int]:
 def _check(config: Config, arguments: argparse.Namespace) -> tuple[dict[str, Any], int]:
     from stillhouse.pipeline.look import check
 
+    if arguments.address is not None:
+        return cluster.check(config, arguments)
     result = check.check(config, rows=arguments.rows, tokens_per_second=arguments.tokens_per_second)
     check.show(result)
     return result, EXIT_FAILED if result["problems"] else 0

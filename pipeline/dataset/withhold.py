@@ -92,6 +92,27 @@ def withholds_system(config: Config) -> bool:
     return config.generate.system_prompts == "source"
 
 
+def with_gaps_filled(table: pa.Table) -> pa.Table:
+    """A file without prompts in the columns of one with them: their tokens are 0 and their texts empty. What is
+    left can be checked like any published file."""
+    names = [field.name for field in ADDED]
+    if [name for name in names if name in table.column_names] != names:
+        raise ShardError(f"has no {' and no '.join(names)}; export again")
+    input_ids = flat_lists(table.column("input_ids"))
+    ids = input_ids.values.to_numpy()
+    messages = [
+        [{**message, "content": message["content"] or ""} for message in row] for row in table["messages"].to_pylist()
+    ]
+    filled = {
+        "input_ids": lists(input_ids.offsets.to_numpy(), pa.array(np.where(ids == IGNORE_INDEX, 0, ids))),
+        "messages": pa.array(messages, MESSAGES),
+    }
+    table = table.drop_columns(names)
+    for name, column in filled.items():
+        table = table.set_column(table.column_names.index(name), table.schema.field(name), column)
+    return table
+
+
 def withheld_texts(messages: list[dict[str, Any]], *, of_system: bool) -> list[str]:
     """The contents that are withheld, in their order."""
     return [message["content"] for message in messages if _is_withheld(message["role"], of_system)]

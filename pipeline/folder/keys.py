@@ -18,6 +18,7 @@ state/now/<run>.json                  how far a run is that goes on, or that was
 state/purged.json                     digests of ids that were purged and must not come back
 state/purge.json                      a purge under way: what it has to do
 state/staged/                         files that are being written
+state/preflight/                      files by which nodes see whether they share the folder; gone when a run begins
 state/damaged/<key>.<digest>          files that were not what a run wrote; nothing reads them
 """
 
@@ -34,6 +35,7 @@ NOW = "state/now"
 PURGED = "state/purged.json"
 PURGE = "state/purge.json"
 DAMAGED = "state/damaged"
+PREFLIGHT = "state/preflight"
 STAGED = "state/staged"
 """Where files are written before they get their names: not beside those, because a killed writer leaves its file, and
 `dataset/` is what people copy and upload."""
@@ -103,6 +105,10 @@ def set_aside(stage: str, shard: str) -> str:
 def set_aside_shard(file: str) -> str:
     """The shard that a file of `set_aside_folder` is about."""
     return name(file).replace(".json", ".parquet")
+
+
+def preflight(mark: str) -> str:
+    return f"{PREFLIGHT}/{mark}"
 
 
 def attempts(run_id: str) -> str:

@@ -16,15 +16,21 @@ def check_address(address: str) -> None:
     """
     if address.startswith(("http://", "https://")):
         raise ConfigError(
-            f"RAY_ADDRESS: {address!r} is where jobs are submitted (ray job submit --address {address} …), and this "
-            "process would be a driver; unset it, or set it to the head's HOST:6379 or to auto"
+            f"RAY_ADDRESS: {address!r} is where jobs are submitted (stillhouse submit CONFIG --address {address}), "
+            "and this process would be a driver; unset it, or set it to the head's HOST:6379 or to auto"
+        )
+    if address.startswith("ray://"):
+        raise ConfigError(
+            f"RAY_ADDRESS: {address!r} is where Ray clients connect, and a run is a driver of its own, in the cluster; "
+            "submit it as a job (stillhouse submit CONFIG --address http://HEAD:8265), or set RAY_ADDRESS to the "
+            "head's HOST:6379 or to auto"
         )
     head = _auto() if address == "auto" else address
     if head is None:
         return
     host, _, port = head.rpartition(":")
     if "/" in head or not host or not port.isdecimal():
-        return  # local, a client's: these answer at once
+        return  # local: answers at once
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=TIMEOUT_S).close()
     except OSError:

@@ -43,15 +43,15 @@ class RayPool:
         import ray
 
         nodes = [node for node in ray.nodes() if node["Alive"]]
-        found = "; ".join(_spelled(node["Resources"]) for node in nodes[:MAX_NODES_NAMED])
+        found = "; ".join(spelled(node["Resources"]) for node in nodes[:MAX_NODES_NAMED])
         found += f"; {len(nodes) - MAX_NODES_NAMED} more" if len(nodes) > MAX_NODES_NAMED else ""
         may_grow = any(NODE_GROUP_LABEL in node.get("Labels", {}) for node in nodes)
         waits = []
         for stage in stages:
-            needed = _needed(getattr(config.resources, stage))
-            if any(_has(node["Resources"], needed) for node in nodes):
+            needed = needed_by(getattr(config.resources, stage))
+            if any(has_room(node["Resources"], needed) for node in nodes):
                 continue
-            sentence = f"resources.{stage}: each worker needs {_spelled(needed)}, and no node has that ({found})"
+            sentence = f"resources.{stage}: each worker needs {spelled(needed)}, and no node has that ({found})"
             if not may_grow:
                 raise RunError(f"{sentence}; lower it, or add such a node")
             waits.append(f"{sentence}; the run waits for the autoscaler to add one")
@@ -141,7 +141,7 @@ class RayPool:
         """Has a thread ask the board what the workers are doing, and while there are none what they wait for."""
         import ray
 
-        ended, needed = threading.Event(), _needed(job.resources)
+        ended, needed = threading.Event(), needed_by(job.resources)
 
         def watch() -> None:
             is_begun = False
@@ -151,9 +151,9 @@ class RayPool:
                         is_begun = True
                         on_activity(activity)
                     free = {} if is_begun else ray.available_resources()
-                    if not is_begun and not _has(free, needed):
-                        of_them = _spelled({name: free.get(name, 0) for name in needed})
-                        waits_for = f"{_spelled(needed)} for a worker ({of_them} free in the whole cluster)"
+                    if not is_begun and not has_room(free, needed):
+                        of_them = spelled({name: free.get(name, 0) for name in needed})
+                        waits_for = f"{spelled(needed)} for a worker ({of_them} free in the whole cluster)"
                         on_activity(Activity("", job.stage, job.step, is_starting=True, waits_for=waits_for))
 
         thread = threading.Thread(target=watch, daemon=True)
@@ -165,17 +165,17 @@ class RayPool:
             thread.join()
 
 
-def _needed(resources: WorkersConfig) -> dict[str, float]:
+def needed_by(resources: WorkersConfig) -> dict[str, float]:
     """What Ray sets aside for one worker."""
     needed = {"CPU": resources.num_cpus, "GPU": resources.num_gpus, **resources.resources}
     return {name: amount for name, amount in needed.items() if amount}
 
 
-def _has(there: dict[str, float], needed: dict[str, float]) -> bool:
+def has_room(there: dict[str, float], needed: dict[str, float]) -> bool:
     return all(there.get(name, 0) >= amount for name, amount in needed.items())
 
 
-def _spelled(resources: dict[str, float]) -> str:
+def spelled(resources: dict[str, float]) -> str:
     """Such as 8 CPU, 1 GPU. A node's memory, its name and the kinds of its accelerators are left out."""
     named = {name: amount for name, amount in resources.items() if "memory" not in name and ":" not in name}
     return ", ".join(f"{amount:g} {name}" for name, amount in sorted(named.items())) or "nothing"

@@ -68,7 +68,7 @@ def model_facts(config: Config) -> ModelFacts:
     """The values that `AutoConfig` gives for the teacher's text model; all None where there is no such model: a
     backend other than vLLM need not be a Hugging Face model."""
     teacher = config.teacher
-    found = _read_json(teacher.model, "config.json", teacher.revision)
+    found = read_json(teacher.model, "config.json", teacher.revision)
     is_flat = _is_known(found) and found["model_type"] not in NESTED and found.keys().isdisjoint(NESTED_KEYS)
     if is_flat and isinstance(found.get("vocab_size"), int):
         softcap = found.get("final_logit_softcapping")
@@ -108,12 +108,12 @@ def _rope_parameters(found: Any) -> list[Any]:
 
 def _tokenizer_class(model: str, revision: str | None) -> str | None:
     """The name of the class that `AutoTokenizer` would choose; None where that is not known here."""
-    config = _read_json(model, "config.json", revision)
+    config = read_json(model, "config.json", revision)
     # Names decide about some models.
     names = [model, str(config.get("_name_or_path"))]
     if not _is_known(config) or "model_name" in config or any(n.lower().startswith("deepseek-ai/") for n in names):
         return None
-    settings = _read_json(model, "tokenizer_config.json", revision)
+    settings = read_json(model, "tokenizer_config.json", revision)
     named = settings.get("tokenizer_class")
     if "auto_map" in settings or not isinstance(named, str):
         return None
@@ -137,7 +137,7 @@ def _is_known(config: dict[str, Any]) -> bool:
     )
 
 
-def _read_json(model: str, name: str, revision: str | None) -> dict[str, Any]:
+def read_json(model: str, name: str, revision: str | None) -> dict[str, Any]:
     """A file of the model's, from its folder or the hub; empty where it cannot be read."""
     from transformers.utils.hub import cached_file
 

@@ -49,6 +49,8 @@ def address(run: Path) -> Iterator[str]:
     finally:
         process.terminate()
         process.wait(30)
+        if process.stderr is not None:
+            process.stderr.close()
 
 
 @pytest.fixture

@@ -120,6 +120,7 @@ def test_teacher_that_cannot_start_fails_the_run_at_once(finished: Command, tmp_
     [
         ("http://127.0.0.1:8265", "RAY_ADDRESS: 'http://127.0.0.1:8265' is where jobs are submitted"),
         ("https://cluster.example", "RAY_ADDRESS: 'https://cluster.example' is where jobs are submitted"),
+        ("ray://127.0.0.1:10001", "RAY_ADDRESS: 'ray://127.0.0.1:10001' is where Ray clients connect"),
         ("127.0.0.1:9", "RAY_ADDRESS: nothing listens at '127.0.0.1:9'; start the cluster"),
     ],
 )

@@ -26,6 +26,7 @@ REASONS = {
     "starts_with_assistant": "begins with an answer",
     "not_text": "an image or the like",
     "empty": "an empty prompt",
+    "purged": "deleted on request (stillhouse purge)",
     "duplicate_id": "the same id and text again",
     "language": "another language",
     "exact_duplicate": "a prompt that is there already",

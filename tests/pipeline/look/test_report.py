@@ -283,7 +283,7 @@ from stillhouse.pipeline.look import report
 manifest = json.load(open(sys.argv[1] + "/dataset/manifest.json"))
 del manifest["sha256"]
 report.write_after_run(sys.argv[1], manifest)
-heavy = {"jinja2", "vl_convert", "transformers", "altair", "stillhouse.pipeline.look.place"}
+heavy = {"jinja2", "vl_convert", "transformers", "stillhouse.pipeline.look.place"}
 assert not heavy & set(sys.modules), heavy & set(sys.modules)
 """
     found = subprocess.run(

@@ -34,26 +34,25 @@ __all__ = ["bucket"]
 @contextlib.contextmanager
 def started(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """The process, and the address it prints."""
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-m", "stillhouse", "view", "--no-browser", "--json", *arguments],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-    )
-    try:
-        assert process.stderr is not None
-        lines = list[str]()
-        for line in process.stderr:
-            lines.append(line)
-            if found := re.search(r"http://\S+", line):
-                yield process, found[0]
-                return
-        pytest.fail("".join(lines))
-    finally:
-        if process.poll() is None:
-            process.kill()
-        process.wait()
+    ) as process:
+        try:
+            assert process.stderr is not None
+            lines = list[str]()
+            for line in process.stderr:
+                lines.append(line)
+                if found := re.search(r"http://\S+", line):
+                    yield process, found[0]
+                    return
+            pytest.fail("".join(lines))
+        finally:
+            if process.poll() is None:
+                process.kill()
 
 
 @pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])

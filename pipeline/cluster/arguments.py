@@ -1,0 +1,91 @@
+"""The commands about clusters as arguments; `commands` does what they ask, and is imported when one is."""
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+from stillhouse.schemas.config import Config
+
+Result = tuple[dict[str, Any], int]
+
+
+def add_commands(commands: Any) -> None:
+    """`submit`, `jobs`, `logs` and `stop`, to argparse's subparsers."""
+    text = "run a configuration as a job of a Ray cluster, after a look at the cluster, and follow it"
+    submit = commands.add_parser("submit", help=text, description=text, allow_abbrev=False)
+    submit.add_argument("config", help="YAML file, in the folder that travels")
+    submit.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override")
+    add_cluster(submit)
+    submit.add_argument("--rows", type=int, default=1000, help="source rows to look at (default 1000)")
+    submit.add_argument(
+        "--tokens-per-second", type=float, default=2500.0, help="of one replica, for the estimate (default 2500)"
+    )
+    submit.add_argument("--retry-set-aside", action="store_true", help="try shards again that failed too often")
+    submit.add_argument("--no-preflight", action="store_true", help="do not look at the cluster first")
+    submit.add_argument("--detach", action="store_true", help="do not follow the job")
+    text = "list the jobs that were submitted"
+    jobs = commands.add_parser("jobs", help=text, description=text, allow_abbrev=False)
+    text = "what a job has said; while it runs, follow it"
+    logs = commands.add_parser("logs", help=text, description=text, allow_abbrev=False)
+    text = "end a job; finished shards stay, and the next submit goes on with what is missing"
+    stop = commands.add_parser("stop", help=text, description=text, allow_abbrev=False)
+    for command in (logs, stop):
+        command.add_argument("job", help="run folder (its newest job), or a job's id")
+    for command in (jobs, logs, stop):
+        _add_address(command)
+
+
+def add_cluster(command: argparse.ArgumentParser) -> None:
+    """Where a job goes, and what goes with it."""
+    _add_address(command)
+    command.add_argument(
+        "--working-dir", default=".", metavar="FOLDER", help="what travels with the job (default: this folder)"
+    )
+    command.add_argument(
+        "--runtime-env",
+        default="image",
+        metavar="image|cpu|gpu|FILE",
+        help="the nodes' packages: their image's (default), or made from requirements/cpu.txt, gpu.txt or another lock",
+    )
+    command.add_argument(
+        "--env", action="append", default=[], metavar="NAME", help="hand this variable on; Ray's dashboard shows it"
+    )
+
+
+def _add_address(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--address", help="the head's dashboard, http://HEAD:8265 (default: RAY_API_SERVER_ADDRESS or RAY_ADDRESS)"
+    )
+
+
+def check(config: Config, arguments: argparse.Namespace) -> Result:
+    from stillhouse.pipeline.cluster import commands
+
+    return commands.check(config, arguments)
+
+
+def _submit(config: Config, arguments: argparse.Namespace) -> Result:
+    from stillhouse.pipeline.cluster import commands
+
+    return commands.submit(config, arguments)
+
+
+def _jobs(arguments: argparse.Namespace) -> Result:
+    from stillhouse.pipeline.cluster import commands
+
+    return commands.jobs(arguments)
+
+
+def _logs(arguments: argparse.Namespace) -> Result:
+    from stillhouse.pipeline.cluster import commands
+
+    return commands.logs(arguments)
+
+
+def _stop(arguments: argparse.Namespace) -> Result:
+    from stillhouse.pipeline.cluster import commands
+
+    return commands.stop(arguments)
+
+
+COMMANDS: dict[str, Callable[..., Result]] = {"submit": _submit, "jobs": _jobs, "logs": _logs, "stop": _stop}
