@@ -79,7 +79,7 @@ class Sketch:
             before = len(shingle_hashes)
             units_hashes.append(self._sketch(readings[0], "\n\n".join(readings[1:]), shingle_hashes))
             num_hashes.append(len(shingle_hashes) - before)
-        signature_NP = self._signatures(np.frombuffer(shingle_hashes, np.uint32), np.array(num_hashes, np.int64))
+        signature_NP = self._signatures(np.array(shingle_hashes, np.uint32), np.array(num_hashes, np.int64))
         demoted = pc.or_(table["redacted"].fill_null(False), table["moderation_flagged"].fill_null(False))
         return pa.table(
             [
