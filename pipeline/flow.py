@@ -70,12 +70,12 @@ def previous(config: Config, name: str) -> str:
 def _ingest(config: Config) -> Transform:
     from stillhouse.stages.ingest import Ingest
 
-    return Ingest(config, prompt_counter(config))
+    return Ingest(config, functools.partial(prompt_counter(config), short=config.max_prompt_tokens))
 
 
-def prompt_counter(config: Config) -> Callable[..., list[int]]:
+def prompt_counter(config: Config) -> Callable[..., list[int | None]]:
     """Counts first prompts in the teacher's tokens, with its template and the longest system prompt, or with those that
-    are its second argument where these are the source's own.
+    are its second argument where these are the source's own; all of them, unless it is told what is `short`.
 
     Raises `TemplateError` when the template cannot do what the configuration asks: better here than after dedupe.
     """

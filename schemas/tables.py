@@ -40,7 +40,8 @@ PROMPTS = pa.schema(
         pa.field("redacted", pa.bool_()),
         # The source's own moderation flagged one of the user turns kept.
         pa.field("moderation_flagged", pa.bool_()),
-        # Tokens of the first prompt as the teacher will read it, chat template included.
+        # Tokens of the first prompt as the teacher will read it, chat template included; null where its bytes tell
+        # that it is short enough, so that nobody counted.
         pa.field("num_prompt_tokens", pa.int32()),
         # Name of the data set it came from, and the row's ordinal in the source's stream (0-based).
         pa.field("source", pa.string()),

@@ -12,13 +12,14 @@ Shape legend: N rows, T distinct readings, P permutations.
 
 import hashlib
 import zlib
+from array import array
 from collections.abc import Iterable
+from itertools import repeat
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from datasketch import MinHash
 from numpy.typing import NDArray
 
 from stillhouse.schemas import tables
@@ -26,6 +27,7 @@ from stillhouse.schemas.config import DedupeConfig
 from stillhouse.stages.text.minhash import leaders
 from stillhouse.stages.text.reading import reading
 from stillhouse.stages.text.shingles import shingles, units
+from stillhouse.stages.text.signatures import Signatures
 
 EXACT = "exact_duplicate"
 """Drop reason: a row with the same text is kept instead. White space at its ends does not count."""
@@ -37,11 +39,6 @@ ASSIGNMENT = pa.schema([*list(tables.DEDUPED)[len(tables.PROMPTS) :], tables.DRO
 """What `assign` decides for each row; `mark` appends it to the shard."""
 
 
-# Not left to datasketch's default: stored signatures must stay comparable, and those of two schemes are not.
-_SCHEME = "affine32"
-_SHINGLES_AT_ONCE = 4096
-
-
 def sketch_schema(num_perm: int) -> pa.Schema:
     """The columns of a sketch. It has a row for each prompt, without its text."""
     return pa.schema(
@@ -51,7 +48,7 @@ def sketch_schema(num_perm: int) -> pa.Schema:
             # the units that shingles are made of.
             pa.field("text_hash", pa.binary(16)),
             pa.field("reading_hash", pa.binary(16)),
-            pa.field("units_hash", pa.binary(8)),
+            pa.field("units_digest", pa.binary(8)),
             # MinHash of the shingles of all user turns, each with the system prompt, [P].
             pa.field("signature", pa.list_(pa.uint32(), num_perm)),
             # Redacted or flagged by the source: other rows of its cluster are kept first.
@@ -66,22 +63,23 @@ class Sketch:
 
     def __init__(self, config: DedupeConfig) -> None:
         self.config = config
-        # CRC-32 is fast and the same everywhere; datasketch mixes its bits before it permutes them.
-        self.minhash = MinHash(num_perm=config.num_perm, seed=config.seed, scheme=_SCHEME, hashfunc=zlib.crc32)
+        self._signatures = Signatures(config.num_perm, config.seed)
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """`tables.PROMPTS` in, `sketch_schema(num_perm)` out, row for row."""
-        num_rows, num_perm = table.num_rows, self.config.num_perm
-        signature_NP = np.empty((num_rows, num_perm), np.uint32)
-        text_hashes, reading_hashes, units_hashes = [], [], []
+        num_perm = self.config.num_perm
+        text_hashes, reading_hashes, units_hashes, num_hashes = [], [], [], []
+        shingle_hashes = array("I")
         systems = table["system_prompt"].to_pylist()
-        for i, (turns, system) in enumerate(zip(table["user_turns"].to_pylist(), systems, strict=True)):
+        for turns, system in zip(table["user_turns"].to_pylist(), systems, strict=True):
             texts = [system or "", *turns]
             readings = [reading(text) for text in texts]
             text_hashes.append(_blake2b([text.strip() for text in texts], 16))
             reading_hashes.append(_blake2b(readings, 16))
-            units_hashes.append(_blake2b([readings[0], *units(" ".join(readings[1:]))], 8))
-            signature_NP[i] = self._signature("\n\n".join(readings[1:]), readings[0])
+            before = len(shingle_hashes)
+            units_hashes.append(self._sketch(readings[0], "\n\n".join(readings[1:]), shingle_hashes))
+            num_hashes.append(len(shingle_hashes) - before)
+        signature_NP = self._signatures(np.array(shingle_hashes, np.uint32), np.array(num_hashes, np.int64))
         demoted = pc.or_(table["redacted"].fill_null(False), table["moderation_flagged"].fill_null(False))
         return pa.table(
             [
@@ -95,16 +93,14 @@ class Sketch:
             schema=sketch_schema(num_perm),
         )
 
-    def _signature(self, text: str, system: str) -> NDArray[np.uint32]:
-        self.minhash.clear()
-        items = list(shingles(text, self.config.ngram))
-        if system:  # then prompts under different ones have no shingle in common
-            prefix = _blake2b([system], 16)
-            items = [prefix + item for item in items]
-        for start in range(0, len(items), _SHINGLES_AT_ONCE):
-            self.minhash.update_batch(items[start : start + _SHINGLES_AT_ONCE])
-        signature_P: NDArray[np.uint32] = self.minhash.hashvalues
-        return signature_P
+    def _sketch(self, system: str, text: str, shingle_hashes: "array[int]") -> bytes:
+        """The hash of the units of two readings. Appends the hashes of their shingles."""
+        found = units(text)
+        # With a prefix, prompts under different system prompts have no shingle in common.
+        prefix = zlib.crc32(_blake2b([system], 16)) if system else 0
+        # CRC-32 is fast and the same everywhere; its bits are mixed before they are permuted.
+        shingle_hashes.extend(map(zlib.crc32, shingles(text, self.config.ngram, found), repeat(prefix)))
+        return _blake2b([system, "\n".join(found)], 8)  # no unit holds a line break
 
 
 def assign(sketches: Iterable[pa.Table], config: DedupeConfig) -> list[pa.Table]:
@@ -128,7 +124,7 @@ def assign(sketches: Iterable[pa.Table], config: DedupeConfig) -> list[pa.Table]
                 "sketch all shards with the same configuration"
             )
         columns["prompt_id"].append(sketch["prompt_id"].cast(pa.large_string()))
-        for name in ("text_hash", "reading_hash", "units_hash"):
+        for name in ("text_hash", "reading_hash", "units_digest"):
             columns[name].append(_flat(sketch[name]).view(np.uint64))
         columns["demoted"].append(sketch["demoted"].to_numpy())
         columns["signature"].append(sketch["signature"])
@@ -145,7 +141,7 @@ def assign(sketches: Iterable[pa.Table], config: DedupeConfig) -> list[pa.Table]
     rank_N[by_id] = np.arange(len(by_id))
     order_N = np.lexsort((rank_N, np.concatenate(columns.pop("demoted"))))
     reading_N, first_T = _distinct(np.concatenate(columns.pop("reading_hash")).reshape(-1, 2), order_N)
-    units_T = np.concatenate(columns.pop("units_hash"))[first_T]
+    units_T = np.concatenate(columns.pop("units_digest"))[first_T]
     signature_TP = _gather(columns.pop("signature"), first_T, config.num_perm)
     leader_T = leaders(signature_TP, units_T, config.threshold)
     del signature_TP

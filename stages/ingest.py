@@ -4,7 +4,7 @@ Keeps user turns and a leading system prompt only. Of an answer, only the role i
 module. Not deduplication or screening (those are `stages.dedupe` and `stages.screen`).
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -89,13 +89,13 @@ class Ingest:
 
     There is one table for every `ingest.rows_per_shard` consecutive rows (with `source.sample`, of those drawn).
     Refused rows are in it, with their reason and without text. `num_prompt_tokens` maps first user turns to their
-    lengths in the teacher's tokens, chat template included; with `generate.system_prompts: source` its second argument
-    is the system prompt of each.
+    lengths in the teacher's tokens, chat template included, or to None where these are certain to be within
+    `Config.max_prompt_tokens`; with `generate.system_prompts: source` its second argument is the system prompt of each.
 
     With `personal`, texts are masked before anything else is made of them: their length, their ids, every file.
     """
 
-    def __init__(self, config: Config, num_prompt_tokens: Callable[..., list[int]]) -> None:
+    def __init__(self, config: Config, num_prompt_tokens: Callable[..., Sequence[int | None]]) -> None:
         self._config = config
         self._num_prompt_tokens = num_prompt_tokens
         self._source = source_name(config.source)
@@ -169,8 +169,8 @@ class Ingest:
             records.append(record)
         return pa.Table.from_pylist(records, schema=self._schema)
 
-    def _admit(self, prompt: _Prompt, num_tokens: int, ids: Ids) -> _Prompt | _Refused:
-        if num_tokens > self._config.max_prompt_tokens:
+    def _admit(self, prompt: _Prompt, num_tokens: int | None, ids: Ids) -> _Prompt | _Refused:
+        if num_tokens is not None and num_tokens > self._config.max_prompt_tokens:
             return _Refused(TOO_LONG, prompt.prompt_id)
         if prompt.prompt_id is None:
             return prompt._replace(prompt_id=ids.make(prompt.user_turns))

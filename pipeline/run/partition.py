@@ -1,7 +1,7 @@
 """Ingest: reads the source and fixes the partition of a run."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from stillhouse.pipeline import flow
 from stillhouse.pipeline.errors import StageError, StorageError
@@ -12,7 +12,9 @@ from stillhouse.pipeline.run.result import ShardResult
 from stillhouse.schemas.config import Config, config_hash
 
 
-def ingest(config: Config, num_prompt_tokens: Callable[[list[str]], list[int]] | None = None) -> Iterator[ShardResult]:
+def ingest(
+    config: Config, num_prompt_tokens: Callable[[list[str]], Sequence[int | None]] | None = None
+) -> Iterator[ShardResult]:
     """Reads the source from its start and commits its shards one after the other; shards that exist are checked against
     what the source says now. Ends by fixing the partition. `num_prompt_tokens` replaces the teacher's tokenizer.
 

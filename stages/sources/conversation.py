@@ -232,7 +232,7 @@ class Spelling:
     def _role(self, name: object) -> str:
         if not isinstance(name, str):
             raise RefusedError(MALFORMED_CONVERSATION)
-        role = self._roles.get(name.strip().casefold())
+        role = self._roles.get(name) or self._roles.get(name.strip().casefold())
         if role is None:
             raise RefusedError(UNKNOWN_ROLE)
         return role
@@ -240,8 +240,8 @@ class Spelling:
 
 def at(row: object, path: str) -> Any:
     """What a row holds at a dotted path, through JSON texts too; None where there is nothing."""
-    if isinstance(row, dict) and path in row:
-        return row[path]
+    if isinstance(row, dict) and (path in row or "." not in path):
+        return row.get(path)
     for name in path.split("."):
         row = _decoded(row)
         if not isinstance(row, dict):
@@ -251,7 +251,10 @@ def at(row: object, path: str) -> Any:
 
 
 def _first(item: dict[str, Any], paths: Iterable[str]) -> Any:
-    return next((value for path in paths if (value := at(item, path)) is not None), None)
+    for path in paths:
+        if (value := at(item, path)) is not None:
+            return value
+    return None
 
 
 def _decoded(value: object) -> object:

@@ -103,26 +103,43 @@ class Chat:
         return self._guard.encode(self.render(messages))
 
     def num_prompt_tokens(
-        self, user_turns: Sequence[str], system_prompt: str | Sequence[str | None] | None = None
-    ) -> list[int]:
+        self,
+        user_turns: Sequence[str],
+        system_prompt: str | Sequence[str | None] | None = None,
+        *,
+        short: int = -1,
+    ) -> list[int | None]:
         """The length in tokens of the prompt that each text makes as a first user turn; 0 where the template refuses
-        it (generate refuses it too, with the reason). The system prompt is the same for all, or one for each."""
+        it (generate refuses it too, with the reason). The system prompt is the same for all, or one for each. None
+        where the prompt's bytes already tell that it has at most `short` tokens, which is much quicker."""
         alike = system_prompt is None or isinstance(system_prompt, str)
         systems = [system_prompt] * len(user_turns) if alike else [*(system_prompt or ())]
-        lengths = [0] * len(user_turns)
+        lengths: list[int | None] = [0] * len(user_turns)
         batch: dict[int, str] = {}
         num_characters = 0
         for i, text in enumerate(user_turns):
             with contextlib.suppress(TemplateError):
                 system = systems[i]
                 before: list[Message] = [] if system is None else [{"role": "system", "content": str(system)}]
-                batch[i] = self.render([*before, {"role": "user", "content": text}])
-                num_characters += len(batch[i])
+                messages = [*before, {"role": "user", "content": text}]
+                if short >= 0 and self._is_short(messages, short):
+                    lengths[i] = None
+                else:
+                    batch[i] = self.render(messages)
+                    num_characters += len(batch[i])
             if i == len(user_turns) - 1 or num_characters > _BATCH_CHARACTERS:
                 for j, length in zip(batch, self._guard.num_tokens([*batch.values()]), strict=True):
                     lengths[j] = length
                 batch, num_characters = {}, 0
         return lengths
+
+    def _is_short(self, messages: Sequence[Message], num_tokens: int) -> bool:
+        """Whether the bytes of a prompt tell that it has at most so many tokens. Raises `TemplateError` when the
+        template refuses it."""
+        if any(self._guard.holds_control(message["content"]) for message in messages):
+            return False
+        most = self._guard.most_tokens(self.jinja.render(messages, True))
+        return most is not None and most <= num_tokens
 
     def render(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
         """The rendered conversation with control strings renamed where the template wrote them, and as they were where

@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stillhouse.stages.teacher import TemplateError
+from stillhouse.stages.teacher.bound import bound_of
 
 IntArray = npt.NDArray[np.int32]
 
@@ -51,6 +52,7 @@ class Guard:
         self._index = {text: i for i, text in enumerate(self._strings)}
         self._renamed = {text: f"{MARK}{nonce}:{i}{MARK}" for i, text in enumerate(self.control_ids)}
         self._name = re.compile(f"{nonce}:([0-9]+)")
+        self._bound = bound_of(spec)
         self._encoder = _renamed_tokenizer(spec, self.control_ids, self._renamed)
         # The unknown token's id is also what characters outside the vocabulary become.
         self._counted = np.zeros(1 + max(self.control_ids.values(), default=0), dtype=np.bool_)
@@ -102,6 +104,15 @@ class Guard:
                 "a message spells the name of a byte token, which this tokenizer would read as the byte; the row is "
                 "refused"
             )
+
+    def holds_control(self, text: str) -> bool:
+        """Whether a message's text is changed by `defuse`."""
+        return self._control.search(text) is not None
+
+    def most_tokens(self, rendered: str) -> int | None:
+        """The most tokens that the rendered conversation can have, as long as none of its messages `holds_control`;
+        None where the tokenizer gives no bound. A renamed control string is still one token."""
+        return None if self._bound is None else self._bound.most_tokens(rendered)
 
     def encode(self, disguised: str) -> IntArray:
         """Token ids [T] int32 of what `disguise` returned.

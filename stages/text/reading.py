@@ -43,6 +43,9 @@ _RUN_TOGETHER = re.compile(r"(?<!\S)[^\W\d_]{2,}(?:(?:[,;!?]+|:)[^\W\d_]{2,})+")
 _END_OF_WORD = re.compile(rf"(?<=\S)[{ENDS}]+(?=[\"')\]}}]*(?:\s|$))")
 # As French and haste have it: "Comment ça va ?"
 _END_AFTER_SPACE = re.compile(r" (?:[?!;:]+|\.{3,})(?= |$)")
+# Most lines have neither, and these two see that sooner than the patterns whose beginnings they are.
+_MAY_RUN_TOGETHER = re.compile(r"[,;!?:](?=[^\W\d_])")
+_MAY_END_AFTER_SPACE = re.compile(r" [?!;:.]")
 _OPERATOR = re.compile(r"[-=+*/<>^|%~&]*[=+*/<>^|%~][-=+*/<>^|%~&]*")
 _ACRONYM = re.compile(r"[^\W\d_](?:\.[^\W\d_])+")
 
@@ -58,7 +61,8 @@ def _typed_variants() -> dict[int, str]:
     return table | {ord(char): plain for plain, chars in _VARIANTS.items() for char in chars}
 
 
-_TYPED = _typed_variants()
+_TYPED = {chr(code): plain for code, plain in _typed_variants().items()}
+_TYPED_CHARACTER = re.compile(f"[{re.escape(''.join(_TYPED))}]")
 
 
 def reading(text: str) -> str:
@@ -66,7 +70,7 @@ def reading(text: str) -> str:
     white space and invisible characters."""
     if not text.isascii():
         text = _PARAGRAPH_INDENT.sub("", unicodedata.normalize("NFC", text))
-        text = unicodedata.normalize("NFC", text.translate(_TYPED))
+        text = unicodedata.normalize("NFC", _TYPED_CHARACTER.sub(lambda match: _TYPED[match[0]], text))
         text = _JOINERS_AT_AN_EDGE.sub("", text)
     text = text.strip()
     pieces: list[str] = []
@@ -89,8 +93,10 @@ def _prose(line: str) -> str:
     mixed = not line.isascii()
     if mixed:
         line = _SCRIPT_CHANGE.sub(" ", _HAN_ENDS.sub(" ", line))
-    line = _END_AFTER_SPACE.sub(_without_end, line)
-    line = _RUN_TOGETHER.sub(lambda match: re.sub("[,;!?:]+", r"\g<0> ", match[0]), line)
+    if _MAY_END_AFTER_SPACE.search(line):
+        line = _END_AFTER_SPACE.sub(_without_end, line)
+    if _MAY_RUN_TOGETHER.search(line):
+        line = _RUN_TOGETHER.sub(lambda match: re.sub("[,;!?:]+", r"\g<0> ", match[0]), line)
     tokens = line.split()
     if line != line.lower():
         tokens = [
@@ -104,11 +110,13 @@ def _is_word(tokens: list[str], i: int) -> bool:
     """Whether the capitals of a token may be those of any word in its place."""
     word = _bare(tokens[i])
     before, after = tokens[i - 1] if i > 0 else "", tokens[i + 1] if i + 1 < len(tokens) else ""
-    if _OPERATOR.fullmatch(before) or _OPERATOR.fullmatch(after):
+    if not before[:1].isalnum() and _OPERATOR.fullmatch(before):
         return False
-    if _ACRONYM.fullmatch(word):
+    if not after[:1].isalnum() and _OPERATOR.fullmatch(after):
+        return False
+    if "." in word and _ACRONYM.fullmatch(word):
         return True
-    if not all(char in "'-" or unicodedata.category(char)[0] in "LM" for char in word):
+    if not word.isalpha() and not all(char in "'-" or unicodedata.category(char)[0] in "LM" for char in word):
         return False
     if len(word) > 2 or word == "I" or (len(word) == 2 and word.isupper() and not before[-1:].isdigit()):
         return True
@@ -126,6 +134,10 @@ def _bare(token: str) -> str:
 
 def _without_end(match: re.Match[str]) -> str:
     """Nothing, or what has to stay of the punctuation: all of it after nothing, `!` where it may be a factorial."""
+    # Most ends stand behind a word of two letters or more.
+    place = match.start()
+    if place > 1 and match.string[place - 1].isalpha() and match.string[place - 2].isalnum() and match[0][0] != " ":
+        return ""
     start = max(match.start() - 8, 0)  # not the whole text, which may have many ends
     before = match.string[start : match.start()].rstrip("\"'()[]{}")
     after = match.string[match.end() : match.end() + 2].strip()

@@ -2,6 +2,7 @@
 
 import re
 import unicodedata
+from itertools import islice
 
 from stillhouse.stages.text.reading import ENDS, UNSPACED
 
@@ -15,17 +16,18 @@ def units(text: str) -> list[str]:
     return _UNIT.findall(unicodedata.normalize("NFKC", text).casefold())
 
 
-def shingles(reading: str, ngram: int) -> set[bytes]:
-    """The set whose Jaccard similarity makes two texts near-duplicates; of a text's `reading`.
+def shingles(reading: str, ngram: int, found: list[str] | None = None) -> set[bytes]:
+    """The set whose Jaccard similarity makes two texts near-duplicates; of a text's `reading`. `found` are its `units`,
+    where they are at hand.
 
     A text of at least `2 * ngram` words gives all runs of `ngram` units. A shorter text is one shingle: it is like
     nothing but itself, because what differs in it is rarely a detail (12 or 13, Austria or Australia).
     """
     if not has_words(reading, 2 * ngram):
         return {reading.encode()}
-    found = units(reading)
-    windows = zip(*(found[i:] for i in range(ngram)), strict=False)
-    return {" ".join(window).encode() for window in windows}
+    # Encoded in one go: no unit holds a space.
+    pieces = " ".join(units(reading) if found is None else found).encode().split(b" ")
+    return set(map(b" ".join, zip(*(islice(pieces, i, None) for i in range(ngram)), strict=False)))
 
 
 def has_words(text: str, num_words: int) -> bool:

@@ -1,5 +1,6 @@
 """Conversations to prompts: every format, ids, moderation, and that answers stay behind."""
 
+import functools
 import json
 from collections.abc import Callable, Iterable
 from hashlib import blake2b
@@ -10,8 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from stillhouse.schemas.config import Config
 from stillhouse.stages.ingest import Ingest
 from stillhouse.stages.sources import Row, read_rows
+from stillhouse.stages.teacher.chat import Chat
+from tests.support.data import CONVERSATIONS, make_raw_config
 from tests.support.ingesting import configured, ingested, num_words
 from tests.support.source_rows import CANARY, IMAGE, assistant, lmsys, user
 
@@ -280,3 +284,21 @@ def test_text_is_kept_to_the_letter() -> None:
     text = "  <|im_start|>system\r\n\x00\u200d漢😀e\u0301 \ufeff "
     (record,) = ingested([lmsys("é/../漢", user(text))])
     assert (record["user_turns"], record["prompt_id"]) == ([text], "é/../漢")
+
+
+def test_counting_only_where_it_may_matter_drops_the_same_rows(tokenizer: Any) -> None:
+    """Real prompts, at a limit that many exceed: no row more, none less, and what is counted is counted right."""
+    chat = Chat(tokenizer)
+    source = {"path": str(CONVERSATIONS), "limit": 300}
+    config = Config.model_validate(
+        {**make_raw_config(Path("unused")), "source": source, "ingest": {"max_prompt_tokens": 300}}
+    )
+    short = functools.partial(chat.num_prompt_tokens, short=config.max_prompt_tokens)
+    exact, quick = (
+        pa.concat_tables(Ingest(config, count)(read_rows(config.source))) for count in (chat.num_prompt_tokens, short)
+    )
+    assert exact["drop_reason"].to_pylist().count("too_long") > 20
+    assert exact.drop_columns(["num_prompt_tokens"]).equals(quick.drop_columns(["num_prompt_tokens"]))
+    counted, known = quick["num_prompt_tokens"].to_pylist(), exact["num_prompt_tokens"].to_pylist()
+    assert counted != known
+    assert all(count in (None, right) for count, right in zip(counted, known, strict=True))

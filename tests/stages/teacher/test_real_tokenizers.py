@@ -16,6 +16,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from tests.support.bounds import check_bound, compared, hostile, spec_of
 from tests.support.chat_families import GEMMA3, GEMMA_SPECIAL, LLAMA2, LLAMA2_SPECIAL, MISTRAL, MISTRAL_SPECIAL, Family
 from tests.support.chats import (
     CLEAN,
@@ -94,6 +95,14 @@ def test_real_prompts_get_the_ids_of_apply_chat_template(family: Family) -> None
         expected = unguarded(family, talk(texts[0]))
         assert chat.prompt_ids(talk(texts[0])).tolist() == expected
         assert expected.count(family.tokenizer.bos_token_id) == 1
+
+
+@by_family
+def test_none_has_more_tokens_than_its_bytes_tell(family: Family) -> None:
+    check_bound(family.tokenizer, hostile(spec_of(family.tokenizer), 500))
+    rng = random.Random(0)
+    texts = [texts[0] for texts in real_conversations(100)] + CLEAN + [generated(rng) for _ in range(100)]
+    assert compared(chat_of(family), texts) > 100
 
 
 @by_family
