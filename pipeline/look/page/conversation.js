@@ -8,8 +8,9 @@
 // would move or hide other text is shown as a sign.
 
 const renderConversation = (() => {
-  // Surprisal in nats at which a token's shade gets one step darker: a probability of 90, 61, 37, 14 and 2 %.
-  const HEAT = [0.1, 0.5, 1, 2, 4];
+  // Probabilities below which a token's shade gets one step darker; `inspect` has the same (look/inspect/heat.py).
+  const HEAT = [0.9, 0.6, 0.35, 0.15, 0.02];
+  const BANDS = ["≥ 90 %", "60 – 90", "35 – 60", "15 – 35", "2 – 15", "< 2 %"];
   // C0 and C1 controls, soft hyphen, zero-width characters, marks of direction, separators, tags, byte-order mark.
   const UNSEEN =
     /[\u0000-\u0009\u000b-\u001f\u007f-\u009f\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb]|[\u{e0000}-\u{e007f}]/gu;
@@ -65,7 +66,7 @@ const renderConversation = (() => {
 
   function heat(logprob) {
     if (logprob === null) return HEAT.length;
-    return HEAT.filter((step) => -logprob >= step).length;
+    return HEAT.filter((share) => Math.exp(logprob) < share).length;
   }
 
   function messages(conversation) {
@@ -106,7 +107,7 @@ const renderConversation = (() => {
   function legend() {
     const line = make("p", "legend");
     line.append(make("span", "given", "given to the teacher"), " · written by it, by probability: ");
-    ["> 90 %", "61–90", "37–61", "14–37", "2–14", "< 2 %"].forEach((text, step) => {
+    BANDS.forEach((text, step) => {
       line.append(make("span", `token heat-${step}`, text), " ");
     });
     return line;

@@ -31,7 +31,8 @@ SOME = 0.05
 
 def funnel(manifest: dict[str, Any]) -> list[dict[str, Any]]:
     """The stages in order: {"stage", "title", "rows_in", "rows_out", "share": rows left of the source's, 0 to 1,
-    "dropped": [{"reason", "words", "rows", "decided_by": settings behind it, or null}, ...], most first}. generate counts samples, stages before it prompts."""
+    "dropped": [{"reason", "words", "rows", "decided_by": settings behind it, or null}, ...], most first}.
+    generate counts samples, stages before it prompts."""
     rows = source_rows(manifest)
     samples = manifest["config"].get("sampling.n", 1)
     found = []
@@ -76,7 +77,10 @@ def worth_a_look(manifest: dict[str, Any], stages: list[dict[str, Any]], rows: R
         found.append(f"{rows.num_rows:,} samples are too few to train on: they show what a larger run would give.")
     possible = source_rows(manifest) * manifest["config"].get("sampling.n", 1)
     if rows.num_rows < possible:
-        found.append(f"{percent(rows.num_rows / possible)} of what the source could have given is left.")
+        found.append(
+            f"{rows.num_rows:,} samples are {percent(rows.num_rows / possible)} of the {possible:,} that the source's "
+            "rows could have become."
+        )
     found += [
         f"{stage['stage']} dropped {percent(reason['rows'] / stage['rows_in'])} of its rows because {reason['words']} "
         f"({reason['reason']}{', ' + reason['decided_by'] if reason['decided_by'] else ''})"

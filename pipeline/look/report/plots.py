@@ -57,7 +57,12 @@ def linked(column: dict[str, Any]) -> dict[str, Any]:
         "title": None,
         "axis": {"labelLimit": 120}
         if is_words
-        else {"labelExpr": "split(datum.label, ' ')[0]", "labelOverlap": "greedy", "labelSeparation": 6, "labelAngle": 0},
+        else {
+            "labelExpr": "split(datum.label, ' ')[0]",
+            "labelOverlap": "greedy",
+            "labelSeparation": 6,
+            "labelAngle": 0,
+        },
     }
     count = {"type": "quantitative", "title": None, "axis": COUNTS}
     a, b = ("y", "x") if is_words else ("x", "y")
