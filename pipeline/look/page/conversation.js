@@ -71,6 +71,12 @@ const renderConversation = (() => {
 
   function messages(conversation) {
     const part = make("div", "messages");
+    if (conversation.template_added) {
+      const box = make("div", "message other");
+      box.append(make("p", "role", "added by the chat template: in the tokens, and in no message"));
+      box.append(bdi(conversation.template_added, "text"));
+      part.append(box);
+    }
     for (const message of conversation.messages) {
       const box = make("div", `message ${message.role === "assistant" ? "assistant" : "other"}`);
       const role = make("p", "role");
@@ -143,7 +149,7 @@ const renderConversation = (() => {
     const title = make("p", "title");
     title.append(bdi(tokens.texts[t], "token-text", "⏎"));
     const facts = [`id ${id}`, `token ${s + 1} of ${tokens.logprobs.length}`];
-    facts.push(`probability ${percent(tokens.logprobs[s])}, log ${nats(tokens.logprobs[s])}`);
+    facts.push(`probability ${percent(tokens.logprobs[s])}, log ${nats(tokens.logprobs[s])} nats`);
     const rank = tokens.ranks ? tokens.ranks[s] : undefined;
     if (rank !== undefined) facts.push(rank === null ? "not among the targets that are stored" : `rank ${rank + 1}`);
     panel.replaceChildren(title, make("p", "facts", facts.join(" · ")));
@@ -183,14 +189,15 @@ const renderConversation = (() => {
     line.setAttribute("role", "group");
     line.setAttribute("aria-label", "Tokens; arrow keys go from one written by the teacher to the next");
     const written = [];
+    const isId = (t) => tokens.texts[t] === `#${tokens.ids[t]}`; // without the tokenizer
     tokens.ids.forEach((id, t) => {
       const text = tokens.texts[t];
       if (!tokens.supervised[t]) {
-        line.append(bdi(text, "token given", "⏎\n"));
+        line.append(bdi(text, `token given${isId(t) ? " as-id" : ""}`, "⏎\n"));
         return;
       }
       const s = written.length;
-      const token = make("span", `token heat-${heat(tokens.logprobs[s])}`);
+      const token = make("span", `token heat-${heat(tokens.logprobs[s])}${isId(t) ? " as-id" : ""}`);
       token.append(bdi(text === "" ? "·" : text, "", "⏎\n"));
       token.setAttribute("role", "button");
       token.setAttribute("aria-pressed", "false");
@@ -268,7 +275,7 @@ const renderConversation = (() => {
       element.replaceChildren(messages(conversation), columns(conversation));
       return;
     }
-    const hint = "Point at a token, or go there by Tab and arrow keys, to see what else the teacher might have written. A click or Enter holds it.";
+    const hint = "Point at a token, tap it, or go there by Tab and arrow keys, to see what else the teacher might have written. A click or Enter holds it.";
     const tokens = make("div", "tokens");
     const [line, begin] = stream(conversation, panel);
     tokens.append(line, panel);

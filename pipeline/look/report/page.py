@@ -7,10 +7,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stillhouse.pipeline.dataset.figures import binned_nats, percent
+from stillhouse.pipeline.dataset.figures import BIN, binned_nats, percent
 from stillhouse.pipeline.folder.identity import day_begun
 from stillhouse.pipeline.look.page import asset
 from stillhouse.pipeline.look.place import Place
+from stillhouse.pipeline.look.quantiles import title as quantile_title
+from stillhouse.pipeline.look.reasons import words
 from stillhouse.pipeline.look.report import plots
 from stillhouse.pipeline.look.report.clusters import clusters
 from stillhouse.pipeline.look.report.funnel import funnel, reasons, worth_a_look
@@ -76,6 +78,7 @@ def _html(place: Place, *, with_text: bool, mark: str, model: str | None, librar
         "reasons": reasons(stages),
         "verdict": verdict(manifest["fidelity"], settings),
         "odd": odd,
+        "bin": BIN,
         "day": day_begun(place.folder) if place.is_run else None,
         "columns": columns,
         "curves": curves,
@@ -142,4 +145,6 @@ def _template() -> "jinja2.Template":
     templates.filters["number"] = number
     templates.filters["percent"] = percent
     templates.filters["binned_nats"] = binned_nats
+    templates.filters["words"] = words
+    templates.filters["quantile"] = quantile_title
     return templates.get_template("report.html.j2")

@@ -4,6 +4,7 @@ import io
 import json
 import re
 import shutil
+import statistics
 import unicodedata
 from collections.abc import Callable
 from pathlib import Path
@@ -78,10 +79,10 @@ def test_distributions_are_those_of_the_columns(looked_at: Path) -> None:
     told = found["numbers"]["num_input_tokens"]
     assert (told["count"], told["nulls"]) == (len(lengths), 0)
     assert told["mean"] == pytest.approx(lengths.mean(), rel=1e-5)
-    ordered = sorted(lengths.tolist())
-    quantiles = {"min": 0.0, "p5": 0.05, "p25": 0.25, "p50": 0.5, "p75": 0.75, "p95": 0.95, "max": 1.0}
-    for name, q in quantiles.items():  # the value that a share q of the rows does not exceed
-        assert told[name] == ordered[max(0, int(np.ceil(q * len(ordered))) - 1)], name
+    cuts = statistics.quantiles(lengths.tolist(), n=20, method="inclusive")  # every 5 %
+    expected = {"min": lengths.min(), "p5": cuts[0], "p25": cuts[4], "p50": cuts[9], "p75": cuts[14], "p95": cuts[18]}
+    for name, value in (expected | {"max": lengths.max()}).items():
+        assert told[name] == pytest.approx(value, rel=1e-5), name
     scores = [row["profanity"] for row in table.column("response_scores").to_pylist()]
     assert found["numbers"]["response_scores.profanity"]["max"] == pytest.approx(max(scores), rel=1e-5)
     languages = table.column("language").to_pylist()
@@ -248,8 +249,9 @@ def test_dropped_rows_have_their_text_from_the_stage_before(looked_at: Path) -> 
     (row,) = asked(looked_at, dropped="starts_with_assistant")["dropped"]
     assert (row["stage"], row["conversation"], row["source_row"]) == ("ingest", None, 2)
     assert "in the source alone" in row["note"]
+    assert asked(looked_at, dropped="too_long")["dropped"] == []
     with pytest.raises(
-        ConfigError, match="the reasons there are empty_answer, exact_duplicate, starts_with_assistant, unsafe_prompt"
+        ConfigError, match="were dropped for empty_answer, exact_duplicate, starts_with_assistant, unsafe_prompt"
     ):
         asked(looked_at, dropped="nonsense")
 
