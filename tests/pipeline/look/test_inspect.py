@@ -298,6 +298,38 @@ def test_a_teacher_that_moved_is_told(looked_at: Path, tmp_path: Path, weights: 
     assert found["row"]["conversations"][0]["tokens"]["texts"][0] == "<|im_start|>"
 
 
+def test_what_the_template_added_is_shown(looked_at: Path, shown: Shown) -> None:
+    (row,) = asked(looked_at, row="id-7/0")["row"]["conversations"]
+    assert row["template_added"].startswith("You are a helpful AI assistant named SmolLM")
+    _, said = shown(str(looked_at), "--row", "id-7/0")
+    assert "added by the chat template, and in no message:\nYou are a helpful AI assistant named SmolLM" in said
+
+
+def test_rows_that_are_asked_for_come_alone(looked_at: Path, shown: Shown) -> None:
+    verdict = asked(looked_at)["verdict"]["sentences"][0]
+    assert verdict in shown(str(looked_at))[1]
+    assert "settings" in shown(str(looked_at))[1]
+    for way in (["--samples", "1"], ["--dropped", "unsafe_prompt"], ["--row", "id-7"]):
+        _, said = shown(str(looked_at), *way)
+        assert verdict not in said
+        assert "settings" not in said
+    code, said = shown(str(looked_at), "--dropped", "too_long")
+    assert (code, "no row was dropped for this reason" in said) == (0, True)
+
+
+def test_the_least_likely_tokens_come_first_and_names_stay_whole(looked_at: Path, shown: Shown) -> None:
+    rows = read(looked_at / "dataset/data").to_pylist()
+    longest = max(rows, key=lambda row: row["num_target_tokens"])["sample_id"]
+    _, said = shown(str(looked_at), "--row", longest, columns=80)
+    assert re.search(r"^ *publish.* dataset/data/train-\d+-of-00004.parquet row \d+", said, re.M)
+    places = [int(n) for n in re.findall(r"^ +(\d+)  ", said.partition("least likely first")[2], re.M)]
+    (row,) = asked(looked_at, row=longest)["row"]["conversations"]
+    first = row["tokens"]["supervised"].index(1)
+    logprobs = [row["tokens"]["logprobs"][place - first] for place in places]
+    assert len(places) > 3
+    assert logprobs == sorted(logprobs)
+
+
 # --- two runs --------------------------------------------------------------------------------------------------------
 
 

@@ -25,6 +25,7 @@ from stillhouse.pipeline.look.place import open_place
 from stillhouse.pipeline.look.reasons import REASONS
 from stillhouse.pipeline.look.report import page, plots
 from stillhouse.pipeline.look.report.clusters import clusters
+from stillhouse.pipeline.look.tokens import teacher_tokenizer
 from tests.support.command import copy_of, read
 from tests.support.data import ROOT
 from tests.support.reports import CANARY, COPIES, THRESHOLD, Page, make_run
@@ -239,6 +240,26 @@ def test_a_copy_of_the_dataset_has_a_report(run: Path, tmp_path: Path) -> None:
     curve = next(curve for curve in found.data["curves"] if curve["stage"] == "screen")
     assert curve["passed"] is None
     assert curve["published"][0] == read(run / "dataset/data").num_rows
+
+
+def test_a_run_that_moved_says_so_and_takes_a_tokenizer(
+    run: Path, tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stillhouse.pipeline.look.tokens.teacher_tokenizer", teacher_tokenizer)
+    moved = shutil.copytree(run, tmp_path / "run")
+    facts = json.loads((moved / "run.json").read_text())
+    facts["deciding"]["teacher.model"] = "/nowhere/teacher"
+    (moved / "run.json").write_text(json.dumps(facts))
+    assert cli.main(["report", str(moved)]) == 0
+    found = Page.of(moved / "report.html")
+    assert "/nowhere/teacher cannot be loaded here (the folder does not exist here)" in found.text
+    assert found.conversations[0]["tokens"]["texts"][0].startswith("#")
+    assert "The template added" not in found.text
+    assert cli.main(["report", str(moved), "--tokenizer", str(weights)]) == 0
+    found = Page.of(moved / "report.html")
+    assert found.conversations[0]["tokens"]["texts"][0] == "<|im_start|>"
+    assert "The template added a system prompt in 30 of the 30 conversations below: “You are a helpful AI" in found.text
+    assert cli.main(["report", str(moved), "--tokenizer", str(weights), "--no-text"]) == 2
 
 
 def test_a_report_that_fails_does_not_fail_the_run(
