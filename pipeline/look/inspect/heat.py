@@ -15,7 +15,7 @@ MAX_TOKENS = 30
 NUM_ALTERNATIVES = 3
 """Of each token in the table."""
 _STYLES = ("green", "cyan", "bright_yellow", "yellow", "magenta", "bold red")
-_SHARES = (0.9, 0.6, 0.35, 0.15, 0.02)
+SHARES = (0.9, 0.6, 0.35, 0.15, 0.02)
 """Probabilities at and above which a token has each of the styles but the last; conversation.js has the same."""
 BANDS = ("≥ 90 %", "60 – 90", "35 – 60", "15 – 35", "2 – 15", "< 2 %")
 """The same in words: each band begins where the next one ends."""
@@ -27,25 +27,25 @@ def show_tokens(console: Console, tokens: dict[str, Any]) -> None:
         return
     text, s = Text(), 0
     for token, supervised in zip(tokens["texts"], tokens["supervised"], strict=True):
-        style = "dim"
+        colour = "dim"
         if supervised:
-            style = _style(tokens["logprobs"][s]) if s < len(tokens["logprobs"]) else ""
+            colour = style(tokens["logprobs"][s]) if s < len(tokens["logprobs"]) else ""
             s += 1
         # A newline is seen, and still ends the line.
-        text.append(visible(token, one_line=True) + ("\n" if token.endswith("\n") else ""), style)
+        text.append(visible(token, one_line=True) + ("\n" if token.endswith("\n") else ""), colour)
     console.print(text)
     legend = Text("dim: read by the teacher; written with a probability of ")
-    for name, style in zip(BANDS, _STYLES, strict=True):
-        legend.append(f"{name} ", style)
+    for name, colour in zip(BANDS, _STYLES, strict=True):
+        legend.append(f"{name} ", colour)
     console.print(legend)
     console.print()
     if tokens["logprobs"]:
         console.print(_table(tokens))
 
 
-def _style(logprob: float | None) -> str:
+def style(logprob: float | None) -> str:
     value = 0.0 if logprob is None else math.exp(logprob)
-    return next((style for share, style in zip(_SHARES, _STYLES, strict=False) if value >= share), _STYLES[-1])
+    return next((colour for share, colour in zip(SHARES, _STYLES, strict=False) if value >= share), _STYLES[-1])
 
 
 def _table(tokens: dict[str, Any]) -> Table:
@@ -76,7 +76,7 @@ def _table(tokens: dict[str, Any]) -> Table:
     for s in chosen:
         place, text = written[s]
         logprob = tokens["logprobs"][s]
-        cells: list[str | Text] = [str(place), Text(_spaced(text), _style(logprob)), _number(logprob)]
+        cells: list[str | Text] = [str(place), Text(_spaced(text), style(logprob)), _number(logprob)]
         if has_targets:
             rank = tokens["ranks"][s]
             cells.append("none" if rank is None else str(rank + 1))

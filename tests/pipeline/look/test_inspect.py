@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import re
 import shutil
 import statistics
@@ -19,7 +20,9 @@ from stillhouse.pipeline import cli
 from stillhouse.pipeline.folder import columns, keys, open_folder, shard
 from stillhouse.pipeline.folder.local import LocalFolder
 from stillhouse.pipeline.folder.shard import ShardInfo
+from stillhouse.pipeline.look.inspect import heat
 from stillhouse.pipeline.look.inspect.command import Asked, inspect
+from stillhouse.pipeline.look.page import asset
 from stillhouse.schemas.config import ConfigError
 from tests.support.command import read
 from tests.support.data import ROOT, STAGES
@@ -328,6 +331,18 @@ def test_the_least_likely_tokens_come_first_and_names_stay_whole(looked_at: Path
     logprobs = [row["tokens"]["logprobs"][place - first] for place in places]
     assert len(places) > 3
     assert logprobs == sorted(logprobs)
+
+
+def test_tokens_have_the_same_bands_in_the_browser() -> None:
+    script = asset("conversation.js")
+    assert f"const HEAT = {json.dumps(heat.SHARES)};" in script
+    assert f"const BANDS = {json.dumps(heat.BANDS, ensure_ascii=False)};" in script
+    limits = [float(n) / 100 for band in heat.BANDS for n in re.findall(r"\d+", band)]
+    assert sorted(set(limits)) == sorted(heat.SHARES)  # words and colours agree, and nothing is between two bands
+    styles = [heat.style(math.log(1.001 * share)) for share in (0.99, *heat.SHARES)]
+    assert styles[0] == styles[1]
+    assert len(set(styles)) == len(heat.SHARES)
+    assert heat.style(math.log(0.019)) == heat.style(None) not in styles
 
 
 # --- two runs --------------------------------------------------------------------------------------------------------

@@ -174,7 +174,7 @@ def test_copies_are_a_cluster(run: Path, shown: Page) -> None:
 
 
 def test_text_of_strangers_is_no_markup(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    one = {"sample_id": CANARY, "messages": [], "template_added": CANARY, "tokens": {}, "cut": None}
+    one: dict[str, Any] = {"sample_id": CANARY, "messages": [], "template_added": CANARY, "tokens": {}, "cut": None}
     monkeypatch.setattr(page, "samples", lambda *_: [one])
     largest = {"id": CANARY, "size": 2, "members": [{"id": CANARY, "reason": None, "text": CANARY}]}
     found = {"clusters": 1, "prompts": 2, "sizes": [[2, 1]], "largest": [largest]}
