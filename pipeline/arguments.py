@@ -92,6 +92,7 @@ def parser() -> argparse.ArgumentParser:
     report.add_argument("run", help="run folder, or a copy of its dataset/")
     report.add_argument("--output", help="the file to write; by default RUN/report.html")
     report.add_argument("--no-text", action="store_true", help="no prompts, answers or tokens: may be passed on")
+    report.add_argument("--tokenizer", metavar="MODEL", help="folder or hub id, where the teacher is not found")
     text = "look at a run at any stage, a dataset, an export or one file: counts, distributions, rows"
     inspect = commands.add_parser("inspect", help=text, description=text, allow_abbrev=False)
     inspect.add_argument("path", help="run, stage, dataset, export or file of one")

@@ -273,7 +273,10 @@ def _report(arguments: argparse.Namespace) -> tuple[dict[str, Any], int]:
     from stillhouse.pipeline.look import report
 
     _refuse_rays_copy("--output" if arguments.output else "report", arguments.output or arguments.run)
-    result = report.write(arguments.run, arguments.output, with_text=not arguments.no_text)
+    if arguments.no_text and arguments.tokenizer is not None:
+        raise ConfigError("--tokenizer: means nothing with --no-text, which shows no tokens")
+    with_text = not arguments.no_text
+    result = report.write(arguments.run, arguments.output, with_text=with_text, tokenizer=arguments.tokenizer)
     console.message(f"report: {result['report']} ({result['bytes'] / 1e6:.1f} MB)")
     return result, 0
 

@@ -2,9 +2,11 @@
 
 import functools
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stillhouse.pipeline.dataset.figures import BIN, binned_nats, percent
 from stillhouse.schemas.config import Config
 from stillhouse.stages.layouts import Layout
 
@@ -21,6 +23,7 @@ def dataset_card(config: Config, manifest: dict[str, Any]) -> str:
         manifest=manifest,
         name=config.teacher.model.rstrip("/").rpartition("/")[2],
         quantiles=_quantiles(manifest["fidelity"]),
+        bin=BIN,
     )
 
 
@@ -41,22 +44,32 @@ def _template(name: str) -> "jinja2.Template":
         keep_trailing_newline=True,
     )
     templates.filters["thousands"] = "{:,}".format
+    templates.filters["percent"] = percent
     # A JSON string is YAML as well, whatever is in it: a colon, a quote, a lone `no`.
     templates.filters["yaml"] = json.dumps
     return templates.get_template(name)
 
 
-def _quantiles(fidelity: dict[str, Any]) -> dict[str, list[float]]:
+def _quantiles(fidelity: dict[str, Any]) -> dict[str, list[str]]:
     """The rows of the card's table: what was measured, and its quantiles over tokens."""
-    measured = {"surprisal of the token written": fidelity.get("written_token_surprisal")}
+    binned = {"surprisal of the token written": fidelity.get("written_token_surprisal")}
+    masses = {}
     for key, name in (("top_k", "top K"), ("draws", "draws")):
         if key in fidelity:
-            measured[f"mass outside the {name}"] = fidelity[key]["tail_mass"]
-            measured[f"entropy of the {name}"] = fidelity[key]["entropy"]
-    measured |= {
+            masses[f"mass outside the {name}"] = fidelity[key]["tail_mass"]
+            binned[f"entropy of the {name}"] = fidelity[key]["entropy"]
+    exact = {
         "entropy of the teacher": fidelity.get("probed_entropy"),
         "KL of the top K, tail left out": fidelity.get("probed_kl_top_k"),
         "KL of the top K, with its tail": fidelity.get("probed_kl_top_k_tail"),
         "KL of the draws (scatter, not bias)": fidelity.get("probed_kl_draws"),
     }
-    return {name: [values[quantile] for quantile in QUANTILES] for name, values in measured.items() if values}
+    kinds: list[tuple[dict[str, Any], Callable[[float], str]]] = [
+        (binned, binned_nats), (masses, percent), (exact, "{:.3g}".format),
+    ]  # fmt: skip
+    return {
+        name: [told(values[quantile]) for quantile in QUANTILES]
+        for measured, told in kinds
+        for name, values in measured.items()
+        if values
+    }

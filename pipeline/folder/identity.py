@@ -64,6 +64,15 @@ def run_date(config: Config) -> date:
     )
 
 
+def day_begun(folder: Folder) -> str | None:
+    """The day on which the run in a folder began, such as 2026-11-25 (UTC); None where nothing tells."""
+    with contextlib.suppress(ValueError, KeyError, TypeError, FileNotFoundError):
+        facts = parse_object(folder.get(keys.RUN))
+        if facts["config"]["teacher"]["date"] is None:
+            return date.fromisoformat(facts["date"]).isoformat()
+    return None
+
+
 def compare_with_folder(config: Config) -> None:
     """Raises `ConfigError` when `run_dir` holds a run whose data another configuration decides, with the keys."""
     data = open_folder(config.run_dir).get_or_none(keys.RUN)

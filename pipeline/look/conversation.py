@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from stillhouse.pipeline.look.added import added_by_template
 from stillhouse.pipeline.look.tokens import token_texts
 from stillhouse.schemas.tables import IGNORE_INDEX
 from stillhouse.schemas.targets import Kind, decode
@@ -41,6 +42,8 @@ def conversation(table: pa.Table, row: int, tokenizer: Any | None, num_alternati
     """Row `row` of a stage's table as JSON can hold it; what the table lacks is empty or null.
 
     {"sample_id", "prompt_id", "messages": [{"role", "content", "reasoning_content"}],
+     "template_added": what the template wrote before the user's first words that no message holds, such as a system
+                       prompt of its own; null where nothing, or without a tokenizer (`look.added`),
      "columns": {every scalar column; structs flattened, as prompt_scores.toxicity},
      "tokens": {"ids": [T], "texts": [T], "supervised": [T] 0 or 1, "logprobs": [S] nats, "tails": [S] nats or null,
                 "alternatives": [S] of [[id, text, logprob], ...], most probable first, or null,
@@ -53,12 +56,15 @@ def conversation(table: pa.Table, row: int, tokenizer: Any | None, num_alternati
     """
     table = table.slice(row, 1)
     values = {name: table.column(name)[0].as_py() for name in table.column_names if name not in HEAVY}
+    messages, tokens = _messages(values), _tokens(table, tokenizer, num_alternatives)
+    prompt = tokens["ids"][: tokens["supervised"].index(1) if 1 in tokens["supervised"] else None]
     return {
         "sample_id": values.get("sample_id"),
         "prompt_id": values.get("prompt_id"),
-        "messages": _messages(values),
+        "messages": messages,
+        "template_added": added_by_template(tokenizer, prompt, messages) if tokenizer is not None else None,
         "columns": scalars(table, 0),
-        "tokens": _tokens(table, tokenizer, num_alternatives),
+        "tokens": tokens,
     }
 
 

@@ -4,6 +4,7 @@ import functools
 import hashlib
 import json
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from stillhouse.pipeline.look.place import Place
@@ -30,13 +31,24 @@ def teacher_tokenizer(place: Place, model: str | None = None) -> tuple[Any, str 
         found = hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
     except Exception as error:  # of a library, about files or a hub that nobody promised
         return None, (
-            f"tokens are shown as ids: the tokenizer of {name} cannot be loaded here ({type(error).__name__}); "
-            "--tokenizer names another place to load it from"
+            f"tokens are shown as ids: the tokenizer of {name} cannot be loaded here ({_why(name, error)}); "
+            "--tokenizer MODEL names another place to load it from"
         )
     wanted = ((place.manifest or {}).get("teacher") or {}).get("tokenizer_sha256", found)
     if found != wanted:
         return None, f"tokens are shown as ids: the tokenizer of {name} is not the one that the manifest names"
     return tokenizer, None
+
+
+def _why(name: str, error: Exception) -> str:
+    """Of a name that is a path, not a hub's `owner/model`."""
+    if name.startswith(("/", "./", "../", "~")) or name.count("/") > 1:
+        if not Path(name).exists():
+            return "the folder does not exist here"
+        return f"the folder holds none that can be read: {type(error).__name__}"
+    if isinstance(error, OSError):
+        return "it is in no cache here, and the hub did not give it"
+    return type(error).__name__
 
 
 def token_texts(tokenizer: Any, ids: Iterable[int]) -> list[str]:

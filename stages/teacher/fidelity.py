@@ -120,7 +120,11 @@ def merged(parts: Iterable[dict[str, Any]]) -> dict[str, Any]:
 
 
 def report(total: dict[str, Any]) -> dict[str, Any]:
-    """What a manifest says of a dataset's fidelity: quantiles over tokens and, at probed tokens, KL in nats."""
+    """What a manifest says of a dataset's fidelity: quantiles over tokens and, at probed tokens, KL in nats.
+
+    Quantiles over tokens are middles of bins: entropy and surprisal to 1/`BINS_PER_NAT` nat, mass to a tenth of itself.
+    Those of probes are exact.
+    """
     tokens = total["tokens"]
     found: dict[str, Any] = {"tokens": tokens, "probed_tokens": len(total["probes"])}
     if not tokens:
@@ -130,7 +134,7 @@ def report(total: dict[str, Any]) -> dict[str, Any]:
         if f"{kind}s" in total:
             found[name] = {
                 "targets_per_token": round(total[f"{kind}s"] / tokens, 2),
-                "written_token_among_them": round(total[f"{kind}_written"] / tokens, 4),
+                "written_token_among_them": total[f"{kind}_written"] / tokens,  # rounded where it is shown
                 "entropy": _quantiles(total[f"{kind}_entropy"]),
                 "tail_mass": {q: round(float(np.exp(-v)), 6) for q, v in _quantiles(total[f"{kind}_tail"], -1).items()},
             }

@@ -124,7 +124,7 @@ def test_a_slider_says_what_another_threshold_drops(page: Any, html: Path) -> No
     curves = Page.of(html).data["curves"]
     number = next(n for n, curve in enumerate(curves) if curve["stage"] == "screen")
     curve, box = curves[number], f'[data-curve="{number}"]'
-    assert f"The threshold that was used. 0 of the {curve['published'][0]}" in page.inner_text(f"{box} .effect")
+    assert f"The configured threshold. 0 of the {curve['published'][0]}" in page.inner_text(f"{box} .effect")
     assert page.inner_text(f"{box} .at") == f"{THRESHOLD:.3f}"
     page.focus(f"{box} input")
     page.keyboard.press("Home")
@@ -138,7 +138,8 @@ def test_a_slider_says_what_another_threshold_drops(page: Any, html: Path) -> No
 def test_text_of_strangers_stays_text(page: Any, html: Path) -> None:
     number = next(n for n, one in enumerate(Page.of(html).conversations) if "copy-0" in one["sample_id"])
     page.click(f'#conversation-list [data-conversation="{number}"]')
-    text = page.inner_text("#conversation .message.other")
+    assert "You are a helpful AI" in page.locator("#conversation .message.other").first.inner_text()  # the template's
+    text = page.locator("#conversation .message.other").nth(1).inner_text()
     assert "</script><script>document.title='canary'</script> <img src=x onerror=alert(1)>" in text
     assert "⟨U+202E⟩gnirts⟨U+202C⟩ ␇" in text
     assert page.title().startswith("Report:")

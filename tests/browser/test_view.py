@@ -114,6 +114,35 @@ def test_filters_search_and_the_back_button(page: Any, run: Path) -> None:
     until_status(page, f"{len(rows)} rows")
 
 
+def test_a_search_in_answers_alone_and_elsewhere_when_nothing_is_found(page: Any, run: Path) -> None:
+    rows = read(run / "dataset/data").to_pylist()
+    answers = {row["sample_id"]: row["messages"][-1]["content"] for row in rows}
+    word = next(word for text in answers.values() for word in text.split() if word.isalpha() and len(word) > 4).lower()
+    page.select_option("#where", "answer")
+    page.fill("#q", word)
+    page.press("#q", "Enter")
+    page.wait_for_url("**c.answer=has**")
+    wanted = [sample for sample, text in answers.items() if word in text.lower()]
+    until_status(page, f"{len(wanted)} ")
+    assert texts(page, "sample_id") == wanted
+    page.select_option("#where", "")
+    page.fill("#q", "zzzz-not-there")
+    page.press("#q", "Enter")
+    until_status(page, "0 of")
+    links = page.eval_on_selector_all("#status a", "all => all.map((link) => link.textContent)")
+    assert links == ["ingest", "dedupe", "screen", "generate", "review"]
+    page.click("#status a:has-text('screen')")
+    page.wait_for_url("**stage=screen&q=zzzz-not-there**")
+
+
+def test_the_first_column_stays_beside_the_others(page: Any) -> None:
+    before = page.locator("table.rows tbody td").first.bounding_box()["x"]
+    page.evaluate("document.querySelector('#rows').scrollLeft = 1500")
+    page.wait_for_timeout(100)
+    assert page.evaluate("document.querySelector('#rows').scrollLeft") > 500
+    assert abs(page.locator("table.rows tbody td").first.bounding_box()["x"] - before) < 3
+
+
 def test_a_bar_filters_by_mouse_and_by_keyboard(page: Any) -> None:
     page.locator("th", has_text="num_target_tokens").scroll_into_view_if_needed()  # histograms that nobody sees wait
     plot = page.locator("th", has_text="num_target_tokens").locator(".plot")
@@ -204,7 +233,7 @@ def test_text_is_text(page: Any) -> None:
 def test_the_ledger_leads_to_what_was_said(page: Any) -> None:
     page.click("#stages >> text=ledger")
     page.wait_for_url("**stage=ledger**")
-    until(page, "document.querySelector('table.rows')?.textContent.includes('reason')")
+    until(page, "[...document.querySelectorAll('th .sort bdi')].some((name) => name.textContent === 'reason')")
     page.locator("table.rows tbody a").first.click()
     page.wait_for_selector("#elsewhere a")
     assert "reason" in page.inner_text("#conversation")

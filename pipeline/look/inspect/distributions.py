@@ -11,8 +11,8 @@ import pyarrow.compute as pc
 
 from stillhouse.pipeline.look.conversation import HEAVY
 from stillhouse.pipeline.look.place import Place
+from stillhouse.pipeline.look.quantiles import quantiles
 
-QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 MAX_VALUES = 20
 """Names counted one by one; the rest together."""
 MAX_NUMBERS = 50_000_000
@@ -46,7 +46,7 @@ def distributions(place: Place, files: list[str], num_rows: int) -> tuple[dict[s
         with ThreadPoolExecutor(NUM_READERS) as pool:
             parts = list(pool.map(read, files))
         for i, name in enumerate(columns):
-            numbers[name] = _quantiles(np.concatenate([part[i] for part, _ in parts]))
+            numbers[name] = _described(np.concatenate([part[i] for part, _ in parts]))
         for _, counted in parts:
             for name, found in counted.items():
                 counts.setdefault(name, Counter()).update(found)
@@ -68,18 +68,13 @@ def _numeric(schema: pa.Schema) -> list[str]:
     return found
 
 
-def _quantiles(values: npt.NDArray[Any]) -> dict[str, Any]:
+def _described(values: npt.NDArray[Any]) -> dict[str, Any]:
     known = values[np.isfinite(values)]
     found: dict[str, Any] = {"count": len(known), "nulls": len(values) - len(known)}
     if not len(known):
         return found
-    quantiles = np.quantile(known, QUANTILES, method="inverted_cdf")
-    return (
-        found
-        | {"mean": _plain(known.mean(dtype=np.float64)), "min": _plain(known.min())}
-        | {f"p{round(100 * q)}": _plain(value) for q, value in zip(QUANTILES, quantiles, strict=True)}
-        | {"max": _plain(known.max())}
-    )
+    told = {name: _plain(value) for name, value in quantiles(known).items()}
+    return found | {"mean": _plain(known.mean(dtype=np.float64))} | told
 
 
 def _plain(value: Any) -> float | int:

@@ -10,6 +10,7 @@ from stillhouse.pipeline.folder.index import ShardSummary
 from stillhouse.pipeline.look.conversation import HEAVY
 from stillhouse.pipeline.look.inspect.distributions import distributions
 from stillhouse.pipeline.look.place import Place
+from stillhouse.pipeline.look.verdict import verdict
 from stillhouse.schemas.config import ConfigError, values_hash
 from stillhouse.stages.teacher import fidelity
 
@@ -58,6 +59,7 @@ def facts(place: Place, stage: str | None = None) -> dict[str, Any]:
         "values": values,
         "fidelity": measured,
         "fidelity_estimated_from": estimated_from,
+        "verdict": verdict(measured, place.config)._asdict() if measured and place.config else None,
         "teacher": _teacher(place),
         "settings": place.config,
         "set_aside": _set_aside(place),

@@ -1,6 +1,7 @@
 """The tokens of a conversation in a terminal: each coloured by its log-probability, the least likely with what the
 teacher would rather have written."""
 
+import math
 from typing import Any
 
 from rich.console import Console
@@ -13,8 +14,11 @@ MAX_TOKENS = 30
 """Rows of the table; --json has all."""
 NUM_ALTERNATIVES = 3
 """Of each token in the table."""
-_HEAT = ((-0.1, "green"), (-0.7, "cyan"), (-2.3, "yellow"), (-4.6, "magenta"), (float("-inf"), "bold red"))
-"""Above which log-probability a token has a colour: p = 0.9, 0.5, 0.1, 0.01."""
+_STYLES = ("green", "cyan", "bright_yellow", "yellow", "magenta", "bold red")
+SHARES = (0.9, 0.6, 0.35, 0.15, 0.02)
+"""Probabilities at and above which a token has each of the styles but the last; conversation.js has the same."""
+BANDS = ("≥ 90 %", "60 – 90", "35 – 60", "15 – 35", "2 – 15", "< 2 %")
+"""The same in words: each band begins where the next one ends."""
 
 
 def show_tokens(console: Console, tokens: dict[str, Any]) -> None:
@@ -23,25 +27,25 @@ def show_tokens(console: Console, tokens: dict[str, Any]) -> None:
         return
     text, s = Text(), 0
     for token, supervised in zip(tokens["texts"], tokens["supervised"], strict=True):
-        style = "dim"
+        colour = "dim"
         if supervised:
-            style = _style(tokens["logprobs"][s]) if s < len(tokens["logprobs"]) else ""
+            colour = style(tokens["logprobs"][s]) if s < len(tokens["logprobs"]) else ""
             s += 1
         # A newline is seen, and still ends the line.
-        text.append(visible(token, one_line=True) + ("\n" if token.endswith("\n") else ""), style)
+        text.append(visible(token, one_line=True) + ("\n" if token.endswith("\n") else ""), colour)
     console.print(text)
     legend = Text("dim: read by the teacher; written with a probability of ")
-    for (above, style), name in zip(_HEAT, ("0.9", "0.5", "0.1", "0.01", "less"), strict=True):
-        legend.append(f"{name}{'+' if above > float('-inf') else ''} ", style)
+    for name, colour in zip(BANDS, _STYLES, strict=True):
+        legend.append(f"{name} ", colour)
     console.print(legend)
     console.print()
     if tokens["logprobs"]:
         console.print(_table(tokens))
 
 
-def _style(logprob: float | None) -> str:
-    value = float("-inf") if logprob is None else logprob
-    return next(style for above, style in _HEAT if value >= above)
+def style(logprob: float | None) -> str:
+    value = 0.0 if logprob is None else math.exp(logprob)
+    return next((colour for share, colour in zip(SHARES, _STYLES, strict=False) if value >= share), _STYLES[-1])
 
 
 def _table(tokens: dict[str, Any]) -> Table:
@@ -50,11 +54,12 @@ def _table(tokens: dict[str, Any]) -> Table:
         for i, (text, supervised) in enumerate(zip(tokens["texts"], tokens["supervised"], strict=True))
         if supervised
     ]
-    surprising = sorted(range(len(written)), key=lambda s: (tokens["logprobs"][s] is not None, tokens["logprobs"][s]))
-    chosen = sorted(surprising[:MAX_TOKENS])
+    logprobs = [-math.inf if logprob is None else logprob for logprob in tokens["logprobs"]]
+    surprising = sorted(range(len(written)), key=logprobs.__getitem__)
+    chosen = surprising[:MAX_TOKENS]
     few = len(chosen) < len(written)
-    which = f"the {MAX_TOKENS} least likely of {len(written):,} tokens" if few else f"its {len(written):,} tokens"
-    title = f"{which}; log-probabilities in nats, · is a space"
+    which = f"{MAX_TOKENS} of {len(written):,} tokens" if few else f"its {len(written):,} tokens"
+    title = f"{which}, least likely first; log-probabilities in nats (1 nat: a factor of 2.7), · is a space"
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("place", justify="right")
     table.add_column("token", overflow="fold")
@@ -71,7 +76,7 @@ def _table(tokens: dict[str, Any]) -> Table:
     for s in chosen:
         place, text = written[s]
         logprob = tokens["logprobs"][s]
-        cells: list[str | Text] = [str(place), Text(_spaced(text), _style(logprob)), _number(logprob)]
+        cells: list[str | Text] = [str(place), Text(_spaced(text), style(logprob)), _number(logprob)]
         if has_targets:
             rank = tokens["ranks"][s]
             cells.append("none" if rank is None else str(rank + 1))

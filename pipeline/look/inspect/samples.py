@@ -10,6 +10,7 @@ from stillhouse.pipeline.folder import index, shard
 from stillhouse.pipeline.look.conversation import HEAVY, conversation
 from stillhouse.pipeline.look.inspect.visible import visible
 from stillhouse.pipeline.look.place import LOOSE, STAGES, Place, shard_of
+from stillhouse.pipeline.look.reasons import REASONS
 from stillhouse.pipeline.look.trail import trail
 from stillhouse.schemas.config import ConfigError
 
@@ -37,15 +38,17 @@ def of_dropped(place: Place, reason: str, number: int, seed: int) -> list[dict[s
      "conversation": the row as the stage before had it, without tokens; null where it is not there,
      "note": why it is null, else null}
 
-    A ledger has no text. Raises `ConfigError` where nothing was dropped for the reason, naming those that there are.
+    A ledger has no text. Raises `ConfigError` where there is no such reason, naming those that rows were dropped for.
     """
     whole = place.run or place
     ledgers = _ledgers(whole)
     matching = [(stage, name, counts[reason]) for stage, name, counts in ledgers if counts.get(reason)]
+    if not matching and reason in REASONS:
+        return []
     if not matching:
         known = sorted({known for _, _, counts in ledgers for known in counts})
         raise ConfigError(
-            f"--dropped {reason}: nothing in {place.path} was dropped for it; the reasons there are "
+            f"--dropped {reason}: is no reason (docs/format.md has all); rows of {place.path} were dropped for "
             f"{visible(', '.join(known) or 'none', one_line=True)}"
         )
     found = []

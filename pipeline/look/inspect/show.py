@@ -7,10 +7,21 @@ from rich.table import Table
 from rich.text import Text
 
 from stillhouse.pipeline import console as lines
+from stillhouse.pipeline.dataset.figures import BIN, binned_nats, percent
 from stillhouse.pipeline.look.inspect.heat import show_tokens
 from stillhouse.pipeline.look.inspect.visible import visible
+from stillhouse.pipeline.look.quantiles import QUANTILES, shown
+from stillhouse.pipeline.look.quantiles import title as quantile_title
+from stillhouse.pipeline.look.reasons import words
 
 ROLES = {"user": "bold blue", "assistant": "bold green", "system": "bold yellow"}
+UNUSED = {
+    "targets.num_draws": ("top_k",),
+    "targets.draws_from": ("top_k",),
+    "targets.top_p": ("sampled",),
+    "targets.precision": ("sampled",),
+}
+"""Settings that mean nothing with some values of targets.method."""
 MAX_SETTING = 60
 """Characters of a value; --json has all."""
 
@@ -22,7 +33,9 @@ def show(found: dict[str, Any]) -> None:
 
         show_against(console, found)
         return
-    if "row" not in found and "dropped" not in found:
+    if {"samples", "dropped", "row"} & found.keys():  # rows were asked for: they come alone
+        console.print(Text(visible(title(found), one_line=True), "bold"))
+    else:
         show_facts(console, found)
     show_notes(console, found)
     for number, row in enumerate(found.get("samples", []), 1):
@@ -30,6 +43,8 @@ def show(found: dict[str, Any]) -> None:
         show_conversation(console, row)
     for row in found.get("dropped", []):
         _show_dropped(console, row)
+    if found.get("dropped") == []:
+        console.print("no row was dropped for this reason")
     if "row" in found:
         _show_walk(console, found["row"])
     if not {"samples", "dropped", "row"} & found.keys() and found["rows"]:
@@ -120,10 +135,13 @@ def _funnel(stages: dict[str, Any]) -> Table:
 
 
 def quantiles(numbers: dict[str, Any]) -> Table:
-    table = grid("", ">p5", ">p25", ">median", ">p75", ">p95", ">max")
-    for name, values in numbers.items():
-        if values["count"]:
-            table.add_row(named(name), *(count(values[q]) for q in ("p5", "p25", "p50", "p75", "p95", "max")))
+    """Of columns with few values `shown` leaves some out."""
+    there = {name: values for name, values in numbers.items() if values["count"]}
+    columns = [q for q in QUANTILES if any(q in shown(values["count"]) for values in there.values())]
+    table = grid("", *(f">{quantile_title(q)}" for q in columns))
+    for name, values in there.items():
+        own = shown(values["count"])
+        table.add_row(named(name), *(count(values[q]) if q in own else "" for q in columns))
     return table
 
 
@@ -136,29 +154,31 @@ def _show_values(console: Console, values: dict[str, dict[str, int]]) -> None:
 
 def _show_fidelity(console: Console, found: dict[str, Any]) -> None:
     fidelity, part = found["fidelity"], found["fidelity_estimated_from"]
-    heading(console, "targets, over tokens (nats)" if part is None else (
-        f"targets, over tokens (nats), estimated from {part['rows']:,} of {part['of']:,} rows"
-    ))  # fmt: skip
-    table = grid("", ">p5", ">p25", ">median", ">p75", ">p95")
+    estimated = "" if part is None else f", estimated from {part['rows']:,} of {part['of']:,} rows"
+    heading(console, f"targets, over {fidelity['tokens']:,} tokens{estimated}")
+    if found["verdict"]:
+        console.print(f"{found['verdict']['level']}: {' '.join(found['verdict']['sentences'])}")
+    names = ("p5", "p25", "p50", "p75", "p95")
+    table = grid("", *(f">{quantile_title(q)}" for q in names))
     for name, values in fidelity_quantiles(fidelity).items():
-        table.add_row(name, *(count(values[q]) for q in ("p5", "p25", "p50", "p75", "p95")))
+        told = percent if name.startswith("mass") else binned_nats
+        table.add_row(name, *(told(values[q]) for q in names))
     console.print(table)
+    console.print(Text(f"nats, to {BIN:g}; mass to a tenth of itself. 1 nat more: 2.7 times less probable.", "dim"))
     for kind, name in (("top_k", "targets"), ("draws", "draws")):
         if kind in fidelity:
-            told = fidelity[kind]
-            console.print(
-                f"{told['targets_per_token']:,} {name} per token; the token written is among them in "
-                f"{100 * told['written_token_among_them']:.2f} %"
-            )
+            console.print(f"{fidelity[kind]['targets_per_token']:,} {name} per token")
 
 
 def fidelity_quantiles(fidelity: dict[str, Any]) -> dict[str, dict[str, float]]:
     """The rows of the table about tokens, by name."""
-    found = {"surprisal of the token written": fidelity["written_token_surprisal"]} if fidelity.get("tokens") else {}
+    found = (
+        {"surprisal of the token written (nats)": fidelity["written_token_surprisal"]} if fidelity.get("tokens") else {}
+    )
     for kind, name in (("top_k", "top K"), ("draws", "draws")):
         if kind in fidelity:
-            found[f"entropy, {name}"] = fidelity[kind]["entropy"]
-            found[f"mass outside, {name} (probability)"] = fidelity[kind]["tail_mass"]
+            found[f"entropy, {name} (nats)"] = fidelity[kind]["entropy"]
+            found[f"mass outside, {name}"] = fidelity[kind]["tail_mass"]
     return found
 
 
@@ -166,7 +186,7 @@ def _settings(settings: dict[str, Any]) -> Table:
     """A line for each section, without what is empty."""
     sections: dict[str, list[str]] = {}
     for key, value in settings.items():
-        if value not in (None, [], {}, ""):
+        if value not in (None, [], {}, "") and not (key in UNUSED and settings.get("targets.method") in UNUSED[key]):
             section, _, name = key.rpartition(".")
             sections.setdefault(section, []).append(f"{name} {setting(value)}")
     table = grid("", "")
@@ -200,7 +220,8 @@ def messages(said: list[dict[str, Any]]) -> Group:
 
 def _show_dropped(console: Console, row: dict[str, Any]) -> None:
     scores = ", ".join(f"{label} {score:.4g}" for label, score in row["scores"].items())
-    heading(console, f"{row['stage']} dropped {row['prompt_id']}: {row['reason']}" + (f" ({scores})" if scores else ""))
+    why = f"{row['reason']}{', ' + scores if scores else ''}"
+    heading(console, f"{row['stage']} dropped {row['prompt_id']} because {words(row['reason'])} ({why})")
     if row["conversation"] is not None:
         show_conversation(console, row["conversation"])
     else:
@@ -209,19 +230,22 @@ def _show_dropped(console: Console, row: dict[str, Any]) -> None:
 
 def _show_walk(console: Console, walk: dict[str, Any]) -> None:
     heading(console, walk["id"])
-    table = grid("stage", "", "where", "what is new there")
+    table = grid("stage", "", "where, and what is new there")
     known: dict[str, Any] = {}
     for step in walk["steps"]:
         new = {n: v for n, v in step["columns"].items() if v is not None and known.get(n) != v and n != "stage"}
         known |= step["columns"]
         what = step["status"] if step["reason"] is None else f"{step['status']}: {step['reason']}"
-        where = "-" if step["file"] is None else f"{step['file']} row {step['row']}"
-        table.add_row(
-            named(step["stage"]), named(what), named(where), named(", ".join(f"{n} {v}" for n, v in new.items()))
-        )
+        told = ", ".join(f"{n} {v}" for n, v in new.items())
+        # On a line of its own: a file's name that is broken cannot be copied.
+        where = [] if step["file"] is None else [named(f"{step['file']} row {step['row']}")]
+        table.add_row(named(step["stage"]), named(what), Text("\n").join([*where, named(told)] if told else where))
     console.print(table)
     for row in walk["conversations"]:
         heading(console, row["sample_id"] or row["prompt_id"])
+        if row["template_added"]:
+            console.print(Text("added by the chat template, and in no message:", ROLES["system"]))
+            console.print(Text(visible(row["template_added"])))
         console.print(messages(row["messages"]))
         if row["tokens"]["ids"]:
             heading(console, "token by token")

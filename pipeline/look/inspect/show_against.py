@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from stillhouse.pipeline.dataset.figures import binned_nats, percent
 from stillhouse.pipeline.look.inspect.show import (
     count,
     fidelity_quantiles,
@@ -19,6 +20,8 @@ from stillhouse.pipeline.look.inspect.show import (
     title,
 )
 from stillhouse.pipeline.look.inspect.visible import visible
+from stillhouse.pipeline.look.quantiles import shown
+from stillhouse.pipeline.look.quantiles import title as quantile_title
 
 QUANTILES = ("p5", "p25", "p50", "p75", "p95")
 
@@ -73,18 +76,23 @@ def _rows(stages: dict[str, Any]) -> Table:
 
 
 def _show_distributions(console: Console, pair: tuple[dict[str, Any], dict[str, Any]]) -> None:
-    table = grid("", "", ">p5", ">p25", ">median", ">p75", ">p95")
+    table = grid("", "", *(f">{quantile_title(q)}" for q in QUANTILES))
     rows = [{**facts["numbers"], **fidelity_quantiles(facts["fidelity"] or {})} for facts in pair]
     for name in dict.fromkeys([*rows[0], *rows[1]]):
-        cells = [
-            [count(row[name][q]) for q in QUANTILES] if row.get(name, {}).keys() >= {*QUANTILES} else None
-            for row in rows
-        ]
+        cells = [_cells(name, row[name]) if row.get(name, {}).keys() >= {*QUANTILES} else None for row in rows]
         if cells[0] != cells[1]:
             for run, values in zip("AB", cells, strict=True):
                 table.add_row(named(name if run == "A" else ""), run, *(values or ["-"] * len(QUANTILES)))
     heading(console, "distributions that differ")
     console.print(table if table.row_count else "none")
+
+
+def _cells(name: str, values: dict[str, Any]) -> list[str]:
+    """Columns have a count, and few values few quantiles; what was counted over tokens has neither."""
+    if "count" in values:
+        return [count(values[q]) if q in shown(values["count"]) else "" for q in QUANTILES]
+    told = percent if name.startswith("mass") else binned_nats
+    return [told(values[q]) for q in QUANTILES]
 
 
 def _side_by_side(*answers: list[dict[str, Any]]) -> Table:

@@ -8,8 +8,9 @@
 // would move or hide other text is shown as a sign.
 
 const renderConversation = (() => {
-  // Surprisal in nats at which a token's shade gets one step darker: a probability of 90, 61, 37, 14 and 2 %.
-  const HEAT = [0.1, 0.5, 1, 2, 4];
+  // Probabilities below which a token's shade gets one step darker; `inspect` has the same (look/inspect/heat.py).
+  const HEAT = [0.9, 0.6, 0.35, 0.15, 0.02];
+  const BANDS = ["≥ 90 %", "60 – 90", "35 – 60", "15 – 35", "2 – 15", "< 2 %"];
   // C0 and C1 controls, soft hyphen, zero-width characters, marks of direction, separators, tags, byte-order mark.
   const UNSEEN =
     /[\u0000-\u0009\u000b-\u001f\u007f-\u009f\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb]|[\u{e0000}-\u{e007f}]/gu;
@@ -65,11 +66,17 @@ const renderConversation = (() => {
 
   function heat(logprob) {
     if (logprob === null) return HEAT.length;
-    return HEAT.filter((step) => -logprob >= step).length;
+    return HEAT.filter((share) => Math.exp(logprob) < share).length;
   }
 
   function messages(conversation) {
     const part = make("div", "messages");
+    if (conversation.template_added) {
+      const box = make("div", "message other");
+      box.append(make("p", "role", "added by the chat template: in the tokens, and in no message"));
+      box.append(bdi(conversation.template_added, "text"));
+      part.append(box);
+    }
     for (const message of conversation.messages) {
       const box = make("div", `message ${message.role === "assistant" ? "assistant" : "other"}`);
       const role = make("p", "role");
@@ -106,7 +113,7 @@ const renderConversation = (() => {
   function legend() {
     const line = make("p", "legend");
     line.append(make("span", "given", "given to the teacher"), " · written by it, by probability: ");
-    ["> 90 %", "61–90", "37–61", "14–37", "2–14", "< 2 %"].forEach((text, step) => {
+    BANDS.forEach((text, step) => {
       line.append(make("span", `token heat-${step}`, text), " ");
     });
     return line;
@@ -142,7 +149,7 @@ const renderConversation = (() => {
     const title = make("p", "title");
     title.append(bdi(tokens.texts[t], "token-text", "⏎"));
     const facts = [`id ${id}`, `token ${s + 1} of ${tokens.logprobs.length}`];
-    facts.push(`probability ${percent(tokens.logprobs[s])}, log ${nats(tokens.logprobs[s])}`);
+    facts.push(`probability ${percent(tokens.logprobs[s])}, log ${nats(tokens.logprobs[s])} nats`);
     const rank = tokens.ranks ? tokens.ranks[s] : undefined;
     if (rank !== undefined) facts.push(rank === null ? "not among the targets that are stored" : `rank ${rank + 1}`);
     panel.replaceChildren(title, make("p", "facts", facts.join(" · ")));
@@ -182,14 +189,15 @@ const renderConversation = (() => {
     line.setAttribute("role", "group");
     line.setAttribute("aria-label", "Tokens; arrow keys go from one written by the teacher to the next");
     const written = [];
+    const isId = (t) => tokens.texts[t] === `#${tokens.ids[t]}`; // without the tokenizer
     tokens.ids.forEach((id, t) => {
       const text = tokens.texts[t];
       if (!tokens.supervised[t]) {
-        line.append(bdi(text, "token given", "⏎\n"));
+        line.append(bdi(text, `token given${isId(t) ? " as-id" : ""}`, "⏎\n"));
         return;
       }
       const s = written.length;
-      const token = make("span", `token heat-${heat(tokens.logprobs[s])}`);
+      const token = make("span", `token heat-${heat(tokens.logprobs[s])}${isId(t) ? " as-id" : ""}`);
       token.append(bdi(text === "" ? "·" : text, "", "⏎\n"));
       token.setAttribute("role", "button");
       token.setAttribute("aria-pressed", "false");
@@ -267,7 +275,7 @@ const renderConversation = (() => {
       element.replaceChildren(messages(conversation), columns(conversation));
       return;
     }
-    const hint = "Point at a token, or go there by Tab and arrow keys, to see what else the teacher might have written. A click or Enter holds it.";
+    const hint = "Point at a token, tap it, or go there by Tab and arrow keys, to see what else the teacher might have written. A click or Enter holds it.";
     const tokens = make("div", "tokens");
     const [line, begin] = stream(conversation, panel);
     tokens.append(line, panel);

@@ -6,7 +6,7 @@ const Filters = (() => {
   const ARE = {
     number: ["is between", "is", "is empty", "is not empty"],
     length: ["is between", "is", "is empty", "is not empty"],
-    text: ["contains", "is", "has a length between", "is empty", "is not empty"],
+    text: ["is", "contains", "has a length between", "is empty", "is not empty"],
     flag: ["is", "is empty", "is not empty"],
     other: ["contains", "is empty", "is not empty"],
   };
@@ -20,7 +20,7 @@ const Filters = (() => {
     };
     if (value === "null") return "is empty";
     if (value === "there") return "is not empty";
-    return { is: `is ${rest}`, has: `contains ${rest}`, length: `has a length of ${range(rest)}` }[kind] ?? `is ${range(value)}`;
+    return { is: `is ${rest}`, has: `contains “${rest}”`, length: `has a length of ${range(rest)}` }[kind] ?? `is ${range(value)}`;
   }
 
   function offer(offered) {
@@ -33,7 +33,9 @@ const Filters = (() => {
 
   function offerQuestions() {
     const column = columns.find((one) => one.name === $("add-column").value) ?? columns[0];
-    $("add-what").replaceChildren(...ARE[column.kind].map((what) => Table.make("option", "", what)));
+    const are = [...ARE[column.kind]];
+    if (column.name === "answer") are.sort((a, b) => (b === "contains") - (a === "contains")); // nobody types it whole
+    $("add-what").replaceChildren(...are.map((what) => Table.make("option", "", what)));
     offerValues();
   }
 

@@ -147,6 +147,7 @@ const Table = (() => {
     });
     table.append(caption, head, body);
     element.replaceChildren(table);
+    table.style.setProperty("--number", `${corner.offsetWidth}px`); // where the column that stays begins
     return boxes;
   }
 

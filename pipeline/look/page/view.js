@@ -89,7 +89,7 @@
 
   function drawFilters(state) {
     const chips = state.filters.map(([name, value], i) => [`${name} ${Filters.inWords(value)}`, { filters: state.filters.toSpliced(i, 1), page: 1 }]);
-    if (state.q) chips.unshift([`texts contain ${state.q}`, { q: "", page: 1 }]);
+    if (state.q) chips.unshift([`prompts and answers contain “${state.q}”`, { q: "", page: 1 }]);
     if (chips.length > 1) chips.push(["all filters", { q: "", filters: [], page: 1 }]);
     $("filters").replaceChildren(...chips.map(([told, changes]) => {
       const item = make("li");
@@ -145,6 +145,9 @@
     $("next").disabled = state.page >= pages;
     Filters.offer(columns);
     $("search").hidden = !columns.some((column) => column.texts);
+    $("where").hidden = !columns.some((column) => column.name === "answer");
+    if ($("where").hidden) $("where").value = "";
+    if (!page.total && (state.q || state.filters.length)) offerOthers(state);
     const boxes = Table.drawTable($("rows"), page, {
       first: (state.page - 1) * place.page + 1,
       sort: state.sort,
@@ -157,6 +160,16 @@
       hrefOf: (row) => address({ ...state, row }),
     });
     fillHistograms(boxes, asked(state), signal);
+  }
+
+  // Nothing was found: the same search elsewhere, and nothing of filters whose columns others may not have.
+  function offerOthers(state) {
+    const others = place.stages.filter((stage) => stage.name !== state.stage && (!state.q || stage.name !== "ledger"));
+    if (!others.length) return;
+    $("status").append(state.q ? "; search in:" : "; other stages:");
+    for (const stage of others) {
+      $("status").append(" ", linkTo(stage.name, { stage: stage.name, q: state.q, sort: "", page: 1, row: "", sql: state.sql, filters: [] }));
+    }
   }
 
   // One after the other and only those that come into view: each reads its column of all rows. Texts take longest.
@@ -247,7 +260,8 @@
   // Where else the prompt is: of a row of the ledger, what it said.
   function drawElsewhere(state, sourceRow) {
     if (sourceRow === undefined || sourceRow === null) return;
-    const others = place.stages.filter((stage) => stage.name !== state.stage);
+    // What was published was not dropped.
+    const others = place.stages.filter((stage) => stage.name !== state.stage && !(state.stage === "published" && stage.name === "ledger"));
     if (!others.length) return;
     $("elsewhere").append("The same source row in:");
     for (const stage of others) {
@@ -267,50 +281,29 @@
     if (row) go({ row });
   }
 
-  // ---- SQL
-
-  let sqlShown = "";
-  async function drawSQL(state) {
-    if (state.sql === sqlShown) return;
-    sqlShown = state.sql;
-    $("query").value = state.sql;
-    $("sql-result").hidden = true;
-    $("sql-status").textContent = "";
-    if (!state.sql) return;
-    $("asking").open = true;
-    $("sql-status").textContent = "Asking …";
-    try {
-      const result = await ask("/api/sql", "", {
-        method: "POST",
-        headers: { "Content-Type": "application/json" },
-        body: JSON.stringify({ sql: state.sql }),
-      });
-      if (state.sql !== sqlShown) return;
-      const notes = [`${plural(result.rows.length, "row")} (${result.seconds.toFixed(2)} s)`];
-      if (result.more) notes.push("there are more rows, which are left out");
-      if (result.clipped) notes.push("long values are cut off");
-      $("sql-status").textContent = notes.join("; ");
-      Table.drawResult($("sql-result"), result);
-    } catch (error) {
-      if (state.sql === sqlShown) $("sql-status").replaceChildren(renderConversation.text(error.message, "failure"));
-    }
-  }
-
   function draw() {
     const state = readAddress();
     document.title = `${state.row || state.stage} – Stillhouse view`;
     drawStages(state);
     drawFilters(state);
     $("q").value = state.q;
-    drawSQL(state);
+    Query.draw(state.sql, ask);
     drawRow(state);
     drawRows(state).then(() => drawNeighbours(state));
   }
 
+  function search(wanted) {
+    const where = $("where").value;
+    if (where && wanted) {
+      $("q").value = "";
+      filter(where, `has:${wanted}`);
+    } else go({ q: wanted, page: 1 });
+  }
+
   function listen() {
-    $("search").addEventListener("submit", (event) => { event.preventDefault(); go({ q: $("q").value.trim(), page: 1 }); });
+    $("search").addEventListener("submit", (event) => { event.preventDefault(); search($("q").value.trim()); });
     Filters.listen(filter);
-    $("sql").addEventListener("submit", (event) => { event.preventDefault(); sqlShown = ""; go({ sql: $("query").value.trim() }); });
+    $("sql").addEventListener("submit", (event) => { event.preventDefault(); Query.forget(); go({ sql: $("query").value.trim() }); });
     $("query").addEventListener("keydown", (event) => {
       if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) $("sql").requestSubmit();
     });
@@ -333,7 +326,8 @@
     }
     $("path").textContent = place.path;
     $("kind").textContent = place.kind;
-    $("tables").textContent = place.stages.map((stage) => stage.name).join(", ");
+    $("tables").textContent = place.stages
+      .map((stage) => (stage.aliases.length ? `${stage.name}, also called ${stage.aliases.join(" or ")}` : stage.name)).join("; ");
     $("notes").replaceChildren(...place.notes.map((note) => make("p", "note", note)));
     $("query").placeholder = `select language, count(*) from ${place.stages[0].name} group by language order by 2 desc`;
     listen();

@@ -11,7 +11,7 @@ from stillhouse.pipeline.errors import ShardError
 from stillhouse.pipeline.folder import Folder, keys, open_folder
 from stillhouse.schemas.config import ConfigError
 
-VERSION = 1
+VERSION = 2
 """Of the page: a report of another one is written again."""
 _MARK = "<!-- stillhouse report "
 
@@ -24,23 +24,26 @@ def write_after_run(url: str, manifest: dict[str, Any]) -> str:
     return folder.path(keys.REPORT)
 
 
-def write(url: str, output: str | None = None, *, with_text: bool = True) -> dict[str, Any]:
+def write(
+    url: str, output: str | None = None, *, with_text: bool = True, tokenizer: str | None = None
+) -> dict[str, Any]:
     """Writes the report of a finished run or dataset at `url` to the file `output`, by default into it as report.html
-    (or report-no-text.html), whatever is there.
+    (or report-no-text.html), whatever is there. `tokenizer`: a folder or hub id, where the teacher's is not found.
 
     Returns {"report", "bytes", "rows", "with_text"}. Raises `ConfigError` where there is no finished dataset, and
     `ShardError` where it is damaged.
     """
     if output is None:
         name = keys.REPORT if with_text else "report-no-text.html"
-        return _write(url, open_folder(url), name, with_text=with_text)
+        return _write(url, open_folder(url), name, with_text=with_text, tokenizer=tokenizer)
     above, _, name = output.rpartition("/")
     if not name:
         raise ConfigError(f"--output {output}: names a folder; name a file, such as {output}report.html")
-    return _write(url, open_folder(above or ("/" if output.startswith("/") else ".")), name, with_text=with_text)
+    folder = open_folder(above or ("/" if output.startswith("/") else "."))
+    return _write(url, folder, name, with_text=with_text, tokenizer=tokenizer)
 
 
-def _write(url: str, folder: Folder, key: str, *, with_text: bool) -> dict[str, Any]:
+def _write(url: str, folder: Folder, key: str, *, with_text: bool, tokenizer: str | None = None) -> dict[str, Any]:
     from stillhouse.pipeline.look.place import open_place
     from stillhouse.pipeline.look.report import page
 
@@ -49,7 +52,8 @@ def _write(url: str, folder: Folder, key: str, *, with_text: bool) -> dict[str, 
         if place.notes:
             raise ShardError(place.notes[0])
         raise ConfigError(f"{url}: holds no finished dataset; finish the run first, or name a run or dataset folder")
-    data = page.html(place, with_text=with_text, mark=_mark(place.manifest, with_text=with_text))
+    mark = _mark(place.manifest, with_text=with_text)
+    data = page.html(place, with_text=with_text, mark=mark, tokenizer=tokenizer)
     folder.put(key, data)
     return {"report": folder.path(key), "bytes": len(data), "rows": place.manifest["rows"], "with_text": with_text}
 

@@ -2,8 +2,9 @@
 
 from typing import Any
 
+from stillhouse.pipeline.dataset.figures import percent
+from stillhouse.pipeline.look.reasons import decided_by, words
 from stillhouse.pipeline.look.report.rows import ENDED, Rows
-from stillhouse.pipeline.look.report.targets import percent
 
 STAGES = {
     "ingest": "prompts read",
@@ -12,76 +13,39 @@ STAGES = {
     "generate": "answered by the teacher",
     "review": "good answers",
 }
-REASONS = {
-    "invalid_json": "not JSON",
-    "undecodable": "bytes that are no text",
-    "truncated_source": "a file that ends in the middle",
-    "row_too_large": "larger than any conversation",
-    "not_an_object": "not a row",
-    "missing_conversation": "no conversation in it",
-    "malformed_conversation": "a conversation that is no list of messages",
-    "transcript": "a whole conversation in one text",
-    "unknown_role": "a role that nobody knows",
-    "no_user_turn": "nothing from a user",
-    "starts_with_assistant": "begins with an answer",
-    "not_text": "an image or the like",
-    "empty": "an empty prompt",
-    "duplicate_id": "the same id and text again",
-    "language": "another language",
-    "purged": "deleted on request",
-    "personal_information": "personal information",
-    "placeholder_names": "names replaced by placeholders",
-    "exact_duplicate": "a prompt that is there already",
-    "near_duplicate": "a prompt like one that is there",
-    "moderation_flagged": "flagged by the source",
-    "unsafe_prompt": "unsafe, by the classifier",
-    "contaminated": "an item of an evaluation set",
-    "low_information": "a prompt that asks nothing",
-    "template_refused": "refused by the chat template",
-    "too_long": "a prompt that is too long",
-    "teacher_failed": "the teacher failed",
-    "unfinished_answer": "no room for the answer",
-    "invalid_logprobs": "broken log-probabilities",
-    "no_answer": "no answer",
-    "empty_answer": "an empty answer",
-    "degenerate_answer": "an answer that repeats itself",
-    "unsafe_answer": "an unsafe answer, by the classifier",
-    "mistaken_identity": "an answer of a teacher that takes itself for another model",
-    "refusal": "an answer that refuses, beyond the share that is kept",
-    "hedge": "an answer that hedges, beyond the share that is kept",
-    "truncated_answer": "an answer that was cut off",
-    "duplicate_answer": "an answer that another row has",
-}
 ADVICE = {
     "truncated_answer": "a larger sampling.max_tokens finishes more of them",
-    "too_long": "ingest.max_prompt_tokens and teacher.max_model_len decide",
-    "near_duplicate": "dedupe.threshold decides; the clusters are below",
+    "near_duplicate": "the clusters are below",
     "unsafe_prompt": "the thresholds are below",
     "unsafe_answer": "the thresholds are below",
-    "contaminated": "the ledger names the items; decontamination.threshold decides",
-    "low_information": "screen.low_information.keep decides",
-    "refusal": "review.refusals.keep_refusals decides",
-    "hedge": "review.refusals.keep_hedges decides",
-    "language": "ingest.languages decides",
-    "personal_information": "personal.kinds and personal.drop_from decide",
-    "degenerate_answer": "review.loop_tokens decides; a higher temperature loops less",
+    "contaminated": "the ledger names the items",
+    "degenerate_answer": "a higher temperature loops less",
 }
-MUCH = 0.3
+MUCH = 0.1
 """Share of the rows that reach a stage; a reason that drops more than this is worth a look."""
+FEW_ROWS = 1000
+"""Fewer samples are too few to train on."""
+LANGUAGELESS = {None, "unknown"}
 SOME = 0.05
 """Share of published rows that are odd in some way; more than this is worth a look."""
 
 
 def funnel(manifest: dict[str, Any]) -> list[dict[str, Any]]:
     """The stages in order: {"stage", "title", "rows_in", "rows_out", "share": rows left of the source's, 0 to 1,
-    "dropped": [{"reason", "words", "rows"}, ...], most first}. generate counts samples, stages before it prompts."""
-    rows = next(iter(manifest["stages"].values()))["rows_in"]
+    "dropped": [{"reason", "words", "rows", "decided_by": settings behind it, or null}, ...], most first}.
+    generate counts samples, stages before it prompts."""
+    rows = source_rows(manifest)
     samples = manifest["config"].get("sampling.n", 1)
     found = []
     for stage, counts in manifest["stages"].items():
         per_row = samples if stage in ("generate", "review") else 1
         dropped = [
-            {"reason": reason, "words": REASONS.get(reason, reason.replace("_", " ")), "rows": number}
+            {
+                "reason": reason,
+                "words": words(reason),
+                "rows": number,
+                "decided_by": decided_by(stage, reason, manifest["config"]),
+            }
             for reason, number in sorted(counts["dropped"].items(), key=lambda item: (-item[1], item[0]))
         ]
         found.append(
@@ -103,18 +67,33 @@ def reasons(stages: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return sorted(every, key=lambda reason: -reason["rows"])
 
 
+def source_rows(manifest: dict[str, Any]) -> int:
+    return int(next(iter(manifest["stages"].values()))["rows_in"])
+
+
 def worth_a_look(manifest: dict[str, Any], stages: list[dict[str, Any]], rows: Rows) -> list[str]:
-    """What is odd about a dataset, a sentence each."""
+    """What the reader of a dataset has to know first, a sentence each: how little is left, and what is odd."""
     found = []
-    for stage in stages:
-        for reason in stage["dropped"]:
-            share = reason["rows"] / max(stage["rows_in"], 1)
-            if share > MUCH:
-                advice = ADVICE.get(reason["reason"])
-                found.append(
-                    f"{stage['stage']} dropped {percent(share)} of its rows for {reason['reason']}"
-                    f"{f'; {advice}' if advice else ''}."
-                )
+    if rows.num_rows < FEW_ROWS:
+        found.append(f"{rows.num_rows:,} samples are too few to train on: they show what a larger run would give.")
+    possible = source_rows(manifest) * manifest["config"].get("sampling.n", 1)
+    if rows.num_rows < possible:
+        found.append(
+            f"{rows.num_rows:,} samples are {percent(rows.num_rows / possible)} of the {possible:,} that the source's "
+            "rows could have become."
+        )
+    found += [
+        f"{stage['stage']} dropped {percent(reason['rows'] / stage['rows_in'])} of its rows because {reason['words']} "
+        f"({reason['reason']}{', ' + reason['decided_by'] if reason['decided_by'] else ''})"
+        f"{'; ' + ADVICE[reason['reason']] if reason['reason'] in ADVICE else ''}."
+        for stage in stages
+        for reason in stage["dropped"]
+        if reason["rows"] > MUCH * stage["rows_in"]
+    ]
+    if not manifest["fidelity"].get("probed_tokens"):
+        found.append("No token was compared with the teacher's whole distribution (no KL; Targets says why).")
+    if rows.num_rows and "language" in rows.words and _share(rows, "language", LANGUAGELESS.__contains__) == 1:
+        found.append("The source names no row's language, so ingest.languages cannot choose.")
     if manifest["set_aside"]:
         found.append(
             f"{len(manifest['set_aside'])} shards were set aside and are not in it; `stillhouse run --retry-set-aside` "

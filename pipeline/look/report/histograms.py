@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from stillhouse.pipeline.look.quantiles import quantiles, shown, title
 from stillhouse.pipeline.look.report.rows import ENDED, OUTSIDE, SURPRISAL, TURNS, Rows
 
 SAMPLE_ROWS = 5000
@@ -18,7 +19,6 @@ SAMPLE_ROWS = 5000
 MAX_BINS = 24
 MAX_WORDS = 12
 """Values of a column of words that have a bar of their own; the others share one."""
-QUANTILES = {"least": 0.0, "5 %": 0.05, "25 %": 0.25, "median": 0.5, "75 %": 0.75, "95 %": 0.95, "most": 1.0}
 SAME = 1e-3
 """Differences that are so small, as a share of the values, are rounding."""
 MISSING, OTHERS = "(none)", "(others)"
@@ -31,7 +31,7 @@ MEANINGS = {
     "source_row": "where the row was in the source",
     "rendering_differs": "why the messages, rendered again, are not the tokens; (none) where they are",
     "redacted": "whether the source replaced names",
-    SURPRISAL: "mean over a row's tokens of -log p of the token written, in nats",
+    SURPRISAL: "mean over a row's tokens of -log p of the token written, in nats (1 nat: 2.7 times less probable)",
     OUTSIDE: "mean over a row's tokens of the probability outside of its targets",
     ENDED: "stop: every answer was finished; length: one was cut off",
     TURNS: "answers in a row",
@@ -40,7 +40,8 @@ MEANINGS = {
 
 def histograms(rows: Rows) -> dict[str, Any]:
     """JSON of all columns: {"rows": R, "sample": N, "columns": [...], "same": [[name, value], ...]}. A column has
-    `name`, `meaning`, `labels` [B], `counts` [B] over all rows, `quantiles` or null, and `sample` [N], the bin of each
+    `name`, `meaning`, `labels` [B], `counts` [B] over all rows, `quantiles` by their names
+    (`look.quantiles.shown`) or null, and `sample` [N], the bin of each
     row in the sample. Columns with one value in every row are in `same`."""
     sample = rows.sample(SAMPLE_ROWS)
     columns, same = [], []
@@ -52,8 +53,9 @@ def histograms(rows: Rows) -> dict[str, Any]:
             same.append([name, number(float(known[0]))])
         elif len(known):
             labels, bins = _binned(values, known)
-            quantiles = {label: float(np.quantile(known, q)) for label, q in QUANTILES.items()}
-            columns.append(_column(name, labels, bins, sample, {k: number(v) for k, v in quantiles.items()}))
+            found, names = quantiles(known), shown(len(known))
+            told = {title(quantile): number(found[quantile]) for quantile in names}
+            columns.append(_column(name, labels, bins, sample, told))
     for name, words in rows.words.items():
         labels, bins = _worded(words)
         if len(labels) == 1:

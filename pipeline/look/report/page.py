@@ -5,19 +5,25 @@ import functools
 import hashlib
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from stillhouse.pipeline.dataset.figures import BIN, binned_nats, percent
+from stillhouse.pipeline.folder.identity import day_begun
 from stillhouse.pipeline.look.page import asset
 from stillhouse.pipeline.look.place import Place
+from stillhouse.pipeline.look.quantiles import title as quantile_title
+from stillhouse.pipeline.look.reasons import words
 from stillhouse.pipeline.look.report import plots
 from stillhouse.pipeline.look.report.clusters import clusters
 from stillhouse.pipeline.look.report.funnel import funnel, reasons, worth_a_look
 from stillhouse.pipeline.look.report.histograms import histograms, number
 from stillhouse.pipeline.look.report.rows import read
 from stillhouse.pipeline.look.report.samples import samples
-from stillhouse.pipeline.look.report.targets import distributions, percent, verdict
+from stillhouse.pipeline.look.report.targets import distributions
 from stillhouse.pipeline.look.report.thresholds import thresholds
 from stillhouse.pipeline.look.report.times import times
+from stillhouse.pipeline.look.verdict import verdict
+from stillhouse.stages.teacher import fidelity
 
 if TYPE_CHECKING:
     import jinja2
@@ -25,27 +31,34 @@ if TYPE_CHECKING:
 MOST_BYTES = 5_000_000
 """Of a report: conversations are left out, from the last on, until it is smaller."""
 
+ADDED_CHARACTERS = 200
+"""Of what a template added, in the list of what is odd."""
 
-def html(place: Place, *, with_text: bool, mark: str) -> bytes:
-    """The report of a finished run or dataset, `mark` at its end. Without text it holds no prompt, no answer and no
+
+def html(place: Place, *, with_text: bool, mark: str, tokenizer: str | None = None) -> bytes:
+    """The report of a finished run or dataset, `mark` at its end; `tokenizer`: the model whose it is, by default the
+    run's teacher. Without text it holds no prompt, no answer and no
     token. Its bytes depend on the data alone, and on what `state/timeline/` says."""
     with ThreadPoolExecutor(1) as pool:  # the library takes a second or two of a core that is free
         library = pool.submit(plots.library)
-        return _html(place, with_text=with_text, mark=mark, library=library)
+        return _html(place, with_text=with_text, mark=mark, model=tokenizer, library=library)
 
 
-def _html(place: Place, *, with_text: bool, mark: str, library: "Future[str]") -> bytes:
-    manifest = place.manifest
-    assert manifest is not None
+def _html(place: Place, *, with_text: bool, mark: str, model: str | None, library: "Future[str]") -> bytes:
+    assert place.manifest is not None
     rows = read(place)
+    # From what the shards counted, as `inspect` has it: manifests of before have shares that were rounded.
+    manifest = place.manifest | ({"fidelity": fidelity.report(rows.fidelity)} if rows.fidelity.get("tokens") else {})
+    settings = place.config or manifest["config"]
     columns, curves, stages = histograms(rows), thresholds(place, rows), funnel(manifest)
     tokens, time = distributions(rows.fidelity), times(place)
     conversations, note = [], None
     if with_text:
         from stillhouse.pipeline.look.tokens import teacher_tokenizer
 
-        tokenizer, note = teacher_tokenizer(place)
+        tokenizer, note = teacher_tokenizer(place, model)
         conversations = samples(place, rows, tokenizer)
+    odd = worth_a_look(manifest, stages, rows) + _added(conversations)
     specs = [plots.linked(column) for column in columns["columns"]] + [plots.score(curve) for curve in curves]
     for part in tokens:
         title, unit = f"{part['name']} of all tokens: {part['meaning']}.", "mass" if part["is_mass"] else "nats"
@@ -59,12 +72,14 @@ def _html(place: Place, *, with_text: bool, mark: str, library: "Future[str]") -
     facts = {
         "name": place.folder.url.rstrip("/").rpartition("/")[2],
         "manifest": manifest,
-        "config": place.config or manifest["config"],
+        "config": settings,
         "model": manifest["teacher"]["model"].rstrip("/").rpartition("/")[2],
         "stages": stages,
         "reasons": reasons(stages),
-        "verdict": verdict(manifest),
-        "odd": worth_a_look(manifest, stages, rows),
+        "verdict": verdict(manifest["fidelity"], settings),
+        "odd": odd,
+        "bin": BIN,
+        "day": day_begun(place.folder) if place.is_run else None,
         "columns": columns,
         "curves": curves,
         "tokens": tokens,
@@ -85,6 +100,18 @@ def _html(place: Place, *, with_text: bool, mark: str, library: "Future[str]") -
         if len(data) < MOST_BYTES or not conversations:
             return data
         conversations.pop()
+
+
+def _added(conversations: list[dict[str, Any]]) -> list[str]:
+    """What the template adds to conversations, where it does."""
+    added = [one["template_added"] for one in conversations if one["template_added"]]
+    if not added:
+        return []
+    return [
+        f"The template added a system prompt in {len(added):,} of the {len(conversations):,} conversations below: "
+        f"“{added[0][:ADDED_CHARACTERS]}{'…' if len(added[0]) > ADDED_CHARACTERS else ''}”. It is in input_ids, so a "
+        "student trains on it, and in no messages."
+    ]
 
 
 def _policy(style: str, scripts: list[str]) -> str:
@@ -117,4 +144,7 @@ def _template() -> "jinja2.Template":
     templates.filters["thousands"] = "{:,}".format
     templates.filters["number"] = number
     templates.filters["percent"] = percent
+    templates.filters["binned_nats"] = binned_nats
+    templates.filters["words"] = words
+    templates.filters["quantile"] = quantile_title
     return templates.get_template("report.html.j2")

@@ -6,7 +6,7 @@ Colours are the page's CSS variables, so that a plot follows the reader's light 
 import math
 from typing import Any
 
-from stillhouse.pipeline.look.report.targets import percent
+from stillhouse.pipeline.dataset.figures import percent
 
 SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"
 """A name; nothing is fetched from there."""
@@ -28,6 +28,14 @@ CONFIG: dict[str, Any] = {
     },
     "legend": {"labelColor": "var(--ink)", "titleColor": "var(--soft)", "orient": "top", "labelFontSize": 11},
 }
+COUNTS: dict[str, Any] = {
+    "tickCount": 4,
+    "tickMinStep": 1,
+    "format": "~s",
+    "labelOverlap": "greedy",
+    "labelSeparation": 4,
+}
+"""An axis of rows or tokens, of which there are no halves."""
 ALL, SHOWN, DROPPED = "var(--bar-all)", "var(--bar)", "var(--bar-dropped)"
 
 
@@ -49,9 +57,14 @@ def linked(column: dict[str, Any]) -> dict[str, Any]:
         "title": None,
         "axis": {"labelLimit": 120}
         if is_words
-        else {"labelExpr": "split(datum.label, ' ')[0]", "labelOverlap": "greedy", "labelAngle": 0},
+        else {
+            "labelExpr": "split(datum.label, ' ')[0]",
+            "labelOverlap": "greedy",
+            "labelSeparation": 6,
+            "labelAngle": 0,
+        },
     }
-    count = {"type": "quantitative", "title": None, "axis": {"tickCount": 3, "format": "~s"}}
+    count = {"type": "quantitative", "title": None, "axis": COUNTS}
     a, b = ("y", "x") if is_words else ("x", "y")
 
     def layer(field: str, colour: str) -> dict[str, Any]:
@@ -85,7 +98,7 @@ def score(curve: dict[str, Any]) -> dict[str, Any]:
     ]  # fmt: skip
     x = {"field": "from", "type": "quantitative", "title": f"score: {curve['label']}", "scale": {"domain": [0, 1]}}
     y = {"field": "low", "type": "quantitative", "title": "rows (square root)", "scale": {"type": "sqrt"},
-         "axis": {"tickCount": 4, "format": "~s"}}  # fmt: skip
+         "axis": COUNTS}  # fmt: skip
     colour = {
         "field": "what",
         "type": "nominal",
@@ -101,7 +114,7 @@ def score(curve: dict[str, Any]) -> dict[str, Any]:
                 "field": "kind",
                 "type": "nominal",
                 "title": None,
-                "scale": {"domain": ["used", "asked"], "range": [[1, 0], [4, 3]]},
+                "scale": {"domain": ["configured", "slider"], "range": [[1, 0], [4, 3]]},
                 "legend": {"symbolType": "stroke", "symbolStrokeColor": "var(--ink)"},
             },
         },
@@ -123,7 +136,8 @@ def score(curve: dict[str, Any]) -> dict[str, Any]:
 
 def bars(title: str, values: list[list[float]], x: str, y: str, *, is_mass: bool = False) -> dict[str, Any]:
     """Bars of [from, to, height]; with `is_mass` the axis shows exp(-x), as a percentage."""
-    axis = {"labelExpr": "format(exp(-datum.value), '.1~p')", "labelOverlap": "greedy"} if is_mass else {}
+    axis: dict[str, Any] = {"labelOverlap": "greedy", "labelSeparation": 8}
+    axis |= {"labelExpr": "format(exp(-datum.value), '.1~p')"} if is_mass else {}
 
     def shown(value: float) -> str:
         return percent(math.exp(-value)) if is_mass else f"{value:g}"
@@ -140,7 +154,7 @@ def bars(title: str, values: list[list[float]], x: str, y: str, *, is_mass: bool
         "encoding": {
             "x": {"field": "from", "type": "quantitative", "title": x, "scale": {"nice": False}, "axis": axis},
             "x2": {"field": "to"},
-            "y": {"field": "height", "type": "quantitative", "title": y, "axis": {"tickCount": 4, "format": "~s"}},
+            "y": {"field": "height", "type": "quantitative", "title": y, "axis": COUNTS},
             "y2": {"datum": 0},
             "tooltip": [{"field": "note"}],
         },

@@ -131,7 +131,7 @@
     const at = (counts, from) => (from === null ? 0 : counts[from] ?? 0);
     const lost = at(curve.published, n);
     const share = columns.rows ? (100 * lost) / columns.rows : 0;
-    const parts = n === used ? ["The threshold that was used."] : [];
+    const parts = n === used ? ["The configured threshold."] : [];
     parts.push(`${count.format(lost)} of the ${count.format(columns.rows)} published rows (${share.toFixed(share < 1 ? 2 : 1)} %) have this score or more and would be dropped.`);
     if (curve.passed !== null) {
       const more = at(curve.passed, n);
@@ -156,8 +156,8 @@
       box.querySelector(".at").textContent = text;
       slider.setAttribute("aria-valuetext", text);
       box.querySelector(".effect").textContent = sentence(curve, n);
-      const rules = [{ at: curve.grid[n], kind: "asked" }];
-      if (curve.threshold !== null) rules.push({ at: curve.threshold, kind: "used" });
+      const rules = [{ at: curve.grid[n], kind: "slider" }];
+      if (curve.threshold !== null) rules.push({ at: curve.threshold, kind: "configured" });
       view.data("rules", rules).runAsync();
     };
     slider.addEventListener("input", show);

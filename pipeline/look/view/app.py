@@ -21,7 +21,7 @@ from stillhouse.pipeline.look.tokens import teacher_tokenizer
 from stillhouse.pipeline.look.view.engine import Asking, Engine, SQLError
 from stillhouse.pipeline.look.view.histograms import histogram
 from stillhouse.pipeline.look.view.queries import QueryError, query_of
-from stillhouse.pipeline.look.view.rows import PAGE, Rows, Stage, files_of
+from stillhouse.pipeline.look.view.rows import ALIASES, PAGE, Rows, Stage, files_of
 
 SECONDS = 30.0
 """What a request may take."""
@@ -32,6 +32,7 @@ _ASSETS = {
     "/view.js": ("view.js", "text/javascript"),
     "/table.js": ("table.js", "text/javascript"),
     "/filters.js": ("filters.js", "text/javascript"),
+    "/query.js": ("query.js", "text/javascript"),
     "/view.css": ("view.css", "text/css"),
     "/conversation.js": ("conversation.js", "text/javascript"),
     "/conversation.css": ("conversation.css", "text/css"),
@@ -55,7 +56,8 @@ class View:
             filesystem, paths = FilesOfPlace(place), {key: duckdb_path(key) for key in listed}
         else:
             paths = {key: place.folder.path(key).removeprefix("file://") for key in listed}
-        self.engine = Engine({name: [paths[key] for key in files] for name, files in self.files.items()}, filesystem)
+        located = {name: [paths[key] for key in files] for name, files in self.files.items()}
+        self.engine = Engine(located, filesystem, ALIASES)
         self.rows = Rows(place, self.files)
 
     @cached_property
@@ -110,14 +112,20 @@ class View:
             return JSONResponse({"error": f"failed ({safe_message(error)})"}, 500)
 
     def _place(self, request: Request, asking: Asking) -> dict[str, Any]:
-        """{"path", "kind", "page": rows of a page, "notes", "stages": [{"name", "files", "bytes"}]}."""
+        """{"path", "kind", "page": rows of a page, "notes", "stages": [{"name", "files", "bytes",
+        "aliases": further names in SQL}]}."""
         return {
             "path": self.place.path,
             "kind": self.place.kind,
             "page": PAGE,
             "notes": self.place.notes,
             "stages": [
-                {"name": name, "files": len(files), "bytes": sum(self.place.sizes[key] for key in files)}
+                {
+                    "name": name,
+                    "files": len(files),
+                    "bytes": sum(self.place.sizes[key] for key in files),
+                    "aliases": ALIASES.get(name, ()),
+                }
                 for name, files in self.files.items()
             ],
         }

@@ -10,7 +10,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import duckdb
@@ -40,9 +40,11 @@ class SQLError(ValueError):
 class Engine:
     """Views by name over lists of files. Use one `asking` for each request."""
 
-    def __init__(self, files: Mapping[str, list[str]], filesystem: Any = None) -> None:
-        """`files` are paths that DuckDB can open, or that `filesystem` (fsspec) can. Raises `DamagedError` where the
-        first of a list is no Parquet file."""
+    def __init__(
+        self, files: Mapping[str, list[str]], filesystem: Any = None, aliases: Mapping[str, Sequence[str]] | None = None
+    ) -> None:
+        """`files` are paths that DuckDB can open, or that `filesystem` (fsspec) can; `aliases` are further names of
+        some. Raises `DamagedError` where the first of a list is no Parquet file."""
         self._database = duckdb.connect(config={"python_enable_replacements": "false"})
         run = self._database.execute
         if filesystem is not None:
@@ -71,6 +73,8 @@ class Engine:
                 raise DamagedError(
                     f"{listed[0]}: is damaged or no Parquet file; run again to make it anew, or view another stage"
                 ) from None
+            for alias in (aliases or {}).get(name, ()):
+                run(f"CREATE VIEW {quoted(alias)} AS FROM {quoted(name)}")
             run(f"CREATE VIEW {located(name)} AS SELECT *, file_index, file_row_number FROM {scan}")
         run("SET lock_configuration = true")
 

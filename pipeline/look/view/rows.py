@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from stillhouse.pipeline.folder import keys
 from stillhouse.pipeline.look.conversation import TEXT, conversation
@@ -25,6 +26,8 @@ from stillhouse.schemas.config import ConfigError
 PAGE = 100
 LEDGER = "ledger"
 PUBLISHED = "published"
+ALIASES = {PUBLISHED: ("publish", "dataset")}
+"""Other names that a query may use for a stage: its own, and its folder's."""
 NUM_KEPT = 8
 """Selections that are kept: of a million rows, 8 MB each."""
 LIST_BEGIN = 32
@@ -43,10 +46,12 @@ class Stage:
     num_rows: npt.NDArray[np.int64]
     """Of each file."""
     schema: pa.Schema
+    empty: frozenset[str]
+    """Columns without a value in the first file."""
 
     @cached_property
     def columns(self) -> dict[str, Column]:
-        return columns_of(self.schema)
+        return columns_of(self.schema, self.empty)
 
     @cached_property
     def names(self) -> list[str]:
@@ -115,8 +120,8 @@ class Rows:
                 num_rows = np.zeros(len(self._files[name]), np.int64)
                 for file, count in counted:
                     num_rows[file] = count
-                schema = self.place.open(self._files[name][0]).schema
-                self._stages[name] = Stage(name, self._files[name], num_rows, schema)
+                first = self.place.open(self._files[name][0])
+                self._stages[name] = Stage(name, self._files[name], num_rows, first.schema, _empty(first.metadata))
             return self._stages[name]
 
     def selected(self, stage: Stage, query: Query, asking: Asking) -> Places | None:
@@ -197,6 +202,17 @@ class Rows:
             and (values := table.column(field.name)[0].as_py()) is not None
         ]
         return known | {"lists": lists}
+
+
+def _empty(footer: pq.FileMetaData) -> frozenset[str]:
+    """Columns that are null in every row of a file, by its own statistics; those of a struct as struct.child."""
+    nulls: dict[str, int] = {}
+    for group in range(footer.num_row_groups):
+        for number in range(footer.num_columns):
+            column = footer.row_group(group).column(number)
+            if column.statistics is not None and column.statistics.has_null_count:
+                nulls[column.path_in_schema] = nulls.get(column.path_in_schema, 0) + column.statistics.null_count
+    return frozenset(name for name, count in nulls.items() if count == footer.num_rows > 0)
 
 
 def _begin(values: list[Any]) -> str:

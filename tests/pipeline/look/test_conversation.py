@@ -75,7 +75,7 @@ def test_the_form_is_the_one_that_others_build_on(looked_at: Path) -> None:
     table = pq.read_table(looked_at / "dataset/data/train-00000-of-00004.parquet")
     found = conversation(table, 1, None)
     assert json.loads(json.dumps(found, allow_nan=False)) == found
-    assert [*found] == ["sample_id", "prompt_id", "messages", "columns", "tokens"]
+    assert [*found] == ["sample_id", "prompt_id", "messages", "template_added", "columns", "tokens"]
     assert [*found["tokens"]] == [
         "ids", "texts", "supervised", "logprobs", "tails", "alternatives", "draws", "ranks",
     ]  # fmt: skip

@@ -2,8 +2,10 @@
 
 import io
 import json
+import math
 import re
 import shutil
+import statistics
 import unicodedata
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +20,9 @@ from stillhouse.pipeline import cli
 from stillhouse.pipeline.folder import columns, keys, open_folder, shard
 from stillhouse.pipeline.folder.local import LocalFolder
 from stillhouse.pipeline.folder.shard import ShardInfo
+from stillhouse.pipeline.look.inspect import heat
 from stillhouse.pipeline.look.inspect.command import Asked, inspect
+from stillhouse.pipeline.look.page import asset
 from stillhouse.schemas.config import ConfigError
 from tests.support.command import read
 from tests.support.data import ROOT, STAGES
@@ -78,10 +82,10 @@ def test_distributions_are_those_of_the_columns(looked_at: Path) -> None:
     told = found["numbers"]["num_input_tokens"]
     assert (told["count"], told["nulls"]) == (len(lengths), 0)
     assert told["mean"] == pytest.approx(lengths.mean(), rel=1e-5)
-    ordered = sorted(lengths.tolist())
-    quantiles = {"min": 0.0, "p5": 0.05, "p25": 0.25, "p50": 0.5, "p75": 0.75, "p95": 0.95, "max": 1.0}
-    for name, q in quantiles.items():  # the value that a share q of the rows does not exceed
-        assert told[name] == ordered[max(0, int(np.ceil(q * len(ordered))) - 1)], name
+    cuts = statistics.quantiles(lengths.tolist(), n=20, method="inclusive")  # every 5 %
+    expected = {"min": lengths.min(), "p5": cuts[0], "p25": cuts[4], "p50": cuts[9], "p75": cuts[14], "p95": cuts[18]}
+    for name, value in (expected | {"max": lengths.max()}).items():
+        assert told[name] == pytest.approx(value, rel=1e-5), name
     scores = [row["profanity"] for row in table.column("response_scores").to_pylist()]
     assert found["numbers"]["response_scores.profanity"]["max"] == pytest.approx(max(scores), rel=1e-5)
     languages = table.column("language").to_pylist()
@@ -248,8 +252,9 @@ def test_dropped_rows_have_their_text_from_the_stage_before(looked_at: Path) -> 
     (row,) = asked(looked_at, dropped="starts_with_assistant")["dropped"]
     assert (row["stage"], row["conversation"], row["source_row"]) == ("ingest", None, 2)
     assert "in the source alone" in row["note"]
+    assert asked(looked_at, dropped="too_long")["dropped"] == []
     with pytest.raises(
-        ConfigError, match="the reasons there are empty_answer, exact_duplicate, starts_with_assistant, unsafe_prompt"
+        ConfigError, match="were dropped for empty_answer, exact_duplicate, starts_with_assistant, unsafe_prompt"
     ):
         asked(looked_at, dropped="nonsense")
 
@@ -294,6 +299,50 @@ def test_a_teacher_that_moved_is_told(looked_at: Path, tmp_path: Path, weights: 
     assert [note for note in found["notes"] if "/nowhere/teacher cannot be loaded" in note]
     found = asked(run, row="id-7/0", tokenizer=str(weights))
     assert found["row"]["conversations"][0]["tokens"]["texts"][0] == "<|im_start|>"
+
+
+def test_what_the_template_added_is_shown(looked_at: Path, shown: Shown) -> None:
+    (row,) = asked(looked_at, row="id-7/0")["row"]["conversations"]
+    assert row["template_added"].startswith("You are a helpful AI assistant named SmolLM")
+    _, said = shown(str(looked_at), "--row", "id-7/0")
+    assert "added by the chat template, and in no message:\nYou are a helpful AI assistant named SmolLM" in said
+
+
+def test_rows_that_are_asked_for_come_alone(looked_at: Path, shown: Shown) -> None:
+    verdict = asked(looked_at)["verdict"]["sentences"][0]
+    assert verdict in shown(str(looked_at))[1]
+    assert "settings" in shown(str(looked_at))[1]
+    for way in (["--samples", "1"], ["--dropped", "unsafe_prompt"], ["--row", "id-7"]):
+        _, said = shown(str(looked_at), *way)
+        assert verdict not in said
+        assert "settings" not in said
+    code, said = shown(str(looked_at), "--dropped", "too_long")
+    assert (code, "no row was dropped for this reason" in said) == (0, True)
+
+
+def test_the_least_likely_tokens_come_first_and_names_stay_whole(looked_at: Path, shown: Shown) -> None:
+    rows = read(looked_at / "dataset/data").to_pylist()
+    longest = max(rows, key=lambda row: row["num_target_tokens"])["sample_id"]
+    _, said = shown(str(looked_at), "--row", longest, columns=80)
+    assert re.search(r"^ *publish.* dataset/data/train-\d+-of-00004.parquet row \d+", said, re.M)
+    places = [int(n) for n in re.findall(r"^ +(\d+)  ", said.partition("least likely first")[2], re.M)]
+    (row,) = asked(looked_at, row=longest)["row"]["conversations"]
+    first = row["tokens"]["supervised"].index(1)
+    logprobs = [row["tokens"]["logprobs"][place - first] for place in places]
+    assert len(places) > 3
+    assert logprobs == sorted(logprobs)
+
+
+def test_tokens_have_the_same_bands_in_the_browser() -> None:
+    script = asset("conversation.js")
+    assert f"const HEAT = {json.dumps(heat.SHARES)};" in script
+    assert f"const BANDS = {json.dumps(heat.BANDS, ensure_ascii=False)};" in script
+    limits = [float(n) / 100 for band in heat.BANDS for n in re.findall(r"\d+", band)]
+    assert sorted(set(limits)) == sorted(heat.SHARES)  # words and colours agree, and nothing is between two bands
+    styles = [heat.style(math.log(1.001 * share)) for share in (0.99, *heat.SHARES)]
+    assert styles[0] == styles[1]
+    assert len(set(styles)) == len(heat.SHARES)
+    assert heat.style(math.log(0.019)) == heat.style(None) not in styles
 
 
 # --- two runs --------------------------------------------------------------------------------------------------------

@@ -22,9 +22,10 @@ from stillhouse.pipeline import cli
 from stillhouse.pipeline.folder import open_folder
 from stillhouse.pipeline.look import report
 from stillhouse.pipeline.look.place import open_place
+from stillhouse.pipeline.look.reasons import REASONS
 from stillhouse.pipeline.look.report import page, plots
 from stillhouse.pipeline.look.report.clusters import clusters
-from stillhouse.pipeline.look.report.funnel import REASONS
+from stillhouse.pipeline.look.tokens import teacher_tokenizer
 from tests.support.command import copy_of, read
 from tests.support.data import ROOT
 from tests.support.reports import CANARY, COPIES, THRESHOLD, Page, make_run
@@ -40,7 +41,7 @@ def _quickly(tokenizer: Any) -> Iterator[None]:
     """The plot library takes a second each time (tests/browser has it), and so does a tokenizer."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(plots, "library", lambda: "window.vegaEmbed = null;")
-        patch.setattr("stillhouse.pipeline.look.tokens.teacher_tokenizer", lambda place: (tokenizer, None))
+        patch.setattr("stillhouse.pipeline.look.tokens.teacher_tokenizer", lambda place, model: (tokenizer, None))
         yield
 
 
@@ -61,9 +62,14 @@ def test_the_first_screen_says_what_became_of_the_rows(run: Path, shown: Page) -
     assert f"{source} source rows became {dataset.num_rows} samples with {tokens:,} supervised tokens" in text
     assert len(dropped) > 3
     for (_, reason), count in dropped.items():
-        assert f"{REASONS[reason]} {count}" in text
-    assert re.search(r"among its top 8 in [\d.]+ % of all tokens", text)
-    assert re.search(r"The probability outside of them is [\d.]+ % in the median", text)
+        assert f"{count} because {REASONS[reason]} ( {reason}" in text
+    hits = tokens_at = 0
+    for row in dataset.to_pylist():
+        written = [label for label in row["labels"] if label != -100]
+        hits += sum(label in row["target_ids"][8 * s : 8 * s + 8] for s, label in enumerate(written))
+        tokens_at += len(written)
+    share = f"{100 * hits / tokens_at:.1f}".removesuffix(".0")
+    assert f"In {share} % of positions the token written is in the stored top 8; the median position has " in text
 
 
 def test_histograms_count_every_row(run: Path, shown: Page) -> None:
@@ -156,7 +162,8 @@ def test_copies_are_a_cluster(run: Path, shown: Page) -> None:
     text = shown.text.partition("Near-duplicates")[2].partition("Conversations")[0]
     dropped = read(run / "ledger/dedupe")["prompt_id"].to_pylist()
     assert f"{COPIES} prompts like copy-0 All of them" in text
-    copies = [f"copy-{n} {'exact_duplicate' if n else 'kept'}" for n in range(COPIES)]
+    why = f"exact_duplicate : {REASONS['exact_duplicate']}"
+    copies = [f"copy-{n} {why if n else 'kept'}" for n in range(COPIES)]
     assert all(copy in text for copy in copies)
     assert {f"copy-{n}" for n in range(1, COPIES)} <= set(dropped)
     sizes = [size for size in read(run / "dedupe")["cluster_size"].to_pylist() if size > 1]
@@ -167,7 +174,8 @@ def test_copies_are_a_cluster(run: Path, shown: Page) -> None:
 
 
 def test_text_of_strangers_is_no_markup(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(page, "samples", lambda *_: [{"sample_id": CANARY, "messages": [], "tokens": {}, "cut": None}])
+    one: dict[str, Any] = {"sample_id": CANARY, "messages": [], "template_added": CANARY, "tokens": {}, "cut": None}
+    monkeypatch.setattr(page, "samples", lambda *_: [one])
     largest = {"id": CANARY, "size": 2, "members": [{"id": CANARY, "reason": None, "text": CANARY}]}
     found = {"clusters": 1, "prompts": 2, "sizes": [[2, 1]], "largest": [largest]}
     monkeypatch.setattr(page, "clusters", lambda *_, **__: found)
@@ -175,7 +183,7 @@ def test_text_of_strangers_is_no_markup(run: Path, tmp_path: Path, monkeypatch: 
     html = (tmp_path / "report.html").read_text()
     assert "<script>document" not in html
     assert Page(html).conversations[0]["sample_id"] == CANARY
-    assert Page(html).text.count(CANARY) == 3
+    assert Page(html).text.count(CANARY) == 4
 
 
 def test_the_policy_allows_its_own_scripts_and_nothing_else(run: Path, shown: Page) -> None:
@@ -232,6 +240,26 @@ def test_a_copy_of_the_dataset_has_a_report(run: Path, tmp_path: Path) -> None:
     curve = next(curve for curve in found.data["curves"] if curve["stage"] == "screen")
     assert curve["passed"] is None
     assert curve["published"][0] == read(run / "dataset/data").num_rows
+
+
+def test_a_run_that_moved_says_so_and_takes_a_tokenizer(
+    run: Path, tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stillhouse.pipeline.look.tokens.teacher_tokenizer", teacher_tokenizer)
+    moved = shutil.copytree(run, tmp_path / "run")
+    facts = json.loads((moved / "run.json").read_text())
+    facts["deciding"]["teacher.model"] = "/nowhere/teacher"
+    (moved / "run.json").write_text(json.dumps(facts))
+    assert cli.main(["report", str(moved)]) == 0
+    found = Page.of(moved / "report.html")
+    assert "/nowhere/teacher cannot be loaded here (the folder does not exist here)" in found.text
+    assert found.conversations[0]["tokens"]["texts"][0].startswith("#")
+    assert "The template added" not in found.text
+    assert cli.main(["report", str(moved), "--tokenizer", str(weights)]) == 0
+    found = Page.of(moved / "report.html")
+    assert found.conversations[0]["tokens"]["texts"][0] == "<|im_start|>"
+    assert "The template added a system prompt in 30 of the 30 conversations below: “You are a helpful AI" in found.text
+    assert cli.main(["report", str(moved), "--tokenizer", str(weights), "--no-text"]) == 2
 
 
 def test_a_report_that_fails_does_not_fail_the_run(

@@ -47,7 +47,7 @@ def test_the_teacher_is_found_or_why_not_is_told(looked_at: Path, weights: Path)
     tokenizer, note = teacher_tokenizer(moved)
     assert tokenizer is None
     assert note is not None
-    assert "/nowhere/teacher cannot be loaded here" in note
+    assert "/nowhere/teacher cannot be loaded here (the folder does not exist here)" in note
     tokenizer, note = teacher_tokenizer(moved, str(weights))
     assert (len(tokenizer), note) == (49152, None)
     nameless = dataclasses.replace(place, config=None, manifest=None)

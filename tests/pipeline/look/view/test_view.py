@@ -132,6 +132,37 @@ def test_a_row_is_the_conversation_with_its_tokens(viewer: Viewer, finished: Com
     assert viewer("row", stage="ledger", row=viewer("rows", stage="ledger")["rows"][0]["row"])["columns"]["reason"]
 
 
+def test_the_answer_is_beside_the_prompt(viewer: Viewer, finished: Command) -> None:
+    page = viewer("rows", stage="generate")
+    assert page["shown"][:2] == ["messages", "answer"]
+    said = [next(m["content"] for m in row["messages"][::-1] if m["role"] == "assistant")
+            for row in rows_of(finished.run_dir / "generate")]  # fmt: skip
+    assert [row["answer"] for row in viewer.all_rows(stage="generate")] == [text[:300] for text in said]
+    word = next(word for text in said for word in text.split() if len(word) > 4)
+    shown = viewer.all_rows(stage="generate", c={"answer": f"has:{word}"})
+    assert len(shown) == sum(word.lower() in text.lower() for text in said)
+
+
+def test_columns_without_a_value_come_last(finished: Command, tmp_path: Path) -> None:
+    table = read(finished.run_dir / "generate")
+    number = table.schema.get_field_index("language")
+    table = table.set_column(number, "language", pa.nulls(table.num_rows, pa.string()))
+    info = ShardInfo("generate", "00000.parquet", "", table.num_rows, table.num_rows)
+    (tmp_path / "00000.parquet").write_bytes(shard.encode(table, info))
+    with viewing(tmp_path) as viewer:
+        names = [column["name"] for column in viewer("rows", stage="generate")["columns"]]
+    full = {name for name in table.column_names if table[name].null_count < table.num_rows}
+    assert names.index("language") > max(names.index(name) for name in full if name in names)
+
+
+def test_a_query_knows_the_dataset_by_its_names(viewer: Viewer, finished: Command) -> None:
+    (stage,) = [stage for stage in viewer("place")["stages"] if stage["name"] == "published"]
+    for name in ("published", *stage["aliases"]):
+        found = viewer.sql(f"SELECT count(*) FROM {name}")["rows"]
+        assert [int(row[0]) for row in found] == [read(finished.run_dir / "dataset/data").num_rows]
+    assert stage["aliases"] == ["publish", "dataset"]
+
+
 def test_a_page_reads_no_heavy_column(finished: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = set[str]()
     rows = Columns.rows

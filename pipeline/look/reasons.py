@@ -1,0 +1,74 @@
+"""Why rows are dropped, in words: clauses that can follow "because"; and the settings that decide it."""
+
+from typing import Any
+
+REASONS = {
+    "invalid_json": "the row is not JSON",
+    "undecodable": "the row's bytes are no text",
+    "truncated_source": "the file ends in the middle of the row",
+    "row_too_large": "the row is larger than any conversation",
+    "not_an_object": "the line holds no row",
+    "missing_conversation": "the row has no conversation",
+    "malformed_conversation": "the conversation is no list of messages",
+    "transcript": "the whole conversation is in one text",
+    "unknown_role": "a message has a role that nobody knows",
+    "no_user_turn": "no message is from a user",
+    "starts_with_assistant": "the conversation begins with an answer",
+    "not_text": "a message holds an image or the like",
+    "empty": "the prompt is empty",
+    "duplicate_id": "the same id and text were there already",
+    "language": "the language is another one",
+    "purged": "it was to be deleted",
+    "personal_information": "it holds personal information",
+    "placeholder_names": "names in it were replaced by placeholders",
+    "exact_duplicate": "the same prompt was there already",
+    "near_duplicate": "a prompt like it was there already",
+    "moderation_flagged": "the source flagged it",
+    "unsafe_prompt": "the classifier found the prompt unsafe",
+    "contaminated": "it holds an item of an evaluation set",
+    "low_information": "the prompt asks nothing",
+    "template_refused": "the chat template refused the prompt",
+    "too_long": "the prompt is too long",
+    "teacher_failed": "the teacher failed",
+    "unfinished_answer": "there was no room for the answer",
+    "invalid_logprobs": "the log-probabilities are broken",
+    "no_answer": "the teacher gave no answer",
+    "empty_answer": "the answer is empty",
+    "degenerate_answer": "the answer repeats itself",
+    "unsafe_answer": "the classifier found the answer unsafe",
+    "mistaken_identity": "the teacher takes itself for another model",
+    "refusal": "the answer refuses, and enough of these are kept",
+    "hedge": "the answer hedges, and enough of these are kept",
+    "truncated_answer": "the answer was cut off",
+    "duplicate_answer": "another row has the same answer",
+}
+_DECIDED_BY = {
+    ("ingest", "language"): ("ingest.languages",),
+    ("ingest", "too_long"): ("ingest.max_prompt_tokens",),
+    ("generate", "too_long"): ("teacher.max_model_len",),
+    ("dedupe", "near_duplicate"): ("dedupe.threshold", "dedupe.max_per_cluster"),
+    ("ingest", "personal_information"): ("personal.prompts", "personal.drop_from"),
+    ("review", "personal_information"): ("personal.answers", "personal.drop_from"),
+    ("screen", "contaminated"): ("decontamination.threshold",),
+    ("review", "contaminated"): ("decontamination.threshold",),
+    ("screen", "low_information"): ("screen.low_information.keep",),
+    ("review", "refusal"): ("review.refusals.keep_refusals",),
+    ("review", "hedge"): ("review.refusals.keep_hedges",),
+    ("screen", "moderation_flagged"): ("screen.drop_flagged",),
+    ("generate", "unfinished_answer"): ("teacher.max_model_len", "sampling.max_tokens"),
+    ("review", "degenerate_answer"): ("review.loop_tokens", "review.loop_repeats"),
+    ("review", "truncated_answer"): ("sampling.max_tokens", "review.drop_truncated"),
+    ("review", "duplicate_answer"): ("review.duplicate_words", "review.max_duplicates"),
+}
+
+
+def words(reason: str) -> str:
+    """A clause; of a reason that nobody here knows its own name."""
+    return REASONS.get(reason, reason.replace("_", " "))
+
+
+def decided_by(stage: str, reason: str, settings: dict[str, Any]) -> str | None:
+    """The settings behind a reason with their values, such as `ingest.max_prompt_tokens 512`; None where none is."""
+    known = [(key, settings.get(key)) for key in _DECIDED_BY.get((stage, reason), ())]
+    told = [key if value is True else f"{key} {value}" for key, value in known if value is not None]
+    return ", ".join(told) or None
