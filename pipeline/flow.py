@@ -10,12 +10,16 @@ Imports of models, engines and libraries happen inside the builders, which run i
 import functools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 from stillhouse.pipeline.folder.identity import run_date
 from stillhouse.schemas.config import Config
+
+if TYPE_CHECKING:
+    from stillhouse.stages.generate import Generate
+    from stillhouse.stages.teacher import Teacher
 
 Transform = Callable[..., Any]
 """(table) or (table, assignment) -> table, or an awaitable of one. Of ingest: rows of the source -> tables."""
@@ -113,6 +117,11 @@ def _screen(config: Config) -> Transform:
 
 
 def _generate(config: Config) -> Transform:
+    return generate(config)
+
+
+def generate(config: Config, around: "Callable[[Teacher], Teacher]" = lambda teacher: teacher) -> "Generate":
+    """The stage generate with its engine; `around` puts something between the two."""
     from stillhouse.stages.generate import Generate
     from stillhouse.stages.teacher import load_teacher
     from stillhouse.stages.teacher.chat import load_chat
@@ -120,7 +129,7 @@ def _generate(config: Config) -> Transform:
 
     chat = load_chat(config, run_date(config))
     teacher = load_teacher(config, chat.end_of_turn_ids())
-    return Generate(config, chat, Watchdog(teacher, config.teacher.stall_timeout_s))
+    return Generate(config, chat, around(Watchdog(teacher, config.teacher.stall_timeout_s)))
 
 
 def _review(config: Config) -> Transform:

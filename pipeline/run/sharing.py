@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 from stillhouse.pipeline.folder.index import ShardSummary
 
-MIN_PIECE_ROWS = 16
+MIN_PIECE_ROWS = 8
 """Source rows of a piece, at least: an engine wants several at once."""
 
 
@@ -43,17 +43,19 @@ def shared(
 ) -> list[str]:
     """Names of what is given to workers, in this order: whole shards, and at the end pieces of them.
 
-    A unit is at most the work that is left when it is given out, divided by what all workers hold at once (guided
-    self-scheduling, Polychronopoulos and Kuck 1987), so units get smaller towards the end; a shard that alone is more
-    than that is shared from the beginning. Pieces are halves of halves, as those of `parts`. Shards that were `begun`
-    by an earlier run are shared, because some pieces of them are there.
+    A unit is at most half of the work that is left when it is given out, divided by what all workers hold at once
+    (factoring, Hummel, Schonberg and Flynn 1992: half, because how long answers get is not known before). So units get
+    smaller towards the end, and a shard that alone is more than that is shared from the beginning. Pieces are halves of
+    halves, as those of `parts`. Shards that were `begun` by an earlier run are shared, because some pieces are there.
     """
     costs = {name: answer_cost(ready[name]) for name in shards}
     num_held, left = num_workers * shards_in_flight, sum(costs.values())
     units = []
     for name in by_cost(shards, costs, num_workers):
         rows, depth = ready[name].rows_out, 0
-        while num_workers > 1 and rows >> (depth + 1) >= MIN_PIECE_ROWS and costs[name] / 2**depth > left / num_held:
+        while (
+            num_workers > 1 and rows >> (depth + 1) >= MIN_PIECE_ROWS and costs[name] / 2**depth > left / 2 / num_held
+        ):
             depth += 1
         if num_workers > 1 and name in begun and rows > 1:
             depth = max(depth, 1)

@@ -50,15 +50,15 @@ def test_units_get_smaller_and_hold_every_row_once() -> None:
     for shard, group in itertools.groupby(units, lambda unit: sharing.parsed(unit)[0]):
         pieces = [*group]
         longest = -(-ready[shard].rows_out // len(pieces))
-        assert longest <= max(left / 8, 2 * sharing.MIN_PIECE_ROWS)
+        assert longest <= max(left / 16 + 1, 2 * sharing.MIN_PIECE_ROWS)
         left -= ready[shard].rows_out
 
 
 def test_many_equal_shards_are_shared_at_the_end_alone() -> None:
     ready = {f"{n:05d}.parquet": summary(1000) for n in range(100)}
     units = sharing.shared([*ready], ready, num_workers=8, shards_in_flight=2)
-    assert units[:84] == [*ready][:84]
-    assert all("@" in unit for unit in units[85:])
+    assert units[:69] == [*ready][:69]
+    assert all("@" in unit for unit in units[69:])
 
 
 def test_one_worker_shares_nothing_and_keeps_the_order() -> None:
