@@ -16,7 +16,7 @@ from stillhouse.pipeline.look.probe.trial import as_screened, measured_bytes
 from stillhouse.schemas.config import Config
 from stillhouse.stages.teacher import TeacherError
 
-WORTH = 1.05
+WORTH = 1.1
 """What is less than this times as fast is not proposed: the next measurement may say the opposite."""
 STILL_RISING = 1.2
 """Times as fast with twice as many answers at once: more are tried, on an engine that has the room."""

@@ -66,16 +66,18 @@ async def _probe(config: Config, prompts: pa.Table, seconds: float, sizes: tuple
         generate = flow.generate(config, around)
         try:
             start_seconds = time.monotonic() - began
-            trials = await _trials(config, generate, limited[0], prompts, seconds, sizes)
+            trials = await run_trials(config, generate, limited[0], prompts, seconds, sizes)
         finally:
             capacity, max_load = limited[0].capacity, limited[0].max_load
             generate.close()
     return Probed(start_seconds, capacity, trials, max_load, memory.host_bytes, memory.gpu_bytes)
 
 
-async def _trials(
+async def run_trials(
     config: Config, generate: Generate, teacher: Limited, prompts: pa.Table, seconds: float, sizes: tuple[int, ...]
 ) -> list[Trial]:
+    """What `probe_engine` does with an engine that runs. `sizes` divide `max_num_seqs`; with one alone, nothing longer
+    is tried."""
     start = 0
     num_seats = teacher.capacity.max_num_seqs or DEFAULT_SEATS
 
