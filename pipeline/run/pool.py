@@ -72,7 +72,8 @@ class Pool(Protocol):
     def map_shards(
         self, job: Job, shards: Sequence[str], on_activity: Callable[[Activity], None]
     ) -> Iterator[ShardResult]:
-        """The result of each shard, as it is ready. A worker that dies is replaced, and what it held is done again."""
+        """The result of each shard or piece of one (`run.sharing`), as it is ready. A worker that dies is replaced, and
+        what it held is done again."""
         ...
 
     def run_task(self, config: Config, stage: str, task: Task, *arguments: Any) -> Iterator[ShardResult]:

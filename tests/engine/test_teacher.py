@@ -89,7 +89,7 @@ def test_probe_measures_a_real_engine(
     assert written < teacher.num_tokens - before <= written + 2 * 8  # the first, which warm the engine up, are left out
     for t in trials:
         of_trial = sum(ended.num_tokens for ended in t.ended)
-        assert 0 < t.tokens_per_second
+        assert t.tokens_per_second > 0
         assert t.tokens_per_second * t.seconds == pytest.approx(of_trial, rel=0.6)
         rows = sorted(t.table.column("num_target_tokens").to_pylist())
         assert rows == sorted(ended.num_tokens for ended in t.ended)

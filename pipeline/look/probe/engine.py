@@ -1,7 +1,6 @@
 """One engine of a configuration on real prompts, for about as long as it is given."""
 
 import asyncio
-import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,11 +60,12 @@ async def _probe(config: Config, prompts: pa.Table, seconds: float, sizes: tuple
         limited.append(Limited(teacher))
         return limited[0]
 
+    loop = asyncio.get_running_loop()
     with Memory() as memory:
-        began = time.monotonic()
+        began = loop.time()
         generate = flow.generate(config, around)
         try:
-            start_seconds = time.monotonic() - began
+            start_seconds = loop.time() - began
             trials = await run_trials(config, generate, limited[0], prompts, seconds, sizes)
         finally:
             capacity, max_load = limited[0].capacity, limited[0].max_load
@@ -78,7 +78,7 @@ async def run_trials(
 ) -> list[Trial]:
     """What `probe_engine` does with an engine that runs. `sizes` divide `max_num_seqs`; with one alone, nothing longer
     is tried."""
-    start = 0
+    loop, start = asyncio.get_running_loop(), 0
     num_seats = teacher.capacity.max_num_seqs or DEFAULT_SEATS
 
     async def next_trial(seats: int, limit: int) -> Trial:
@@ -92,13 +92,13 @@ async def run_trials(
     trials: list[Trial] = []
     try:
         await next_trial(1, min(8, short))  # the first steps of an engine compile and allocate
-        until = time.monotonic() + seconds
+        until = loop.time() + seconds
         for seats in sorted({max(1, num_seats // fraction) for fraction in sizes}):
-            if trials and _next_seconds(trials[-1], seats, short) > (until - time.monotonic()) / 2:
+            if trials and _next_seconds(trials) > (until - loop.time()) / 2:
                 break
             trials.append(await next_trial(seats, short))
         best = max(trials, key=lambda t: t.tokens_per_second)
-        limit = min(config.sampling.max_tokens, int(short * (until - time.monotonic()) / max(best.seconds, 1e-3)))
+        limit = min(config.sampling.max_tokens, int(short * (until - loop.time()) / max(best.seconds, 1e-3)))
         if limit > short and len(sizes) > 1:
             trials.append(await next_trial(best.num_seats, limit))
     except TimeoutError:
@@ -109,9 +109,10 @@ async def run_trials(
     return trials
 
 
-def _next_seconds(before: Trial, num_seats: int, limit: int) -> float:
-    """What a trial takes at most, if the engine is not slower for more answers at once."""
-    return before.seconds * num_seats * limit / (before.num_seats * before.limit)
+def _next_seconds(trials: list[Trial]) -> float:
+    """What a trial with twice as many answers at once takes, from how the last two differed."""
+    growth = trials[-1].seconds / max(trials[-2].seconds, 1e-3) if len(trials) > 1 else 2.0
+    return trials[-1].seconds * min(2.0, max(1.0, growth))
 
 
 def facts(probed: Probed) -> dict[str, Any]:

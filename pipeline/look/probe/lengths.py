@@ -46,11 +46,15 @@ def lengths(tokens_N: npt.NDArray[np.int64], is_cut_N: npt.NDArray[np.bool_], ma
     rate = float(ended_E.sum()) / max(float(tokens_N.sum()), 1.0)
     rest = beyond * (-np.expm1(-rate * room) / rate if rate else room)
     known = float(areas.sum())
+    # That the last few who could have been seen longer were not says little: so large a share of them may be (95 %).
+    before, last = (float([1.0, *survival_E][-2]), at_risk_E[-1]) if len(ends_E) else (1.0, len(tokens_N))
+    at_most = max(beyond, before * (1 - 0.05 ** (1 / last)))
     return Lengths(
         known + rest,
         max(1.0, known - Z * _standard_error(areas, ended_E, at_risk_E)),
         min(
-            float(max_tokens), known + beyond * room + Z * _standard_error([*areas, beyond * room], ended_E, at_risk_E)
+            float(max_tokens),
+            known + at_most * room + Z * _standard_error([*areas, at_most * room], ended_E, at_risk_E),
         ),
         int((~is_cut_N).sum()),
         int(is_cut_N.sum()),

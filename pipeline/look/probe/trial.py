@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import os
 import threading
-import time
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +18,10 @@ from stillhouse.stages.generate import Generate
 from stillhouse.stages.teacher import Answer, Capacity, Load, Teacher
 
 MEMORY_EVERY_S = 1.0
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
 
 
 class Limited:
@@ -56,7 +59,7 @@ class Limited:
             answer = await self._teacher.answer(prompt_ids, request_id, seed, limit)
             is_cut = answer.finish_reason == "length" and limit < max_tokens
             self.ended.append(Ended(len(answer.token_ids), is_cut))
-            self.ended[-1].at, self.ended[-1].all_tokens = time.monotonic(), self.num_tokens
+            self.ended[-1].at, self.ended[-1].all_tokens = _now(), self.num_tokens
             load: Load = getattr(self._teacher, "load", Load())
             most = self.max_load
             self.max_load = Load(max(most[0], load[0]), max(most[1], load[1]))
@@ -74,7 +77,7 @@ class Ended:
     is_cut: bool
     """By the trial's limit, which is lower than `sampling.max_tokens`."""
     at: float = 0.0
-    """`time.monotonic()`"""
+    """By the event loop's clock."""
     all_tokens: int = 0
     """`Limited.num_tokens` at that moment."""
 
@@ -98,10 +101,10 @@ async def trial(
 ) -> Trial:
     """Answers `prompts`. Raises TimeoutError after `timeout_s`."""
     teacher.limit, teacher.seats, teacher.ended = limit, asyncio.Semaphore(num_seats), []
-    began, tokens = time.monotonic(), teacher.num_tokens
+    began, tokens = _now(), teacher.num_tokens
     table = await asyncio.wait_for(generate(prompts), timeout_s)
     ended = teacher.ended
-    seconds, speed = time.monotonic() - began, 0.0
+    seconds, speed = _now() - began, 0.0
     if ended:
         last = ended[max(0, len(ended) - num_seats)]
         speed = (last.all_tokens - tokens) / max(last.at - began, 1e-9)
