@@ -118,8 +118,10 @@ class Parts:
                     self._attempts.end(shard, mark)
 
     def missing(self, shard: str, source: Shard, extent: tuple[int, int] | None = None) -> list[tuple[int, int]]:
-        """Which rows of the source (of `extent` alone) no part holds."""
-        self._drop_strange(shard, source)
+        """Which rows of the source (of `extent` alone) no part holds. Without `extent` by the names of parts, because
+        who looks for the last piece looks often; `joined` looks into them."""
+        if extent is not None:
+            self._drop_strange(shard, source, extent)
         return missing(self.of(shard), *(extent or (0, source.table.num_rows)))
 
     def clear(self, shard: str) -> None:
@@ -137,10 +139,11 @@ class Parts:
         for mark in failed:
             self._attempts.end(shard, mark)
 
-    def _drop_strange(self, shard: str, source: Shard) -> None:
-        """Deletes parts that were made from other bytes than the source has now."""
-        for key in self.of(shard).values():
-            if key.endswith(".parquet"):
+    def _drop_strange(self, shard: str, source: Shard, extent: tuple[int, int] | None = None) -> None:
+        """Deletes parts (with rows of `extent`) that were made from other bytes than the source has now."""
+        begin, end = extent or (0, source.table.num_rows)
+        for (low, high), key in self.of(shard).items():
+            if low < end and begin < high and key.endswith(".parquet"):
                 with contextlib.suppress(DamagedError, FileNotFoundError):
                     if shards.read_footer(self._folder, key)[0].source_sha256 == source.sha256:
                         continue
@@ -177,6 +180,9 @@ class Parts:
                 raise RedoError(f"{error}; it is made again", [key]) from None
             except FileNotFoundError:
                 raise RedoError(f"{self._folder.path(key)}: is gone; another run may have used it", [key]) from None
+            if part.info is None or part.info.source_sha256 != source.sha256:
+                self._folder.delete(key)
+                raise RedoError(f"{self._folder.path(key)}: was made of other prompts; it is made again", [key])
             tables.append(part.table)
         return pa.concat_tables(tables).combine_chunks()  # written as what was made at once
 

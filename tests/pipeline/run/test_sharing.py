@@ -170,6 +170,25 @@ def test_run_that_was_killed_goes_on_with_other_pieces(config: Config, again: in
     assert sorted(asked) == sorted(f"id-{row}" for row in set(range(41)) - set(there))
 
 
+@pytest.mark.parametrize("unit", [pieces(1)[0], NAME])
+def test_pieces_of_other_prompts_are_made_again(config: Config, unit: str) -> None:
+    """The screened shard was damaged and made again, and is not what it was."""
+    store = open_folder(config.run_dir)
+    assert asyncio.run(Worker(config, "generate", "transform", "b", 1).process(pieces(1)[0])).outcome == "part"
+    store.delete(f"screen/{NAME}")
+    put_screened(config, NAME, numbered(list(range(100, 141))))
+    apart = config.model_copy(update={"run_dir": f"{config.run_dir}-apart"})
+    put_screened(apart, NAME, numbered(list(range(100, 141))))
+    expected = whole(apart)
+    other = Worker(config, "generate", "transform", "c", 1)
+    if unit == NAME:
+        assert asyncio.run(other.process(pieces(1)[1])).outcome == "redo"  # the last one finds a strange one
+        assert asyncio.run(other.process(NAME)).outcome == "written"
+    else:
+        assert [asyncio.run(other.process(u)).outcome for u in pieces(1)] == ["part", "written"]
+    assert store.get(f"generate/{NAME}") == expected
+
+
 def test_row_that_fails_costs_one_row_of_a_shared_shard(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAKE_TEACHER_RAISES_ON", "id-17/")
     worker = Worker(config, "generate", "transform", "b", 1)
