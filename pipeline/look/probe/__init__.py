@@ -60,6 +60,7 @@ def probe(config: Config, ingested: pa.Table, estimate: dict[str, Any] | None, s
     # The longest answers cost as they do in a run: of trials with as many at once, the last.
     speed = next(t for t in reversed(configured.trials) if t.num_seats == configured.best().num_seats)
     result["tokens_per_second"] = round(speed.tokens_per_second, 1)
+    result["reached_max_num_seqs"] = any(t.num_seats == configured.num_seats for t in configured.trials)
     _try_others(config, prompts, configured, seconds, result)
     result["proposed"] = _proposed(config, configured, result)
     if estimate is not None and size is not None:
@@ -205,6 +206,12 @@ def show(result: dict[str, Any], estimate: dict[str, Any] | None) -> None:
         message(
             f"proposed: {_spelled(result['proposed']['set'])}, {result['proposed']['times_as_fast']:.2f} times as fast "
             "for the same hardware"
+        )
+    elif not result["reached_max_num_seqs"]:
+        most = max(trial["answers_at_once"] for trial in configured["trials"])
+        message(
+            f"proposed: nothing; there was time for {most} answers at once of {configured['max_num_seqs']} "
+            "(max_num_seqs), and with more the engine may be faster: raise --probe-seconds"
         )
     else:
         message("proposed: nothing; of what was tried, nothing is faster than the configuration")

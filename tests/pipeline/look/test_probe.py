@@ -152,6 +152,15 @@ def test_faster_engine_is_proposed(raw: dict[str, Any], tmp_path: Path) -> None:
     assert result["probe"]["proposed"]["times_as_fast"] == pytest.approx(2.0, rel=0.1)
 
 
+def test_time_for_small_batches_alone_is_told(
+    raw: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, result = checked(raw, tmp_path, "--probe", "--probe-seconds", "1")
+    assert not result["probe"]["reached_max_num_seqs"]
+    assert result["probe"]["proposed"]["set"] == {}
+    assert "answers at once of 16 (max_num_seqs)" in capsys.readouterr().err
+
+
 def test_gpus_are_shared_otherwise(raw: dict[str, Any]) -> None:
     raw["teacher"]["engine"] |= {"tensor_parallel_size": 2}
     config = Config.model_validate(raw)
