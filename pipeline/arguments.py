@@ -48,6 +48,18 @@ def parser() -> argparse.ArgumentParser:
                 help="of one replica, for the estimate (default 2500)",
             )
             cluster.add_cluster(command)
+            command.add_argument(
+                "--probe",
+                action="store_true",
+                help="start the teacher's engine on this machine and measure speed, lengths, bytes and memory",
+            )
+            command.add_argument(
+                "--probe-seconds",
+                type=float,
+                default=60.0,
+                metavar="S",
+                help="for each engine that is tried, its start not included (default 60)",
+            )
     text = "write a finished dataset in the layout of a trainer; docs/training/ has a page for each"
     export = commands.add_parser("export", help=text, description=text, allow_abbrev=False)
     export.add_argument("run", help="run folder, or a copy of its dataset/")

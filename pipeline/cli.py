@@ -207,6 +207,13 @@ def _check(config: Config, arguments: argparse.Namespace) -> tuple[dict[str, Any
         return cluster.check(config, arguments)
     result = check.check(config, rows=arguments.rows, tokens_per_second=arguments.tokens_per_second)
     check.show(result)
+    if arguments.probe and not result["problems"]:
+        from stillhouse.pipeline.look import probe
+
+        estimate = result.get("estimate")
+        rows = check.ingested(config, arguments.rows)
+        result["probe"] = probe.probe(config, rows, estimate, arguments.probe_seconds)
+        probe.show(result["probe"], estimate)
     return result, EXIT_FAILED if result["problems"] else 0
 
 

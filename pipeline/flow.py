@@ -11,12 +11,16 @@ import functools
 import itertools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 from stillhouse.pipeline.folder.identity import run_date
 from stillhouse.schemas.config import Config
+
+if TYPE_CHECKING:
+    from stillhouse.stages.generate import Generate
+    from stillhouse.stages.teacher import Teacher
 
 Transform = Callable[..., Any]
 """(table) or (table, assignment) -> table, or an awaitable of one. Of ingest: rows of the source -> tables."""
@@ -125,6 +129,11 @@ def _contamination(config: Config) -> Any:
 
 
 def _generate(config: Config) -> Transform:
+    return generate(config)
+
+
+def generate(config: Config, around: "Callable[[Teacher], Teacher]" = lambda teacher: teacher) -> "Generate":
+    """The stage generate with its engine; `around` puts something between the two."""
     from stillhouse.stages.generate import Generate
     from stillhouse.stages.teacher import load_teacher
     from stillhouse.stages.teacher.chat import load_chat
@@ -132,7 +141,7 @@ def _generate(config: Config) -> Transform:
 
     chat = load_chat(config, run_date(config))
     teacher = load_teacher(config, chat.end_of_turn_ids())
-    return Generate(config, chat, Watchdog(teacher, config.teacher.stall_timeout_s))
+    return Generate(config, chat, around(Watchdog(teacher, config.teacher.stall_timeout_s)))
 
 
 def _review(config: Config) -> Transform:

@@ -195,7 +195,7 @@ TIMELINE = pa.schema(
         pa.field("stage", pa.string()),
         pa.field("step", pa.string()),  # transform | sketch
         pa.field("shard", pa.string()),  # such as 00017.parquet
-        pa.field("outcome", pa.string()),  # written | set_aside | redo; others: another run wrote it meanwhile
+        pa.field("outcome", pa.string()),  # written | set_aside | redo; others: another run wrote it meanwhile; part
         pa.field("node", pa.string()),  # host name of the machine; null for ingest, which has no workers
         pa.field("worker", pa.string()),  # null for ingest
         # By the clock of the driver, so that machines need not agree on the time.
@@ -208,7 +208,8 @@ TIMELINE = pa.schema(
         pa.field("num_target_tokens", pa.int64()),  # 0 before generate
     ]
 )
-"""A row for each shard that one call of `run` made or failed to make."""
+"""A row for each shard that one call of `run` made or failed to make, and one more (`part`) for each piece but the last
+of a shard that workers shared, with the rows and tokens of that piece."""
 
 DROP_REASON = pa.field("drop_reason", pa.string())
 """Set by a stage on the rows it gives up; the runner removes the column. Null means: keep."""

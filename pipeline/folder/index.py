@@ -38,6 +38,8 @@ class ShardSummary:
     sha256: str
     source_sha256: str
     file_sha256: str = ""
+    num_turns: int = 0
+    """User turns of all rows, where the shard holds prompts."""
     fidelity: dict[str, Any] = field(default_factory=dict)
 
 
@@ -88,7 +90,7 @@ def scan(
 
 def _look(folder: Folder, key: str, expected: ShardId, entry: Entry) -> ShardSummary | str | None:
     """A shard's summary, or what is wrong with it; None when it has gone since the listing."""
-    file_sha256 = ""
+    file_sha256, num_turns = "", 0
     try:
         if expected.stage == keys.PUBLISH:
             data = folder.get(key)
@@ -96,14 +98,14 @@ def _look(folder: Folder, key: str, expected: ShardId, entry: Entry) -> ShardSum
             assert published.info is not None
             info, sha256, file_sha256 = published.info, published.sha256, hashlib.sha256(data).hexdigest()
         else:
-            info, sha256 = shard.read_footer(folder, key, entry.size)
+            info, sha256, num_turns = shard.read_footer(folder, key, entry.size)
             if info.id != expected:
                 return f"{folder.path(key)}: holds {info.id}"
     except FileNotFoundError:
         return None
     except DamagedError as error:
         return str(error)
-    return _summary(info, sha256, entry, file_sha256)
+    return _summary(info, sha256, num_turns, entry, file_sha256)
 
 
 def glance(folder: Folder, stage: str, files: Sequence[str]) -> tuple[dict[str, ShardSummary], list[str]]:
@@ -133,7 +135,7 @@ def glance(folder: Folder, stage: str, files: Sequence[str]) -> tuple[dict[str, 
     return summaries, [text for text in seen.values() if isinstance(text, str)]
 
 
-def _summary(info: ShardInfo, sha256: str, entry: Entry, file_sha256: str = "") -> ShardSummary:
+def _summary(info: ShardInfo, sha256: str, num_turns: int, entry: Entry, file_sha256: str = "") -> ShardSummary:
     return ShardSummary(
         version=entry.version,
         num_bytes=entry.size,
@@ -144,6 +146,7 @@ def _summary(info: ShardInfo, sha256: str, entry: Entry, file_sha256: str = "") 
         sha256=sha256,
         source_sha256=info.source_sha256,
         file_sha256=file_sha256,
+        num_turns=num_turns,
         fidelity=info.fidelity,
     )
 

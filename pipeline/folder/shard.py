@@ -32,6 +32,8 @@ COMPRESSION_LEVEL = 3
 """Of zstd. At 1, PyArrow's default, byte-split float32 log-probabilities are 16 % larger than as float16; at 3 they are
 as small, at the same speed."""
 
+TURNS = "user_turns"
+"""The column of prompts (`schemas.tables.PROMPTS`)."""
 _FOOTER_BYTES = 64 << 10
 _DIGEST_MARK = b"\x18\x11stillhouse.sha256\x18\x40"
 """Key and length of the digest as Thrift's compact protocol writes them in a footer; the digest comes right after."""
@@ -207,8 +209,18 @@ def read_info(folder: Folder, key: str) -> ShardInfo:
     return read_footer(folder, key)[0]
 
 
-def read_footer(folder: Folder, key: str, size: int | None = None) -> tuple[ShardInfo, str]:
-    """A shard's info and the digest it carries, without reading its rows: what it says, not that it is whole.
+class Footer(NamedTuple):
+    """What a shard says of itself."""
+
+    info: ShardInfo
+    sha256: str
+    """The digest it carries."""
+    num_turns: int
+    """User turns of all rows, where it holds prompts; 0 elsewhere."""
+
+
+def read_footer(folder: Folder, key: str, size: int | None = None) -> Footer:
+    """A shard's footer, without reading its rows: what it says, not that it is whole.
 
     `size` of the file saves a request. Raises `DamagedError` when it is not a shard.
     """
@@ -217,12 +229,22 @@ def read_footer(folder: Folder, key: str, size: int | None = None) -> tuple[Shar
     if len(data) < footer_bytes and len(data) == _FOOTER_BYTES:
         data = folder.tail(key, footer_bytes, size)
     try:
-        metadata = pq.read_metadata(pa.BufferReader(data)).metadata or {}
-        return ShardInfo.from_json(metadata[METADATA_KEY]), metadata[DIGEST_KEY].decode()
+        parquet = pq.read_metadata(pa.BufferReader(data))
+        metadata = parquet.metadata or {}
+        return Footer(
+            ShardInfo.from_json(metadata[METADATA_KEY]), metadata[DIGEST_KEY].decode(), _num_values(parquet, TURNS)
+        )
     except (pa.ArrowException, OSError, ValueError, TypeError, KeyError) as error:
         raise DamagedError(
             f"{folder.path(key)}: is damaged or not written by a run ({type(error).__name__} in its footer)"
         ) from None
+
+
+def _num_values(parquet: pq.FileMetaData, column: str) -> int:
+    """How many values the lists of a column hold (an empty one counts as one); 0 where there is no such column."""
+    groups = [parquet.row_group(number) for number in range(parquet.num_row_groups)]
+    chunks = [group.column(number) for group in groups for number in range(group.num_columns)]
+    return sum(chunk.num_values for chunk in chunks if chunk.path_in_schema.partition(".")[0] == column)
 
 
 def ledger_table(infos: Iterable[ShardInfo]) -> pa.Table:

@@ -43,12 +43,8 @@ def check(config: Config, rows: int, tokens_per_second: float) -> dict[str, Any]
     as long as `sampling.max_tokens`.
     """
     compare_with_folder(config)
-    num_prompt_tokens = flow.prompt_counter(config)
     total = count_rows(config.source)
-    looked = min(filter(None, (rows, config.source.limit)))
-    sample = config.model_copy(update={"source": config.source.model_copy(update={"limit": looked})})
-    empty = tables.marked(tables.prompts(config.personal_kinds)).empty_table()
-    table = pa.concat_tables([empty, *Ingest(sample, num_prompt_tokens)(read_rows(sample.source))])
+    table = ingested(config, rows)
     reasons = table.column("drop_reason")
     kept = table.filter(pc.is_null(reasons))
     counts = {item["values"]: item["counts"] for item in pc.value_counts(reasons.drop_null()).to_pylist()}
@@ -82,6 +78,14 @@ def check(config: Config, rows: int, tokens_per_second: float) -> dict[str, Any]
             "tokens_per_second_per_replica": tokens_per_second,
         }
     return result
+
+
+def ingested(config: Config, rows: int) -> pa.Table:
+    """The first `rows` source rows as ingest leaves them, marked (`tables.marked(tables.prompts(…))`)."""
+    looked = min(filter(None, (rows, config.source.limit)))
+    sample = config.model_copy(update={"source": config.source.model_copy(update={"limit": looked})})
+    empty = tables.marked(tables.prompts(config.personal_kinds)).empty_table()
+    return pa.concat_tables([empty, *Ingest(sample, flow.prompt_counter(config))(read_rows(sample.source))])
 
 
 def _first_rows(table: pa.Table, reason: str) -> list[int]:

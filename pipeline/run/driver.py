@@ -19,7 +19,7 @@ from stillhouse.pipeline.folder.purged import PURGED
 from stillhouse.pipeline.folder.quarantine import quarantine
 from stillhouse.pipeline.folder.shard import ShardId
 from stillhouse.pipeline.folder.store import Folder
-from stillhouse.pipeline.run import purge
+from stillhouse.pipeline.run import purge, sharing
 from stillhouse.pipeline.run.assign import assign_task
 from stillhouse.pipeline.run.commit import write_ledger
 from stillhouse.pipeline.run.partition import ingest_task
@@ -231,14 +231,22 @@ class _Driver:
             return []
         self._require(stage.name)
         job = Job(self._config, stage.name, step, num_shards, is_async=stage.is_async and step == "transform")
-        results = []
-        with contextlib.closing(self._pool.map_shards(job, todo, self._report.activity)) as made:  # type: ignore[type-var]
+        results, units = [], self._units(job, todo, ready)
+        with contextlib.closing(self._pool.map_shards(job, units, self._report.activity)) as made:  # type: ignore[type-var]
             for result in made:
                 self._accept(label, result)
                 results.append(result)
         if any(result.outcome == "redo" for result in results):
             raise RedoError
         return results
+
+    def _units(self, job: Job, todo: list[str], ready: dict[str, ShardSummary]) -> list[str]:
+        """What workers are given, in order."""
+        if not job.is_async:
+            sizes = {name: ready[name].num_bytes for name in todo}
+            return sharing.by_cost(todo, sizes, job.resources.max_workers)
+        begun = {f"{file.partition('.')[0]}.parquet" for file in self._folder.names(keys.PARTS)}
+        return sharing.shared(todo, ready, job.resources.max_workers, job.shards_in_flight, begun)
 
     def _accept(self, label: str, result: ShardResult) -> None:
         """Reports a result. Raises `RunError` when the run cannot go on after it."""

@@ -69,6 +69,9 @@ class Metrics:
         with self._lock:
             if result.outcome != "others":  # the other run counts them
                 self._count("stillhouse_attempts_total", result.attempts, stage=result.stage)
+            if result.outcome == "part":  # its shard counts the rows
+                return
+            if result.outcome != "others":
                 self._count("stillhouse_rows_total", result.rows_in, stage=result.stage)
                 for reason, rows in result.dropped.items():
                     self._count("stillhouse_rows_dropped_total", rows, stage=result.stage, reason=reason)

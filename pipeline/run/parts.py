@@ -1,4 +1,5 @@
-"""A shard of answers in parts: when one of its rows ends the engine each time, the others must still be answered."""
+"""A shard of answers in parts: where workers share it, and when one of its rows ends the engine each time, because the
+others must still be answered."""
 
 import asyncio
 import contextlib
@@ -14,6 +15,7 @@ from stillhouse.pipeline.folder import shard as shards
 from stillhouse.pipeline.folder.shard import Shard, ShardId, ShardInfo
 from stillhouse.pipeline.folder.store import Folder
 from stillhouse.pipeline.run.attempts import Attempts, Gate
+from stillhouse.pipeline.run.sharing import missing
 from stillhouse.schemas.config import Config, config_hash
 
 ROW_ATTEMPTS = 2
@@ -55,9 +57,11 @@ class Parts:
         source: Shard,
         transform: Callable[[pa.Table], Awaitable[pa.Table]],
         after_failure: Callable[[], None],
-    ) -> pa.Table:
+        extent: tuple[int, int] | None = None,
+    ) -> None:
         """Halves the rows that fail until the guilty ones are alone; each of these gets drop_reason `teacher_failed`,
-        once it has failed `ROW_ATTEMPTS` times with nothing beside it. Returns what the transform makes of all rows.
+        once it has failed `ROW_ATTEMPTS` times with nothing beside it. `extent`: only these rows of the source, where
+        workers share the shard.
 
         An attempt at a part is an empty file like one at a shard, because most of them end with this process. Raises
         `TooManyFailuresError` after `MAX_FAILED_PARTS` failures, or for more than `MAX_FAILED_FRACTION` of the rows:
@@ -66,12 +70,13 @@ class Parts:
         self._drop_strange(shard, source)
         parts = self.of(shard)
         failed = self._attempts.of_parts(shard)
-        whole = (0, source.table.num_rows)
+        num_rows = source.table.num_rows
+        whole = extent or (0, num_rows)
         num_given_up = sum(key.endswith(".failed") for key in parts.values())
         # The same halves in every process, so that what one has learned serves the next.
-        missing = [whole]
-        while missing:
-            low, high = missing.pop()
+        todo = [whole]
+        while todo:
+            low, high = todo.pop()
             stem = f"{keys.PARTS}/{shard.removesuffix('.parquet')}.{low}-{high}"
             if (low, high) in parts:
                 continue
@@ -80,13 +85,13 @@ class Parts:
             is_begun = any(low <= begin and end <= high for begin, end in parts)  # by a run that was killed since
             if high - low > 1 and ((low, high) == whole or attempt == limit or is_begun):
                 middle = (low + high) // 2
-                missing += [(middle, high), (low, middle)]
+                todo += [(middle, high), (low, middle)]
                 continue
             if attempt == limit:
                 num_given_up += 1
-                if num_given_up > max(1, MAX_FAILED_FRACTION * whole[1]):
+                if num_given_up > max(1, MAX_FAILED_FRACTION * num_rows):
                     self._forget_failures(shard, failed)
-                    raise TooManyFailuresError(f"{num_given_up} of its {whole[1]} rows, each alone")
+                    raise TooManyFailuresError(f"{num_given_up} of its {num_rows} rows, each alone")
                 self._folder.put_if_absent(f"{stem}.failed", b"")
                 logger.warning("%s %s: row %d of its source fails alone", self._stage, shard, low)
                 continue
@@ -107,11 +112,17 @@ class Parts:
                         "%s %s rows %d to %d: failed: %s", self._stage, shard, low, high, safe_message(error)
                     )
                     failed.add(mark)
-                    missing.append((low, high))
+                    todo.append((low, high))
                     after_failure()
                 else:
                     self._attempts.end(shard, mark)
-        return await self._joined(shard, source, transform)
+
+    def missing(self, shard: str, source: Shard, extent: tuple[int, int] | None = None) -> list[tuple[int, int]]:
+        """Which rows of the source (of `extent` alone) no part holds. Without `extent` by the names of parts, because
+        who looks for the last piece looks often; `joined` looks into them."""
+        if extent is not None:
+            self._drop_strange(shard, source, extent)
+        return missing(self.of(shard), *(extent or (0, source.table.num_rows)))
 
     def clear(self, shard: str) -> None:
         """Deletes the parts of a shard that exists now, and the marks of what failed."""
@@ -128,26 +139,37 @@ class Parts:
         for mark in failed:
             self._attempts.end(shard, mark)
 
-    def _drop_strange(self, shard: str, source: Shard) -> None:
-        """Deletes parts that were made from other bytes than the source has now."""
-        for key in self.of(shard).values():
-            if key.endswith(".parquet"):
+    def _drop_strange(self, shard: str, source: Shard, extent: tuple[int, int] | None = None) -> None:
+        """Deletes parts (with rows of `extent`) that were made from other bytes than the source has now."""
+        begin, end = extent or (0, source.table.num_rows)
+        for (low, high), key in self.of(shard).items():
+            if low < end and begin < high and key.endswith(".parquet"):
                 with contextlib.suppress(DamagedError, FileNotFoundError):
                     if shards.read_footer(self._folder, key)[0].source_sha256 == source.sha256:
                         continue
                 self._folder.delete(key)
+
+    def put(self, shard: str, extent: tuple[int, int], source: Shard, result: pa.Table) -> None:
+        """Keeps what was made of some rows of the source."""
+        low, high = extent
+        self._put(f"{keys.PARTS}/{shard.removesuffix('.parquet')}.{low}-{high}.parquet", shard, source, result)
 
     def _put(self, key: str, shard: str, source: Shard, result: pa.Table) -> None:
         made_of = ShardId(self._stage, shard, self._hash)
         info = ShardInfo(*made_of, result.num_rows, result.num_rows, source_sha256=source.sha256)
         self._folder.put_if_absent(key, shards.encode(result, info))
 
-    async def _joined(
-        self, shard: str, source: Shard, transform: Callable[[pa.Table], Awaitable[pa.Table]]
-    ) -> pa.Table:
-        """All parts of a shard, in order; rows that failed carry what they came with and null elsewhere."""
+    async def joined(self, shard: str, source: Shard, transform: Callable[[pa.Table], Awaitable[pa.Table]]) -> pa.Table:
+        """All parts of a shard, in order; rows that failed carry what they came with and null elsewhere. Raises
+        `RedoError` when one is gone or damaged."""
         tables = [await transform(source.table.slice(0, 0))]  # for its columns
-        for (low, high), key in sorted(self.of(shard).items()):
+        parts, end = self.of(shard), 0
+        if missing(parts, 0, source.table.num_rows):
+            raise RedoError(f"generate {shard}: a part of it is gone; another run may have used it")
+        for (low, high), key in sorted(parts.items(), key=lambda part: (part[0][0], -part[0][1])):
+            if high <= end:  # two runs that shared it otherwise
+                continue
+            end = high
             if key.endswith(".failed"):
                 tables.append(_failed_rows(source.table.slice(low, high - low), tables[0].schema, self._config))
                 continue
@@ -158,8 +180,11 @@ class Parts:
                 raise RedoError(f"{error}; it is made again", [key]) from None
             except FileNotFoundError:
                 raise RedoError(f"{self._folder.path(key)}: is gone; another run may have used it", [key]) from None
+            if part.info is None or part.info.source_sha256 != source.sha256:
+                self._folder.delete(key)
+                raise RedoError(f"{self._folder.path(key)}: was made of other prompts; it is made again", [key])
             tables.append(part.table)
-        return pa.concat_tables(tables)
+        return pa.concat_tables(tables).combine_chunks()  # written as what was made at once
 
 
 def _failed_rows(prompts: pa.Table, schema: pa.Schema, config: Config) -> pa.Table:

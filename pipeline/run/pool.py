@@ -72,7 +72,8 @@ class Pool(Protocol):
     def map_shards(
         self, job: Job, shards: Sequence[str], on_activity: Callable[[Activity], None]
     ) -> Iterator[ShardResult]:
-        """The result of each shard, as it is ready. A worker that dies is replaced, and what it held is done again."""
+        """The result of each shard or piece of one (`run.sharing`), as it is ready. A worker that dies is replaced, and
+        what it held is done again."""
         ...
 
     def run_task(self, config: Config, stage: str, task: Task, *arguments: Any) -> Iterator[ShardResult]:
@@ -112,15 +113,17 @@ class LocalPool:
             while places and len(self._workers) * job.shards_in_flight < num_left:
                 place = places.popleft()
                 self._workers.append(_Process(self._context, job, place, _share(gpus, place, job.resources.num_gpus)))
-            for worker in self._workers:
-                while todo and len(worker.shards) < job.shards_in_flight:
-                    worker.give(todo.popleft())
+            while todo and self._workers:
+                freest = min(self._workers, key=lambda worker: len(worker.shards))
+                if len(freest.shards) >= job.shards_in_flight:
+                    break
+                freest.give(todo.popleft())
             for worker in _ready(self._workers):
                 for message in worker.messages():
                     if isinstance(message, Activity):
                         on_activity(message)
                         continue
-                    worker.shards.discard(message.shard)
+                    worker.shards.discard(message.unit or message.shard)
                     num_left -= 1
                     yield message
                 if worker.is_dead:

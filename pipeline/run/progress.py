@@ -93,6 +93,17 @@ class Step:
     deltas: deque[tuple[float, int]] = field(default_factory=deque)
     """When tokens came, and how many."""
     tokens_written: int = 0
+    in_pieces: dict[str, tuple[int, int]] = field(default_factory=dict)
+    """Rows and tokens that are done of shards which workers share and which are not done."""
+
+    def add_result(self, result: ShardResult) -> None:
+        rows, tokens = self.in_pieces.pop(result.shard, (0, 0))
+        if result.outcome == "part":
+            self.in_pieces[result.shard] = (rows + result.rows_in, tokens + result.num_target_tokens)
+            rows = tokens = 0
+        self.shards_done += result.outcome in ("written", "others")
+        self.rows_done += result.rows_in - rows
+        self.tokens_done += result.num_target_tokens - tokens
 
     def add_activity(self, activity: Activity, now: float) -> None:
         delta = new_tokens(self.workers.get(activity.worker), activity)
@@ -225,12 +236,12 @@ class Progress:
             self.num_made += is_made
             self.num_others += result.outcome == "others"
             if self._step is not None:
-                self._step.shards_done += is_made
-                self._step.rows_done += result.rows_in
-                self._step.tokens_done += result.num_target_tokens
-                if step == "generate" and result.outcome != "others":
+                self._step.add_result(result)
+                if step == "generate" and result.outcome not in ("others", "part"):
                     self.generate_seconds = time.monotonic() - self._step.began
                     self.generate_tokens += result.num_target_tokens
+        if result.outcome == "part":
+            return
         if not is_made:
             self._line(result.message)
         elif self._bars is None:

@@ -168,7 +168,7 @@ def _require_whole(config: Config, folder: Folder, name: str, num_shards: int) -
                 f"{folder.path(key)}: is there, and the shard that it was made from is gone; a purge needs the shards "
                 "of every stage"
             )
-        info, sha256 = shards.read_footer(folder, key)
+        info, sha256, _ = shards.read_footer(folder, key)
         if stage.follows_answers and info.source_sha256 != before:
             folder.delete(key)
             before = None

@@ -6,8 +6,9 @@ from typing import Any, Literal
 
 from stillhouse.pipeline.folder.shard import ShardInfo
 
-Outcome = Literal["written", "others", "set_aside", "redo", "fatal"]
-"""`written`: the shard exists now. `others`: another run wrote it while this one was about to. `set_aside`: it failed
+Outcome = Literal["written", "part", "others", "set_aside", "redo", "fatal"]
+"""`written`: the shard exists now. `part`: some rows of a shard that workers share are done, and others are not yet
+(rows and tokens are of these alone). `others`: another run wrote it while this one was about to. `set_aside`: it failed
 too often. `redo`: something that it is made from has to be made again first. `fatal`: no shard can be made, because the
 storage fails or the worker cannot start. Nothing was written for the last three."""
 
@@ -33,6 +34,8 @@ class ShardResult:
     """Name of the worker's machine. Both are empty for what no worker makes."""
     damaged: tuple[str, ...] = ()
     """Keys of the files that have to be made again."""
+    unit: str = ""
+    """What the worker was given: the shard or, where workers share it, a piece of it (`run.sharing`)."""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

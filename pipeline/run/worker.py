@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import threading
 import time
+from collections.abc import Sequence
 
 import pyarrow as pa
 
@@ -18,6 +19,7 @@ from stillhouse.pipeline.folder import keys, open_folder
 from stillhouse.pipeline.folder import shard as shards
 from stillhouse.pipeline.folder.quarantine import forget_view, load_or_redo, quarantine
 from stillhouse.pipeline.folder.shard import Shard, ShardId, ShardInfo
+from stillhouse.pipeline.run import sharing
 from stillhouse.pipeline.run.attempts import Attempts, Gate
 from stillhouse.pipeline.run.commit import check_contract, commit
 from stillhouse.pipeline.run.parts import Parts, TooManyFailuresError
@@ -49,13 +51,17 @@ class Worker:
         with self._attempts.start(getattr(config.resources, stage).max_workers):
             self._transform = build(config)
 
-    async def process(self, shard: str) -> ShardResult:
-        """Brings one shard into existence. Errors of the shard are counted and, at the limit, set it aside; what is not
-        its fault (storage, damage to what it is made from) is reported and not counted."""
+    async def process(self, unit: str) -> ShardResult:
+        """Brings one shard into existence, or where workers share it (`run.sharing`) a piece of it. Errors of the shard
+        are counted and, at the limit, set it aside; what is not its fault (storage, damage to what it is made from) is
+        reported and not counted."""
+        return dataclasses.replace(await self._reported(unit, sharing.parsed(unit)[0]), unit=unit)
+
+    async def _reported(self, unit: str, shard: str) -> ShardResult:
         started = time.monotonic()
         self._num_under_way += 1
         try:
-            return await self._process(shard, started)
+            return await self._process(unit, started)
         except StorageError as error:
             return ShardResult(self._stage.name, shard, time.monotonic() - started, "fatal", str(error))
         except RedoError as error:
@@ -82,37 +88,47 @@ class Worker:
         if close is not None:
             close()
 
-    async def _process(self, shard: str, started: float) -> ShardResult:
+    async def _process(self, unit: str, started: float) -> ShardResult:
+        shard, extent = sharing.parsed(unit)
         limit = self._attempts.limit
-        num_made = self._attempts.num_made(shard)
+        num_made = self._attempts.num_made(unit)
         if (there := await asyncio.to_thread(self._existing, shard, started)) is not None:
             for attempt in range(num_made):
-                self._attempts.end(shard, str(attempt))
+                self._attempts.end(unit, str(attempt))
+            if extent is not None:
+                return self._part(shard, started)
             # With marks, it was a worker of this run that died.
             return dataclasses.replace(there, outcome="written" if num_made else "others")
+        if extent is not None and self._folder.exists(keys.set_aside(self._stage.name, shard)):
+            return self._part(shard, started)  # for the sake of another piece
         reason = "its worker died each time"
-        is_split = self._splits and bool(self._parts.of(shard))  # an earlier run was about to make it in parts
+        is_split = (
+            extent is None and self._splits and bool(self._parts.of(shard))
+        )  # an earlier run was about to make it in parts
         for attempt in range(limit if is_split else num_made, limit):
             async with self._gate(alone=attempt > 0):
-                self._attempts.begin(shard, str(attempt))
+                self._attempts.begin(unit, str(attempt))
                 try:
-                    result = await self._make(shard, started)
+                    made_now = self._make(shard, started) if extent is None else self._share(shard, extent, started)
+                    result = await made_now
                 except (StorageError, RedoError):
-                    self._attempts.cancel(shard, str(attempt))
+                    self._attempts.cancel(unit, str(attempt))
                     raise
                 except Exception as error:
                     # The one place where an error of any kind is survived: it costs this shard only, and is counted.
                     reason = safe_message(error)
-                    logger.warning("%s %s: an attempt failed: %s", self._stage.name, shard, reason)
+                    logger.warning("%s %s: an attempt failed: %s", self._stage.name, unit, reason)
                     self._end_if_broken()
                 else:
                     for made in range(attempt + 1):
-                        self._attempts.end(shard, str(made))
+                        self._attempts.end(unit, str(made))
                     return dataclasses.replace(result, attempts=attempt + 1)
         failure = f"{self._stage.name} {shard}: set aside after {limit} attempts; last: {reason}"
         if self._splits:
             try:
-                of_parts = await self._make_in_parts(shard, started)
+                of_parts = await self._make_in_parts(shard, extent, started)
+                for attempt in range(limit if extent is not None else 0):
+                    self._attempts.end(unit, str(attempt))
                 return of_parts if is_split else dataclasses.replace(of_parts, attempts=limit + 1)
             except TooManyFailuresError as error:
                 failure = f"{self._stage.name} {shard}: set aside after {limit} attempts and {error}; last: {reason}"
@@ -179,14 +195,64 @@ class Worker:
             result = await result
         if self._step == "sketch":
             return self._put_sketch(shard, source, result, started)
-        return await asyncio.to_thread(self._commit, shard, source, result, started)
-
-    async def _make_in_parts(self, shard: str, started: float) -> ShardResult:
-        source = await asyncio.to_thread(self._input, shard)
-        result = await self._parts.make(shard, source, lambda table: self._transform(table), self._end_if_broken)
         committed = await asyncio.to_thread(self._commit, shard, source, result, started)
+        self._num_committed += committed.rows_in
+        return committed
+
+    async def _make_in_parts(self, shard: str, extent: tuple[int, int] | None, started: float) -> ShardResult:
+        """A shard, or the piece `extent` of one, that has failed as a whole."""
+        source = await asyncio.to_thread(self._input, shard)
+        missing = await asyncio.to_thread(self._parts.missing, shard, source, extent)
+        await self._parts.make(shard, source, self._answered, self._end_if_broken, extent)
+        if extent is not None:
+            return await self._joined(shard, source, self._part(shard, started, missing))
+        result = await self._parts.joined(shard, source, self._answered)
+        committed = await asyncio.to_thread(self._commit, shard, source, result, started)
+        self._num_committed += committed.rows_in
         self._parts.clear(shard)
         return committed
+
+    async def _answered(self, table: pa.Table) -> pa.Table:
+        return await self._transform(table)
+
+    async def _share(self, shard: str, extent: tuple[int, int], started: float) -> ShardResult:
+        """Makes the rows `extent` of a shard's source and, when all others are there, the shard."""
+        source = await asyncio.to_thread(self._input, shard)
+        missing = await asyncio.to_thread(self._parts.missing, shard, source, extent)
+        num_tokens = 0
+        for low, high in missing:  # several only where an earlier run has made some
+            result = await self._answered(source.table.slice(low, high - low))
+            num_tokens += shards.num_target_tokens(result)
+            await asyncio.to_thread(self._parts.put, shard, (low, high), source, result)
+        return await self._joined(shard, source, self._part(shard, started, missing, num_tokens))
+
+    async def _joined(self, shard: str, source: Shard, part: ShardResult) -> ShardResult:
+        """The shard, put together by who makes its last piece; `part` for the others. Two that end in the same moment
+        both do it, and one is first."""
+        self._num_committed += part.rows_in
+        try:
+            is_there = await asyncio.to_thread(self._folder.exists, self._key(shard))
+            if is_there:
+                await asyncio.to_thread(self._parts.clear, shard)
+                return part
+            if await asyncio.to_thread(self._parts.missing, shard, source, None):
+                return part
+            result = await self._parts.joined(shard, source, self._answered)
+            committed = await asyncio.to_thread(self._commit, shard, source, result, time.monotonic() - part.seconds)
+        except RedoError:
+            if await asyncio.to_thread(self._folder.exists, self._key(shard)):
+                return part
+            raise
+        self._parts.clear(shard)
+        return committed if committed.outcome == "written" else part
+
+    def _part(
+        self, shard: str, started: float, made: Sequence[tuple[int, int]] = (), num_tokens: int = 0
+    ) -> ShardResult:
+        """The result of a piece, for which the rows `made` were answered now."""
+        rows = sum(high - low for low, high in made) * self._config.sampling.n
+        seconds = time.monotonic() - started
+        return ShardResult(self._stage.name, shard, seconds, "part", rows_in=rows, num_target_tokens=num_tokens)
 
     def _put_sketch(self, shard: str, source: Shard, sketch: pa.Table, started: float) -> ShardResult:
         num_rows = source.table.num_rows
@@ -197,7 +263,7 @@ class Worker:
     def _commit(self, shard: str, source: Shard, result: pa.Table, started: float) -> ShardResult:
         samples = self._config.sampling.n if self._stage.name == "generate" else 1
         check_contract(self._stage.name, source.table, result, samples)
-        committed = commit(
+        return commit(
             self._folder,
             self._id(shard),
             self._key(shard),
@@ -206,8 +272,6 @@ class Worker:
             time.monotonic() - started,
             source_sha256=source.sha256,
         )
-        self._num_committed += committed.rows_in
-        return committed
 
     def _assignment(self, shard: str, source: Shard) -> pa.Table:
         """The shard's part of the view of the whole data set. Raises `RedoError` when it belongs to other rows."""

@@ -91,11 +91,19 @@ class Load(NamedTuple):
     kv_cache_use: float = 0.0  # share of its key-value cache that is taken, 0 to 1
 
 
+class Capacity(NamedTuple):
+    """How much an engine takes at once; None where it does not say."""
+
+    max_num_seqs: int | None = None  # answers that it writes at once
+    max_num_batched_tokens: int | None = None  # of one step, prompts included
+    cache_tokens: int | None = None  # that its key-value cache holds
+
+
 class Teacher(Protocol):
     """Continues prompts; many calls of `answer` run at once.
 
-    One that can tell how many tokens it has written, those of answers under way included, also has `num_tokens`; and
-    one that can tell how full its engine is has a `load`.
+    One that can tell how many tokens it has written, those of answers under way included, also has `num_tokens`; one
+    that can tell how full its engine is has a `load`, and how much it takes a `capacity`.
     """
 
     vocab_size: int

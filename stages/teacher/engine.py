@@ -20,7 +20,7 @@ import numpy.typing as npt
 from pydantic import ValidationError
 
 from stillhouse.schemas.config import Config, SamplingConfig, is_local_path
-from stillhouse.stages.teacher import Answer, Load, TeacherError
+from stillhouse.stages.teacher import Answer, Capacity, Load, TeacherError
 from stillhouse.stages.teacher.arrays import keep_arrays, to_answer
 from stillhouse.stages.teacher.draws import (
     REQUEST,
@@ -88,6 +88,16 @@ class VLLMTeacher:
     @property
     def load(self) -> Load:
         return self._pulse.load
+
+    @property
+    def capacity(self) -> Capacity:
+        config = self.engine.vllm_config
+        scheduler, blocks = config.scheduler_config, config.cache_config.num_gpu_blocks
+        return Capacity(
+            scheduler.max_num_seqs,
+            scheduler.max_num_batched_tokens,
+            None if blocks is None else blocks * config.cache_config.block_size,
+        )
 
     async def answer(self, prompt_ids: npt.NDArray[np.int32], request_id: str, seed: int, max_tokens: int) -> Answer:
         from vllm.exceptions import VLLMClientError

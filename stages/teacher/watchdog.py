@@ -6,7 +6,7 @@ import time
 import numpy as np
 import numpy.typing as npt
 
-from stillhouse.stages.teacher import Answer, Load, Teacher
+from stillhouse.stages.teacher import Answer, Capacity, Load, Teacher
 
 
 class Watchdog:
@@ -40,6 +40,11 @@ class Watchdog:
     def load(self) -> Load:
         load: Load = getattr(self._teacher, "load", Load())
         return load
+
+    @property
+    def capacity(self) -> Capacity:
+        capacity: Capacity = getattr(self._teacher, "capacity", Capacity())
+        return capacity
 
     async def answer(self, prompt_ids: npt.NDArray[np.int32], request_id: str, seed: int, max_tokens: int) -> Answer:
         """As `Teacher.answer`."""

@@ -11,12 +11,16 @@ import numpy as np
 import psutil
 import pytest
 
+from stillhouse.pipeline.look.probe.engine import run_trials
+from stillhouse.pipeline.look.probe.trial import Limited, measured_bytes
 from stillhouse.schemas import targets
+from stillhouse.stages.generate import Generate
 from stillhouse.stages.teacher import Answer, TeacherError
 from stillhouse.stages.teacher.chat import Chat
 from stillhouse.stages.teacher.engine import VLLMTeacher
 from stillhouse.stages.teacher.watchdog import Watchdog
 from tests.support.engines import engine_config, left_by_killed_front_end
+from tests.support.prompts import prompts
 
 VOCABULARY = 49152
 
@@ -65,6 +69,35 @@ def test_engine_tells_how_full_it_is(
     seen = loop.run_until_complete(watched())
     assert 0 < max(seen) <= 1
     assert narrow.load.num_waiting == 0
+
+
+def test_probe_measures_a_real_engine(
+    narrow: VLLMTeacher, loop: asyncio.AbstractEventLoop, tokenizer: Any, tmp_path: Path
+) -> None:
+    config, chat = engine_config(tmp_path, 64), Chat(tokenizer)
+    teacher = Limited(Watchdog(narrow, 60.0))
+    capacity = teacher.capacity
+    assert capacity.max_num_seqs == 8
+    # VLLM_CPU_KVCACHE_SPACE is 1 GiB; a token has keys and values of 3 heads of 64 in float32, in 30 layers.
+    assert capacity.cache_tokens == pytest.approx(2**30 / (2 * 3 * 64 * 4 * 30), rel=0.05)
+    before = teacher.num_tokens
+    asked = prompts([[f"Write a sentence about the number {n}."] for n in range(9)])
+    trials = loop.run_until_complete(run_trials(config, Generate(config, chat, teacher), teacher, asked, 4.0, (4, 1)))
+    assert [(t.num_seats, t.limit, len(t.ended)) for t in trials[:1]] == [(2, 32, 4)]
+    written = sum(sum(t.table.column("num_target_tokens").to_pylist()) for t in trials)
+    assert written == sum(ended.num_tokens for t in trials for ended in t.ended)
+    assert written < teacher.num_tokens - before <= written + 2 * 8  # the first, which warm the engine up, are left out
+    for t in trials:
+        of_trial = sum(ended.num_tokens for ended in t.ended)
+        assert t.tokens_per_second > 0
+        assert t.tokens_per_second * t.seconds == pytest.approx(of_trial, rel=0.6)
+        rows = sorted(t.table.column("num_target_tokens").to_pylist())
+        assert rows == sorted(ended.num_tokens for ended in t.ended)
+        assert rows[-1] <= t.limit
+    size = measured_bytes([t.table for t in trials])
+    assert size is not None
+    assert 64 * 2 < size.per_target_token < 64 * 8
+    assert teacher.max_load.kv_cache_use > 0
 
 
 def test_whole_vocabulary_agrees_with_the_top_64(

@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -31,15 +32,19 @@ def times(place: Place) -> dict[str, Any] | None:
             if table.schema != TIMELINE or not table.num_rows:
                 continue
             rows = [row for row in table.to_pylist() if row["outcome"] in ("written", "set_aside")]
+            pieces = [row for row in table.to_pylist() if row["outcome"] == "part"]
+            in_pieces = Counter[str]()
+            for row in pieces:
+                in_pieces[row["shard"]] += row["num_target_tokens"]
             began = min(row["queued"] for row in table.to_pylist())
             _add(steps, rows)
             spans += [
                 (
                     before + (row["started"] - began).total_seconds(),
                     before + (row["ended"] - began).total_seconds(),
-                    row["num_target_tokens"],
+                    row["num_target_tokens"] - (in_pieces[row["shard"]] if row["outcome"] == "written" else 0),
                 )
-                for row in rows
+                for row in [*rows, *pieces]
                 if row["stage"] == "generate"
             ]
             before += max(((row["ended"] - began).total_seconds() for row in rows), default=0.0)

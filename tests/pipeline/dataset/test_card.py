@@ -89,6 +89,7 @@ def test_card_of_a_dataset_without_prompts(of_all: bool) -> None:
         "config_hash": "0123456789abcdef" * 4,
         "teacher": {"vocab_size": 256000},
         "fidelity": fidelity,
+        "config": {},
         "stages": {},
     }
     plain = card.dataset_card(config, manifest)

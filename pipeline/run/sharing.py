@@ -1,0 +1,82 @@
+"""In which order the shards of a step are made, and which of them several workers share, so that the last one does not
+keep all the others waiting."""
+
+from collections.abc import Collection, Mapping, Sequence
+
+from stillhouse.pipeline.folder.index import ShardSummary
+
+MIN_PIECE_ROWS = 8
+"""Source rows of a piece, at least: an engine wants several at once."""
+
+
+def unit(shard: str, low: int, high: int) -> str:
+    """The name of a piece: rows `low` to `high` of what a shard is made from."""
+    return f"{shard}@{low}-{high}"
+
+
+def parsed(unit: str) -> tuple[str, tuple[int, int] | None]:
+    """The shard of a unit, and its rows where it is a piece."""
+    shard, _, extent = unit.partition("@")
+    if not extent:
+        return shard, None
+    low, _, high = extent.partition("-")
+    return shard, (int(low), int(high))
+
+
+def by_cost(shards: Sequence[str], costs: Mapping[str, float], max_workers: int) -> list[str]:
+    """The dearest first, so that what is left at the end is small. One worker needs no order."""
+    return sorted(shards, key=lambda name: -costs[name]) if max_workers > 1 else [*shards]
+
+
+def answer_cost(summary: ShardSummary) -> float:
+    """What is known of the work to answer a screened shard, before it is done: how many answers it needs. How long they
+    get is not known."""
+    return max(summary.num_turns, summary.rows_out)
+
+
+def shared(
+    shards: Sequence[str],
+    ready: Mapping[str, ShardSummary],
+    num_workers: int,
+    shards_in_flight: int,
+    begun: Collection[str] = (),
+) -> list[str]:
+    """Names of what is given to workers, in this order: whole shards, and at the end pieces of them.
+
+    A unit is at most half of the work that is left when it is given out, divided by what all workers hold at once
+    (factoring, Hummel, Schonberg and Flynn 1992: half, because how long answers get is not known before). So units get
+    smaller towards the end, and a shard that alone is more than that is shared from the beginning. Pieces are halves of
+    halves, as those of `parts`. Shards that were `begun` by an earlier run are shared, because some pieces are there.
+    """
+    costs = {name: answer_cost(ready[name]) for name in shards}
+    num_held, left = num_workers * shards_in_flight, sum(costs.values())
+    units = []
+    for name in by_cost(shards, costs, num_workers):
+        rows, depth = ready[name].rows_out, 0
+        while (
+            num_workers > 1 and rows >> (depth + 1) >= MIN_PIECE_ROWS and costs[name] / 2**depth > left / 2 / num_held
+        ):
+            depth += 1
+        if num_workers > 1 and name in begun and rows > 1:
+            depth = max(depth, 1)
+        units += [unit(name, low, high) for low, high in halves(0, rows, depth)] if depth else [name]
+        left -= costs[name]
+    return units
+
+
+def halves(low: int, high: int, depth: int) -> list[tuple[int, int]]:
+    """The rows `low` to `high`, halved `depth` times."""
+    if depth == 0:
+        return [(low, high)]
+    middle = (low + high) // 2
+    return halves(low, middle, depth - 1) + halves(middle, high, depth - 1)
+
+
+def missing(parts: Collection[tuple[int, int]], low: int, high: int) -> list[tuple[int, int]]:
+    """Which of the rows `low` to `high` are in none of `parts`, as the fewest halves of halves."""
+    if any(begin <= low and high <= end for begin, end in parts):
+        return []
+    if not any(low <= begin and end <= high for begin, end in parts):
+        return [(low, high)]
+    middle = (low + high) // 2
+    return missing(parts, low, middle) + missing(parts, middle, high)
