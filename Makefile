@@ -29,6 +29,7 @@ READERS := data/readers
 KUBERAY ?= https://raw.githubusercontent.com/ray-project/kuberay/v1.6.2
 KUBERAY_SHA256 := ecae45d9a5dc1be68f1074ba784c495ef9d439d295253b61e1bd51f7b08522f5
 READER_NAMES := $(basename $(notdir $(wildcard tests/readers/requirements/*.txt)))
+FAST := tests/pipeline tests/stages tests/schemas tests/deploy tests/examples tests/test_docs.py
 LAYOUTS := axolotl distillkit distillkit-compressed verl tinker openai
 
 .PHONY: env data run test test-fast test-slow test-faults test-trainers test-readers test-deploy test-browser test-gpu check lock clean
@@ -40,12 +41,13 @@ run: env data
 	$(BIN)/stillhouse run configs/quickstart.yaml
 
 # The rest has the machine for itself: an engine and Ray use all cores.
-test: test-fast
+test: env data data/tests/.fetched
+	$(BIN)/pytest -n auto --dist worksteal $(FAST)
 	$(BIN)/pytest tests/ray tests/engine
 
-# Neither an engine nor Ray; on all cores.
+# Neither an engine nor Ray, and nothing that takes seconds by itself (`long`); on all cores.
 test-fast: env data data/tests/.fetched
-	$(BIN)/pytest -n auto --dist worksteal tests/pipeline tests/stages tests/schemas tests/deploy tests/examples tests/test_docs.py
+	$(BIN)/pytest -n auto --dist worksteal -m "not long" $(FAST)
 
 test-slow: env data data/tests/.fetched
 	$(BIN)/pytest tests/slow --timeout 0 -s

@@ -19,6 +19,7 @@ def commands() -> list[list[str]]:
     return [shlex.split(line) for line in text.splitlines() if line.startswith(("    stillhouse ", "    hf "))]
 
 
+@pytest.mark.long
 def test_the_commands_of_the_page(tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_run(tmp_path / "runs/quickstart", {"method": "top_k", "top_k": 8})
     monkeypatch.chdir(tmp_path)
@@ -45,6 +46,7 @@ def test_the_commands_of_the_page(tmp_path: Path, weights: Path, monkeypatch: py
     assert not [path for path in Path("runs/quickstart/exports").rglob("*") if path.is_file()]
 
 
+@pytest.mark.long
 def test_what_is_published_makes_a_page(tmp_path: Path, weights: Path) -> None:
     """`datasets`, which the hub's viewer uses, finds the split and the rows."""
     import datasets

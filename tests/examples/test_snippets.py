@@ -29,6 +29,7 @@ def run(code: str, folder: Path, cache: Path) -> subprocess.CompletedProcess[str
 
 
 @pytest.mark.parametrize("snippet", snippets.runnable("python"), ids=str)
+@pytest.mark.long
 def test_python_of_the_pages_runs(snippet: snippets.Snippet, after_make_run: Path, tmp_path: Path) -> None:
     done = run(snippet.text, after_make_run, tmp_path)
     assert done.returncode == 0, done.stderr

@@ -21,6 +21,7 @@ def folder() -> Iterator[Path]:
         yield Path(name)
 
 
+@pytest.mark.long
 def test_no_byte_of_a_footer_can_lose_or_make_rows(folder: Path) -> None:
     rows = [{"conversation_id": f"c{n}", "conversation": [{"content": "text", "role": "user"}]} for n in range(40)]
     sink = io.BytesIO()
@@ -40,5 +41,6 @@ def test_no_byte_of_a_footer_can_lose_or_make_rows(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", PROPERTIES)
+@pytest.mark.long
 def test_short(name: str, folder: Path) -> None:
     check(*PROPERTIES[name], folder, 0, NUM_EXAMPLES)

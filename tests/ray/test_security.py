@@ -398,7 +398,7 @@ def test_hostile_data_is_no_path_template_or_markup(leak: Leak) -> None:
         r"run\.json|dataset/(README\.md|manifest\.json|data/train-\d{5}-of-\d{5}\.parquet)"
         r"|(ingest|dedupe|screen|generate|review)/\d{5}\.parquet|ledger/[a-z]+/\d{5}\.parquet"
         r"|state/((dedupe|review)/[a-z]+/\d{5}\.parquet|(partition|teacher)\.json|index/[a-z]+\.json"
-        r"|set_aside/screen/00000\.json|attempts/[0-9a-f]{12}/[\w.-]+)"
+        r"|set_aside/screen/00000\.json|attempts/[0-9a-f]{12}/[\w.-]+|timeline/[0-9a-fT-]+\.parquet)"
     )
     assert [name for name in files_below(leak.run_dir) if not shape.fullmatch(name)] == []
     for name in ("dataset/README.md", "dataset/manifest.json", "run.json"):

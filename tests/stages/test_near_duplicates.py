@@ -138,6 +138,7 @@ def test_a_chain_is_not_one_cluster() -> None:
 
 
 @pytest.mark.parametrize(("max_per_cluster", "num_chains", "step"), [(1, 40, 8), (3, 10, 2)])
+@pytest.mark.long
 def test_of_many_chains_nothing_is_dropped_that_nothing_kept_is_like(
     max_per_cluster: int, num_chains: int, step: int
 ) -> None:

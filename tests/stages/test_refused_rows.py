@@ -119,6 +119,7 @@ def test_the_same_source_gives_the_same_tables(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not CONVERSATIONS.exists(), reason="the quick start's data is not here")
+@pytest.mark.long
 def test_real_conversations() -> None:
     config = configured(CONVERSATIONS, turns="all", rows_per_shard=4000, languages=["unknown"])
     config = config.model_copy(update={"source": SourceConfig(path=str(CONVERSATIONS), name="sharegpt")})

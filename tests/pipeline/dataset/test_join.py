@@ -113,6 +113,7 @@ def tables(folder: Path) -> dict[str, pa.Table]:
 
 
 @pytest.mark.parametrize("kind", ["ids", *KINDS])
+@pytest.mark.long
 def test_joined_is_what_it_was(runs: Callable[[str], Path], tmp_path: Path, kind: str) -> None:
     run = runs(kind)
     withhold(str(run), str(tmp_path / "masked"), 1)
@@ -245,6 +246,7 @@ def changed_source(run: Path, tmp_path: Path, change: Callable[[list[str]], None
     return f"source.path={tmp_path / 'changed.jsonl'}"
 
 
+@pytest.mark.long
 def test_a_changed_row_is_refused_by_its_number(runs: Callable[[str], Path], tmp_path: Path) -> None:
     run, masked = runs("system"), str(tmp_path / "masked")
     withhold(str(run), masked, 1)
@@ -283,6 +285,7 @@ def test_a_changed_row_is_refused_by_its_number(runs: Callable[[str], Path], tmp
     join(masked, str(tmp_path / "joined"), [changed_source(run, tmp_path, lambda lines: None)])
 
 
+@pytest.mark.long
 def test_other_tokenizers_settings_and_folders_are_refused(runs: Callable[[str], Path], tmp_path: Path) -> None:
     run, masked, joined = runs("system"), tmp_path / "masked", str(tmp_path / "joined")
     first = withhold(str(run), str(masked), 1)

@@ -104,6 +104,7 @@ def use_all(store: Folder, *, may_lose: bool = False) -> None:
 
 
 @pytest.mark.parametrize("fault", [429, 500, 503, "cut", "lost", "late", "half"])
+@pytest.mark.long
 def test_passing_failures_are_tried_again(
     bucket: str, proxy: Proxy, fault: Fault, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -274,6 +275,7 @@ def test_source(bucket: str, tmp_path: Path) -> None:
         list(read_rows(SourceConfig(path=f"{bucket}/missing/")))
 
 
+@pytest.mark.long
 def test_export_and_verify(bucket: str, tmp_path: Path) -> None:
     """From a bucket to another place in it, in processes of their own, the same bytes as on a disk."""
     run = write_dataset(tmp_path / "run")

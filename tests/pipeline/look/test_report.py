@@ -320,6 +320,7 @@ assert not heavy & set(sys.modules), heavy & set(sys.modules)
     assert found.returncode == 0, found.stderr
 
 
+@pytest.mark.long
 def test_a_run_writes_its_report(finished: Any, tmp_path: Path) -> None:
     command = copy_of(finished, tmp_path)
     command.reports = True

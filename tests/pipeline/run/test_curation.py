@@ -61,6 +61,7 @@ def loaded(raw: dict[str, Any], tmp_path: Path) -> Config:
     return load(file)
 
 
+@pytest.mark.long
 def test_a_run_drops_what_it_finds_and_says_what_it_was(raw: dict[str, Any], tmp_path: Path) -> None:
     config = loaded(with_filters(raw, tmp_path), tmp_path)
     manifest, _ = run_inline(config)

@@ -76,6 +76,7 @@ def test_counts_and_versions_are_told(run: Path, capsys: pytest.CaptureFixture[s
     assert "prompt_personal.email" in json.loads(capsys.readouterr().out)["numbers"]
 
 
+@pytest.mark.long
 def test_verified_withheld_and_joined(run: Path, tmp_path: Path) -> None:
     assert verify(str(run), 1)["problems"] == []
     withhold(str(run), str(tmp_path / "masked"), 1)
@@ -86,6 +87,7 @@ def test_verified_withheld_and_joined(run: Path, tmp_path: Path) -> None:
     assert pq.read_table(tmp_path / "joined/data").equals(pq.read_table(run / "dataset/data"))
 
 
+@pytest.mark.long
 def test_joined_by_other_masks_is_refused(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another version of a library that no longer finds an address."""
     withhold(str(run), str(tmp_path / "masked"), 1)

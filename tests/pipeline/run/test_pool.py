@@ -42,6 +42,7 @@ def made(job: Job, names: list[str]) -> tuple[list[ShardResult], list[Activity]]
         pool.close()
 
 
+@pytest.mark.long
 def test_every_shard_is_made_once_and_workers_say_what_they_do(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAKE_TEACHER_DELAY_S", "1.2")
     results, activities = made(generate(config, max_workers=2), NAMES)
@@ -53,6 +54,7 @@ def test_every_shard_is_made_once_and_workers_say_what_they_do(config: Config, m
     assert max(activity.num_shards for activity in activities) == 2
 
 
+@pytest.mark.long
 def test_worker_that_dies_is_replaced_and_costs_one_row(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     config = config.model_copy(update={"resources": config.resources.model_copy(update={"max_attempts": 1})})
     monkeypatch.setenv("FAKE_TEACHER_DIES_ON", "id-20/")
@@ -70,6 +72,7 @@ def test_worker_that_cannot_start_says_why(config: Config, monkeypatch: pytest.M
     assert [(result.outcome, result.message) for result in results] == [("fatal", "teacher: no such weights")]
 
 
+@pytest.mark.long
 def test_worker_that_dies_whenever_it_starts_is_not_started_for_ever(
     config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -79,6 +82,7 @@ def test_worker_that_dies_whenever_it_starts_is_not_started_for_ever(
     assert "its workers died 4 times in a row while starting" in results[0].message
 
 
+@pytest.mark.long
 def test_workers_end_with_their_driver(finished: Command, tmp_path: Path) -> None:
     """However it ends: here by a kill."""
     command = copy_of(finished, tmp_path)

@@ -48,6 +48,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     return call
 
 
+@pytest.mark.long
 def test_a_run_in_steps_is_the_run_in_one_go(finished: Command, tmp_path: Path, run: Run) -> None:
     raw = yaml.safe_load(finished.file.read_text()) | {"run_dir": str(tmp_path / "run")}
     folder = tmp_path / "run"
@@ -84,6 +85,7 @@ def test_a_stage_that_cannot_be_the_last(raw_config: dict[str, Any], stage: str)
     assert not Path(config.run_dir).exists()
 
 
+@pytest.mark.long
 def test_sample_is_a_run_of_its_own(raw_config: dict[str, Any], run: Run) -> None:
     manifest, err = run(raw_config, "--sample", "12", "--set", "source.limit=null")
     folder = Path(f"{raw_config['run_dir']}-sample-12")

@@ -48,6 +48,7 @@ def test_other_steps() -> None:
     assert [duration(s) for s in (45, 600, 9000, 200_000)] == ["45 s", "10 min", "2.5 h", "2.3 days"]
 
 
+@pytest.mark.long
 def test_no_silence_longer_than_it_says(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress, "LINE_EVERY_S", 1.0)
     report = Progress()

@@ -169,6 +169,7 @@ def test_purged_prompts_are_in_no_file(config: Config, tmp_path: Path, capsys: p
     assert contents(run) == undisturbed
 
 
+@pytest.mark.long
 def test_killed_at_any_step_a_purge_goes_on(config: Config, tmp_path: Path) -> None:
     name = leader(config)[0]
     whole = tmp_path / "whole"

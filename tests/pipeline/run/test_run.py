@@ -161,6 +161,7 @@ def test_changed_source_under_an_unfinished_ingest_is_refused(raw_config: dict[s
         list(ingest(config, count))
 
 
+@pytest.mark.long
 def test_dropping_more_than_the_budget_fails_and_says_why(command: Command) -> None:
     _, err = command("run", "--set", "ingest.max_dropped_fraction=0.1", expect=1)
     assert "ingest: dropped" in err
@@ -168,6 +169,7 @@ def test_dropping_more_than_the_budget_fails_and_says_why(command: Command) -> N
     assert "ingest.max_dropped_fraction 0.1" in err
 
 
+@pytest.mark.long
 def test_row_that_kills_its_worker_costs_one_row(finished: Command, tmp_path: Path) -> None:
     command = copy_of(finished, tmp_path, resources={"generate": {"shards_in_flight": 3}, "max_attempts": 1})
     undisturbed = read(command.run_dir / "generate")
@@ -186,6 +188,7 @@ def test_row_that_kills_its_worker_costs_one_row(finished: Command, tmp_path: Pa
     assert not [text for text in texts if len(text) > 20 and text[:60] in err]
 
 
+@pytest.mark.long
 def test_failing_shard_is_set_aside_and_can_be_tried_again(finished: Command, tmp_path: Path) -> None:
     command = copy_of(finished, tmp_path)
     undisturbed = contents(command.run_dir)
@@ -203,6 +206,7 @@ def test_failing_shard_is_set_aside_and_can_be_tried_again(finished: Command, tm
     assert contents(command.run_dir) == undisturbed
 
 
+@pytest.mark.long
 def test_teacher_that_cannot_start_fails_the_run_at_once(finished: Command, tmp_path: Path) -> None:
     command = copy_of(finished, tmp_path)
     without_answers(command)
@@ -213,6 +217,7 @@ def test_teacher_that_cannot_start_fails_the_run_at_once(finished: Command, tmp_
     assert not (command.run_dir / "state/set_aside").exists()
 
 
+@pytest.mark.long
 def test_full_disk_fails_the_run_with_one_sentence_and_blames_no_shard(finished: Command, tmp_path: Path) -> None:
     command = copy_of(finished, tmp_path)
     without_answers(command)

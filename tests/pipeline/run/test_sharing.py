@@ -208,6 +208,7 @@ def test_teacher_that_fails_on_everything_sets_a_shared_shard_aside(
     assert open_folder(config.run_dir).list("generate") == {}
 
 
+@pytest.mark.long
 def test_workers_of_a_pool_share(config: Config) -> None:
     expected, store = whole(config), open_folder(config.run_dir)
     resources = config.resources.generate.model_copy(update={"num_cpus": 0.5, "max_workers": 2, "shards_in_flight": 1})

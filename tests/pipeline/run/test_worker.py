@@ -118,6 +118,7 @@ def failed_rows(config: Config) -> list[str]:
 
 
 @pytest.mark.parametrize("way", ["DIES", "BREAKS", "HANGS"])
+@pytest.mark.long
 def test_row_that_ends_the_engine_costs_one_row(config: Config, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Row id-104 of shard 3 (rows 100 to 109), with others under way beside it."""
     put_screened(config, "00003.parquet", numbered(list(range(100, 110))))

@@ -21,6 +21,7 @@ def live(seconds: float) -> None:
 
 
 @pytest.mark.parametrize("method", ["spawn", "forkserver", "fork"])
+@pytest.mark.long
 def test_it_lives_as_long_as_its_parent(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """`run --local` forks its workers from a server process."""
     monkeypatch.setenv(ENGINE_MARK, "1")
@@ -43,6 +44,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.parametrize("method", ["spawn", "forkserver", "fork"])
+@pytest.mark.long
 def test_it_ends_with_a_killed_parent(method: str, tmp_path: Path) -> None:
     script = tmp_path / "parent.py"
     script.write_text(PARENT)

@@ -87,6 +87,7 @@ def real_conversations(count: int) -> list[list[str]]:
 
 
 @by_family
+@pytest.mark.long
 def test_real_prompts_get_the_ids_of_apply_chat_template(family: Family) -> None:
     chat = chat_of(family)
     clean = [t for t in real_conversations(300) if not any(text in t[0] for text in chat.control_ids)]
@@ -98,6 +99,7 @@ def test_real_prompts_get_the_ids_of_apply_chat_template(family: Family) -> None
 
 
 @by_family
+@pytest.mark.long
 def test_none_has_more_tokens_than_its_bytes_tell(family: Family) -> None:
     check_bound(family.tokenizer, hostile(spec_of(family.tokenizer), 500))
     rng = random.Random(0)

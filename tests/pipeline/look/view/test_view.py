@@ -101,6 +101,7 @@ def test_rows_are_sorted_and_filtered_at_once(viewer: Viewer, finished: Command)
 
 @pytest.mark.parametrize("q", ["", "the"])
 @pytest.mark.parametrize("stage", ["ingest", "generate", "published", "ledger"])
+@pytest.mark.long
 def test_every_bar_of_every_column_selects_its_rows(viewer: Viewer, stage: str, q: str) -> None:
     if stage == "ledger" and q:
         q = "a"
