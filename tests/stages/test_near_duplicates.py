@@ -64,6 +64,7 @@ def measured() -> Measured:
     )
 
 
+@pytest.mark.long
 def test_shingles_have_the_exact_similarity_of_all_pairs(measured: Measured) -> None:
     said = [reading(text) for text in measured.texts]
     ours_NN = all_jaccards([shingles(text, CONFIG.ngram) for text in said])

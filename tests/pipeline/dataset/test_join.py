@@ -169,6 +169,7 @@ def strings(value: Any) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("kind", ["ids", *KINDS])
+@pytest.mark.long
 def test_nothing_tells_the_prompts(runs: Callable[[str], Path], tmp_path: Path, kind: str) -> None:
     run, folder = runs(kind), tmp_path / "masked"
     withhold(str(run), str(folder), 1)

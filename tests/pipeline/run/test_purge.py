@@ -248,6 +248,7 @@ def test_what_cannot_be_purged_is_refused(config: Config, tmp_path: Path) -> Non
     assert contents(run) == undisturbed
 
 
+@pytest.mark.long
 def test_a_purge_in_an_object_store(bucket: str, tmp_path: Path, weights: Path) -> None:  # noqa: F811
     config = make_config(f"{bucket}/purge", tmp_path, source={"limit": 12})
     run_inline(config)

@@ -108,6 +108,7 @@ def test_none_has_more_tokens_than_its_bytes_tell(family: Family) -> None:
 
 
 @by_family
+@pytest.mark.long
 def test_three_real_turns_are_carried(family: Family) -> None:
     tried = 0
     for texts in real_conversations(300):
