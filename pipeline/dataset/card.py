@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stillhouse.pipeline.dataset.figures import BIN, binned_nats, percent
+from stillhouse.pipeline.dataset.templates import environment
 from stillhouse.schemas.config import Config
 from stillhouse.stages.layouts import Layout
 
@@ -34,17 +35,7 @@ def export_card(manifest: dict[str, Any], layout: Layout) -> str:
 
 @functools.cache
 def _template(name: str) -> "jinja2.Template":
-    import jinja2  # once, at the end, and not in every process of an export
-
-    templates = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    templates.filters["thousands"] = "{:,}".format
-    templates.filters["percent"] = percent
+    templates = environment(Path(__file__).parent)
     # A JSON string is YAML as well, whatever is in it: a colon, a quote, a lone `no`.
     templates.filters["yaml"] = json.dumps
     return templates.get_template(name)

@@ -7,7 +7,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stillhouse.pipeline.dataset.figures import BIN, binned_nats, percent
+from stillhouse.pipeline.dataset.figures import BIN, binned_nats
+from stillhouse.pipeline.dataset.templates import environment
 from stillhouse.pipeline.folder.identity import day_begun
 from stillhouse.pipeline.look.page import asset
 from stillhouse.pipeline.look.place import Place
@@ -131,19 +132,8 @@ def _own(name: str) -> str:
 
 @functools.cache
 def _template() -> "jinja2.Template":
-    import jinja2
-
-    templates = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    templates.filters["thousands"] = "{:,}".format
+    templates = environment(Path(__file__).parent, autoescape=True)
     templates.filters["number"] = number
-    templates.filters["percent"] = percent
     templates.filters["binned_nats"] = binned_nats
     templates.filters["words"] = words
     templates.filters["quantile"] = quantile_title
