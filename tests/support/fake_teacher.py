@@ -94,7 +94,9 @@ class FakeTeacher:
         own_S = np.where(is_inside_S, logprobs_SK[:, 0], np.float32(-12.0))
         draws = None
         if self._num_draws:
-            draws = np.stack([random.choice(ids, self._num_draws, p=p / p.sum()) for ids, p in zip(ids_SK, probs_SK)])
+            draws = np.stack(
+                [random.choice(ids, self._num_draws, p=p / p.sum()) for ids, p in zip(ids_SK, probs_SK, strict=True)]
+            )
         assert answer.finish_reason is not None
         return Answer(written, ids_SK.astype(np.int32), logprobs_SK, own_S, "given", draws)
 
