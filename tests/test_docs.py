@@ -20,7 +20,7 @@ def test_every_drop_reason_is_documented() -> None:
     }
     shared = (ROOT / "stages/personal/__init__.py").read_text()  # of ingest and review
     assert documented["ingest"] == set(ingest.REASONS)
-    for stage in ("dedupe", "screen", "generate", "review"):
+    for stage in ("dedupe", "screen", "generate", "score", "review"):
         source = (ROOT / "stages" / f"{stage}.py").read_text() + shared
         for reason in documented[stage]:
             assert f'"{reason}"' in source, reason

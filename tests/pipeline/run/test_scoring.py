@@ -111,7 +111,7 @@ def test_ids_of_a_dataset_are_scored_as_they_are(finished: Command, tmp_path: Pa
 def test_ids_need_their_tokenizer(finished: Command, tmp_path: Path) -> None:
     source, loose = str(finished.run_dir / "dataset"), tmp_path / "loose.parquet"
     pq.write_table(read(finished.run_dir / "dataset/data"), loose)
-    with pytest.raises(ConfigError, match="whose manifest.json would name the tokenizer"):
+    with pytest.raises(ConfigError, match="would name the tokenizer"):
         run_inline(Config.model_validate(of_dataset(tmp_path, str(loose))))
     with pytest.raises(ConfigError, match="ids are those of the tokenizer ffffffffffff, and the teacher"):
         run_inline(Config.model_validate(of_dataset(tmp_path, source, tokenizer_sha256="f" * 64)))

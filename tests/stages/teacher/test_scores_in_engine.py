@@ -1,7 +1,8 @@
 """Scores inside the engine: each supervised token gets its own distribution, whatever vLLM does to the batch, and never
 are there more logits than a few hundred rows'.
 
-Shape legend: T tokens of a conversation, H hidden size, V vocabulary, S supervised tokens, K targets, D draws per token.
+Shape legend: T tokens of a conversation, H hidden size, V vocabulary, S supervised tokens, K targets and D draws
+per token.
 """
 
 import random
