@@ -3,8 +3,8 @@
     python benchmarks/score.py --answers 64 --tokens 64 --rounds 3
 
 One engine, warm, by turns: *generate* writes answers to real prompts, *score* reads the very same conversations. *read*
-is the forward pass alone, *prompt_logprobs* vLLM's own way in flat form. Speeds are of supervised tokens, by the clock and
-by the CPU seconds of the engine's processes, which other work on the machine disturbs less.
+is the forward pass alone, *prompt_logprobs* vLLM's own way in flat form. Speeds are of supervised tokens, by the clock
+and by the CPU seconds of the engine's processes, which other work on the machine disturbs less.
 """
 
 import argparse
