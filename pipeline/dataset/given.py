@@ -5,6 +5,7 @@ from typing import Any
 from stillhouse.pipeline.dataset.manifest import open_dataset, tokenizer_digests
 from stillhouse.pipeline.folder.identity import run_date
 from stillhouse.schemas.config import Config, ConfigError
+from stillhouse.stages.sources.formats import is_known
 from stillhouse.stages.teacher.chat import load_chat
 
 OWN = "teacher"
@@ -42,7 +43,8 @@ def _of_source(config: Config) -> dict[str, str]:
     for path in [paths] if isinstance(paths, str) else paths:
         folder = path.rstrip("/")
         for _ in range(3):  # a dataset's folder, or its data/, or files in that
-            if "*" not in folder and folder and (manifest := _manifest(folder)) is not None:
+            is_folder = folder and "*" not in folder and not is_known(folder)
+            if is_folder and (manifest := _manifest(folder)) is not None:
                 found[path] = str(manifest["teacher"]["tokenizer_sha256"])
                 break
             folder = folder.rpartition("/")[0]

@@ -94,7 +94,7 @@ def _answer_tokens(config: Config, kept: pa.Table) -> float:
         tokenizer = load_tokenizer(teacher.model, teacher.revision, teacher.trust_remote_code)
         answers = kept.column("answers").to_pylist()
         counts = [sum(len(tokenizer.encode(text, add_special_tokens=False)) + 1 for text in row) for row in answers]
-    return sum(counts) / max(len(counts), 1)
+    return float(sum(counts) / max(len(counts), 1))
 
 
 def ingested(config: Config, rows: int) -> pa.Table:

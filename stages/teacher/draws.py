@@ -106,7 +106,8 @@ def whole_distribution(logits: bytes) -> npt.NDArray[np.float32]:
     """Log-probabilities [V] of float32 logits."""
     logits_V = np.frombuffer(logits, dtype=np.float32)
     logits_V = logits_V - logits_V.max()
-    return logits_V - np.log(np.exp(logits_V.astype(np.float64)).sum()).astype(np.float32)
+    whole: npt.NDArray[np.float32] = logits_V - np.log(np.exp(logits_V.astype(np.float64)).sum()).astype(np.float32)
+    return whole
 
 
 def draw_from_top_k(answer: Answer, num_draws: int, seed: int) -> npt.NDArray[np.int32]:

@@ -73,7 +73,7 @@ class Span(NamedTuple):
     request_id: str
     first: int  # place in the conversation
     offset: int  # of that one in the step's hidden states
-    count: int
+    num_tokens: int
 
 
 class _UnderWay:
@@ -90,9 +90,11 @@ class _UnderWay:
         """Of a token that came twice the last counts, as in an assignment to NumPy's places."""
         if not self.kept:
             return Part(b"", b"", b"", b"", b"", b"")
-        joined = [np.concatenate([rows[i].cpu().numpy() for _, rows in self.kept]) for i in range(len(Rows._fields))]
-        numbers = np.concatenate([numbers for numbers, _ in self.kept])
-        return Part(numbers.tobytes(), *(values.tobytes() for values in joined), self.probe)
+        numbers = np.concatenate([numbers for numbers, _ in self.kept]).tobytes()
+        ids, logprobs, own, draws = (
+            np.concatenate([rows[i].cpu().numpy() for _, rows in self.kept]).tobytes() for i in range(len(Rows._fields))
+        )
+        return Part(numbers, ids, logprobs, own, draws, self.probe)
 
 
 class Scoring:
@@ -127,10 +129,11 @@ class Scoring:
             under_way = self._by_request.get(span.request_id)
             if under_way is None:
                 continue
-            low, high = np.searchsorted(under_way.rows, [span.first, span.first + span.count])
+            low, high = np.searchsorted(under_way.rows, [span.first, span.first + span.num_tokens])
             if low < high:
                 numbers = np.arange(low, high)
-                found.append((under_way, numbers, under_way.rows[low:high] - span.first + span.offset))
+                places = under_way.rows[low:high].astype(np.int64) - span.first + span.offset
+                found.append((under_way, numbers, places))
         if not found:
             return
         device = hidden_TH.device

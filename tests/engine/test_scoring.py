@@ -67,7 +67,7 @@ def scored(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Iterator
     config, chat = scoring_config(tmp_path_factory.mktemp("score")), Chat(tokenizer)
     teacher = load_teacher(config, chat.end_of_turn_ids())
     assert isinstance(teacher, VLLMTeacher)
-    hits = {"queries": 0, "hits": 0}
+    hits = {"queries": 0.0, "hits": 0.0}
     update = teacher.engine.output_processor.update_scheduler_stats
 
     def counted(stats: Any) -> None:
@@ -162,6 +162,7 @@ def test_what_was_generated_is_scored_alike(tmp_path: Path, tokenizer: Any) -> N
     by_ids = scoring_config(tmp_path, ids="source", tokenizer_sha256="teacher")
     by_text = scoring_config(tmp_path)
     reader = load_teacher(by_ids, chat.end_of_turn_ids())
+    assert isinstance(reader, VLLMTeacher)
     rows = written.to_pylist()
     ended = [[m["content"] for m in row["messages"] if m["role"] == "assistant"] for row in rows]
     asked = [[m["content"] for m in row["messages"] if m["role"] == "user"] for row in rows]

@@ -69,7 +69,7 @@ def run(raw: dict[str, Any], chat: Chat, teacher: Reading, table: pa.Table) -> l
 
 def of_template(chat: Chat, *texts: str) -> tuple[list[int], list[int]]:
     """The conversation's ids by transformers, up to the end of the last turn, and its labels: found turn by turn."""
-    messages, ids, labels = talk(*texts), [], []
+    messages, ids, labels = talk(*texts), list[int](), list[int]()
     for end in range(2, len(texts) + 1, 2):
         asked = chat.tokenizer.apply_chat_template(messages[: end - 1], add_generation_prompt=True)["input_ids"]
         told = chat.tokenizer.apply_chat_template(messages[:end])["input_ids"]

@@ -15,8 +15,8 @@ import torch
 from scipy.stats import chisquare
 
 from stillhouse.stages.teacher import scores_in_engine
-from stillhouse.stages.teacher.scores import TOKENS_PER_PROBE, Part, probed_of, request_of, scored_answer
-from stillhouse.stages.teacher.scores_in_engine import SCORED, Scoring, Span, TakeScores, distributions
+from stillhouse.stages.teacher.scores import SCORED, TOKENS_PER_PROBE, Part, probed_of, request_of, scored_answer
+from stillhouse.stages.teacher.scores_in_engine import Scoring, Span, TakeScores, distributions
 
 H, V, K, D = 16, 300, 5, 8
 
@@ -71,12 +71,12 @@ def test_every_token_gets_its_own_in_any_batch(runner: str, monkeypatch: pytest.
     monkeypatch.setattr(scores_in_engine, "CHUNK_VALUES", 7 * V)
     rng, chance, model = np.random.default_rng(0), random.Random(0), Model()
     worker = WORKERS[runner](model)
-    todo = {f"r{i}": conversation(rng) for i in range(30)}
+    todo = {f"r{i}": conversation(rng) for i in range(20)}
     asked = {
         name: request_of(f"name {name}", ids, supervised, i, 0.0, D, K)
         for i, (name, (ids, supervised)) in enumerate(todo.items())
     }
-    waiting, running, parts = list(todo), {}, {}
+    waiting, running, parts = list(todo), dict[str, int](), dict[str, Part]()
     while waiting or running:
         while waiting and len(running) < 5:
             name = waiting.pop(0)
@@ -253,7 +253,7 @@ def test_draws_depend_on_seed_and_token_alone_and_follow_the_distribution() -> N
 
 
 def test_a_large_vocabulary_is_worked_on_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    """600 rows of 262,144 would be 630 MB of logits in float32; 256 of them are there at once at most."""
+    """Of 300 rows of 262,144 logits 256 are there at once."""
     vocab_size, seen = 262_144, []
     base_V = torch.randn(vocab_size, generator=torch.Generator().manual_seed(0))
 
@@ -261,19 +261,19 @@ def test_a_large_vocabulary_is_worked_on_in_pieces(monkeypatch: pytest.MonkeyPat
         seen.append(len(hidden))
         return base_V.repeat(len(hidden), 1)
 
-    N = 600
+    N = 300
     tokens = torch.arange(N, dtype=torch.int64)
     chunks = distributions(logits_of, torch.zeros(N, 1), tokens, tokens, tokens, vocab_size, 64, 0)
     own = torch.cat([rows.token_logprobs for _, _, rows in chunks])
-    assert seen == [256, 256, 88]
+    assert seen == [256, 44]
     assert torch.allclose(own, torch.log_softmax(base_V.double(), 0)[:N].float(), atol=1e-4)
 
 
 def test_every_token_has_the_same_chance_of_a_probe() -> None:
     for length in (10, 100, 500):
-        found = [probed_of(seed, 0.1, length) for seed in range(20_000)]
+        found = [probed_of(seed, 0.1, length) for seed in range(5_000)]
         probed = [number for number in found if number >= 0]
-        assert len(probed) / 20_000 == pytest.approx(0.1 * length / TOKENS_PER_PROBE, rel=0.15)
+        assert len(probed) / 5_000 == pytest.approx(0.1 * length / TOKENS_PER_PROBE, rel=0.3)
         assert max(probed) < length
 
 
@@ -308,11 +308,13 @@ def test_other_ranks_of_a_tensor_parallel_group_keep_nothing() -> None:
 def test_the_cache_is_read_up_to_the_first_supervised_token() -> None:
     found: list[int] = []
 
+    def get_computed_blocks(request: Any) -> Any:
+        found.append(request.num_tokens - 1)
+        return request.block_hashes
+
     class Scheduler:
         def __init__(self) -> None:
-            self.kv_cache_manager = SimpleNamespace(
-                get_computed_blocks=lambda request: found.append(request.num_tokens - 1) or request.block_hashes
-            )
+            self.kv_cache_manager = SimpleNamespace(get_computed_blocks=get_computed_blocks)
 
     class Scoring(scores_in_engine._ReadsSupervised, Scheduler):
         pass
