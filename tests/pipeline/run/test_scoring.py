@@ -72,8 +72,8 @@ def test_nothing_is_made_twice(scored: tuple[Raw, dict[str, Any]]) -> None:
     before = contents(Path(raw["run_dir"]))
     run_inline(Config.model_validate(raw))
     assert contents(Path(raw["run_dir"])) == before
-    (Path(raw["run_dir"]) / "dataset/manifest.json").unlink()
-    (Path(raw["run_dir"]) / "score/00001.parquet").unlink()
+    for made in ("score/00001", "review/00001", "dataset/data/train-00001-of-00003"):
+        (Path(raw["run_dir"]) / f"{made}.parquet").unlink()
     run_inline(Config.model_validate(raw))
     assert contents(Path(raw["run_dir"])) == before
 
