@@ -127,7 +127,12 @@ class VLLMTeacher:
         return with_draws(answer, await self._fetched(name), self._num_draws, probed)
 
     async def score(
-        self, token_ids: npt.NDArray[np.int32], supervised: npt.NDArray[np.bool_], request_id: str, seed: int
+        self,
+        token_ids: npt.NDArray[np.int32],
+        supervised: npt.NDArray[np.bool_],
+        request_id: str,
+        seed: int,
+        asked_ids: npt.NDArray[np.int32] | None = None,
     ) -> Answer:
         """As `Scorer.score`; of an engine that was started with `task: score`."""
         from vllm.exceptions import VLLMClientError
@@ -137,7 +142,8 @@ class VLLMTeacher:
             self._beginning = asyncio.ensure_future(self.engine.collective_rpc("begin_scoring"))
         await asyncio.shield(self._beginning)
         asked = request_of(
-            str(next(self._names)), token_ids, supervised, seed, self._probe_fraction, self._num_draws, self._top_k
+            *(str(next(self._names)), token_ids, supervised, seed),
+            *(self._probe_fraction, self._num_draws, self._top_k, asked_ids),
         )
         last = int(np.flatnonzero(supervised)[-1])  # is predicted by those before it
         params = scoring_params(self.engine.vllm_config.scheduler_config.scheduler_cls)

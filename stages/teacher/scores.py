@@ -3,7 +3,7 @@
 The engine's side is `scores_in_engine`.
 
 Shape legend: T tokens of a conversation, S supervised tokens, V vocabulary, K targets kept per token, D draws per
-token.
+token, Q more ids asked about per token.
 """
 
 from typing import NamedTuple
@@ -31,6 +31,7 @@ class Scored(NamedTuple):
     top_k: int
     rows: bytes  # int32 [S], ascending: the place of the token before each supervised one, whose output predicts it
     tokens: bytes  # int32 [S]: the supervised tokens
+    asked_ids: bytes  # int32 [S, Q]: more ids for each of them
 
 
 class Part(NamedTuple):
@@ -41,6 +42,7 @@ class Part(NamedTuple):
     target_logprobs: bytes  # float32 [n, K]
     token_logprobs: bytes  # float32 [n]
     draws: bytes  # int32 [n, D]
+    asked_logprobs: bytes  # float32 [n, Q]
     probe: bytes  # float32 [V]: logits of the probed token
 
 
@@ -60,6 +62,7 @@ def scored_answer(parts: list[Part], asked: Scored) -> Answer:
     S, K, D = len(token_ids), asked.top_k, asked.num_draws
     ids_SK, logprobs_SK = np.zeros((S, K), np.int32), np.zeros((S, K), np.float32)
     own_S, draws_SD = np.zeros(S, np.float32), np.zeros((S, D), np.int32)
+    asked_SQ = np.zeros((S, len(asked.asked_ids) // len(asked.tokens)), np.float32)
     is_there_S = np.zeros(S, np.bool_)
     probe = None
     for part in parts:
@@ -69,6 +72,7 @@ def scored_answer(parts: list[Part], asked: Scored) -> Answer:
             (logprobs_SK, np.frombuffer(part.target_logprobs, np.float32)),
             (own_S, np.frombuffer(part.token_logprobs, np.float32)),
             (draws_SD, np.frombuffer(part.draws, np.int32)),
+            (asked_SQ, np.frombuffer(part.asked_logprobs, np.float32)),
         ):
             kept[numbers] = values.reshape(len(numbers), *kept.shape[1:])
         is_there_S[numbers] = True
@@ -81,7 +85,8 @@ def scored_answer(parts: list[Part], asked: Scored) -> Answer:
         )
     if D:
         check_draws(draws_SD, token_ids, own_S)
-    return Answer(token_ids, ids_SK, logprobs_SK, own_S, "given", draws_SD if D else None, probe)
+    draws = draws_SD if D else None
+    return Answer(token_ids, ids_SK, logprobs_SK, own_S, "given", draws, probe, asked_SQ if asked_SQ.size else None)
 
 
 def request_of(
@@ -92,9 +97,10 @@ def request_of(
     probe_fraction: float,
     num_draws: int,
     top_k: int,
+    asked_ids: npt.NDArray[np.int32] | None = None,
 ) -> Scored:
-    """What is asked about those of `token_ids` [T] that `supervised` [T] marks. Raises ValueError where these are none,
-    or the first token is one."""
+    """What is asked about those of `token_ids` [T] that `supervised` [T] marks, and about `asked_ids` [S, Q] at each.
+    Raises ValueError where these are none, or the first token is one."""
     places = np.flatnonzero(supervised).astype(np.int32)
     if not len(places) or places[0] == 0:
         raise ValueError("score: give at least one supervised token, and not the first, which nothing predicts")
@@ -106,4 +112,5 @@ def request_of(
         top_k,
         (places - 1).tobytes(),
         token_ids[places].astype(np.int32).tobytes(),
+        b"" if asked_ids is None else asked_ids.astype(np.int32).tobytes(),
     )

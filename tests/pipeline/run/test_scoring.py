@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -148,3 +149,20 @@ def test_check_counts_the_tokens_of_answers(scored: tuple[Raw, dict[str, Any]], 
     most = sum(len(tokenizer.encode(text)) + 1 for text in every)
     assert 0.3 * most < found["estimate"]["max_answer_tokens"] <= most
     assert found["problems"] == []
+
+
+def test_more_ids_come_out_with_their_log_probabilities(finished: Command, tmp_path: Path) -> None:
+    table = read(finished.run_dir / "dataset/data").slice(0, 12)
+    counts = table["num_target_tokens"].to_pylist()
+    asked = [[[row + token, 100 + token] for token in range(count)] for row, count in enumerate(counts)]
+    source = tmp_path / "asked.parquet"
+    pq.write_table(table.append_column("mine", pa.array(asked)), source)
+    raw = of_dataset(tmp_path, str(source), tokenizer_sha256="teacher", asked_ids="mine")
+    run_inline(Config.model_validate(raw))
+    found = read(Path(raw["run_dir"]) / "dataset/data")
+    assert found.num_rows > 6
+    for row in found.to_pylist():
+        wanted = [number for pair in asked[row["source_row"]] for number in pair]
+        assert row["asked_ids"] == wanted
+        assert row["asked_logprobs"] == [-1 - number % 7 for number in wanted]
+    assert verify(raw["run_dir"])["problems"] == []
