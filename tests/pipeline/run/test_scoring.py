@@ -55,15 +55,15 @@ def test_answers_are_the_sources(scored: tuple[Raw, dict[str, Any]]) -> None:
 
 def test_the_dataset_and_its_exports_are_what_they_say(scored: tuple[Raw, dict[str, Any]], tmp_path: Path) -> None:
     raw, _ = scored
-    found = verify(raw["run_dir"])
+    found = verify(raw["run_dir"], num_workers=1)
     assert (found["problems"], found["not_checked"]) == ([], [])
     for layout in ("axolotl", "openai"):
         output = default_output(raw["run_dir"], layout)
-        export(raw["run_dir"], layout, output)
-        assert verify(output)["problems"] == []
+        export(raw["run_dir"], layout, output, num_workers=1)
+        assert verify(output, num_workers=1)["problems"] == []
         alone = tmp_path / layout
         Path(output).rename(alone)
-        assert verify(str(alone))["problems"] == []
+        assert verify(str(alone), num_workers=1)["problems"] == []
     with pytest.raises(ConfigError, match="like its prompts"):
         withhold(raw["run_dir"], str(tmp_path / "no-prompts"))
 
@@ -98,6 +98,7 @@ def test_ids_of_a_dataset_are_scored_as_they_are(finished: Command, tmp_path: Pa
     source = finished.run_dir / "dataset"
     for path in (str(source), f"{source}/data/*.parquet"):
         raw = of_dataset(tmp_path / path.rpartition("/")[2], path)
+        raw["source"]["limit"] = 30
         run_inline(Config.model_validate(raw))
         table = read(Path(raw["run_dir"]) / "dataset/data")
         wanted = {
@@ -105,8 +106,8 @@ def test_ids_of_a_dataset_are_scored_as_they_are(finished: Command, tmp_path: Pa
         }
         got = {json.dumps([row["input_ids"], row["labels"], row["messages"]]) for row in table.to_pylist()}
         assert got <= wanted
-        assert len(got) > 0.9 * len(wanted)
-        found = verify(raw["run_dir"])
+        assert len(got) > 20
+        found = verify(raw["run_dir"], num_workers=1)
         assert found["problems"] == []
         assert "the ids are the source's own" in found["not_checked"][0]
 
@@ -130,7 +131,7 @@ def test_only_the_last_answer(tmp_path: Path, weights: Path) -> None:
     raw["source"]["limit"] = 20
     raw["ingest"]["turns"] = "all"
     run_inline(Config.model_validate(raw))
-    found = verify(raw["run_dir"])
+    found = verify(raw["run_dir"], num_workers=1)
     assert (found["problems"], found["not_checked"]) == ([], [])
     rows = read(Path(raw["run_dir"]) / "dataset/data").to_pylist()
     several = [row for row in rows if len(row["finish_reasons"]) > 1]
@@ -165,4 +166,4 @@ def test_more_ids_come_out_with_their_log_probabilities(finished: Command, tmp_p
         wanted = [number for pair in asked[row["source_row"]] for number in pair]
         assert row["asked_ids"] == wanted
         assert row["asked_logprobs"] == [-1 - number % 7 for number in wanted]
-    assert verify(raw["run_dir"])["problems"] == []
+    assert verify(raw["run_dir"], num_workers=1)["problems"] == []
