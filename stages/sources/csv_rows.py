@@ -29,15 +29,15 @@ def read_csv(name: str, stream: "Reader", spelling: Spelling) -> Iterator[Row]:
     line of names has most of: comma, semicolon or tab.
 
     A row with more or fewer fields than there are names is `invalid_csv`. A quote without its end takes the lines that
-    follow into its field, up to the end of the file: `truncated_source`, or `row_too_large`. Raises `SourceError` for
-    a file that is no CSV, or whose names are empty or repeated.
+    follow into its field; nobody can tell where the next row begins, so a last row `truncated_source` stands for all
+    that is missing. Raises `SourceError` for a file that is no CSV, or whose names are empty or repeated.
     """
     head = Head(stream)
     refuse_other_kinds(name, head.data)
     lines = _Lines(io.BufferedReader(head, READ_BYTES))
     first = head.data.removeprefix(BOM).split(b"\n", 1)[0].decode("utf-8", "replace")
     delimiter = max(_DELIMITERS, key=first.count)
-    csv.field_size_limit(MAX_ROW_BYTES)
+    csv.field_size_limit(MAX_ROW_BYTES)  # for this process; its own is 128 KiB
     records = csv.reader(lines, delimiter=delimiter, strict=True)
     try:
         names = next(records, [])
@@ -51,8 +51,10 @@ def read_csv(name: str, stream: "Reader", spelling: Spelling) -> Iterator[Row]:
         try:
             fields = next(records, None)
         except csv.Error:
-            is_at_end = lines.is_at_end and not lines.is_too_large
-            yield Row(None, TRUNCATED_SOURCE if is_at_end else ROW_TOO_LARGE if lines.is_too_large else INVALID_CSV)
+            if lines.is_at_end or (lines.is_too_large and lines.num_read > 1):
+                yield Row(None, TRUNCATED_SOURCE)
+                return
+            yield Row(None, ROW_TOO_LARGE if lines.is_too_large else INVALID_CSV)
             continue
         if fields is None:
             return
@@ -77,11 +79,11 @@ class _Lines:
     def __init__(self, stream: io.BufferedReader) -> None:
         self._stream = stream
         self._is_first = True
-        self._row_bytes = 0
+        self._row_bytes = self.num_read = 0
         self.is_at_end = False
 
     def begin_row(self) -> None:
-        self._row_bytes = 0
+        self._row_bytes = self.num_read = 0
 
     @property
     def is_too_large(self) -> bool:
@@ -96,6 +98,7 @@ class _Lines:
             self.is_at_end = True
             raise StopIteration
         self._row_bytes += len(line)
+        self.num_read += 1
         while len(line) > MAX_ROW_BYTES and (rest := self._stream.readline(MAX_ROW_BYTES)):
             if rest.endswith(b"\n"):
                 break

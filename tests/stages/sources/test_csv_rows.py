@@ -5,7 +5,7 @@ import io
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
+import pandas as pd  # type: ignore[import-untyped]
 import pytest
 
 from stillhouse.stages.sources import csv_rows
@@ -44,13 +44,21 @@ def test_a_row_that_cannot_be_read_costs_one_row(tmp_path: Path, monkeypatch: py
         b'1,"\xff\xfe"\n': UNDECODABLE,
         b"1," + b"x" * 5000 + b"\n": ROW_TOO_LARGE,
         b"1," + b"x" * 50000 + b"\n": ROW_TOO_LARGE,
-        b'1,"' + b"x\n" * 4000 + b'"\n': ROW_TOO_LARGE,
     }
     path = tmp_path / "a.csv"
     path.write_bytes(b"id,prompt\n" + good + b"".join(row + good for row in bad) + b'\n\n2,"cut')
     rows = read(path)
     assert errors(rows) == [None, *(error for reason in bad.values() for error in (reason, None)), TRUNCATED_SOURCE]
     assert values(rows[:-1:2]) == [{"id": "1", "prompt": "good"}] * (len(bad) + 1)
+
+
+@pytest.mark.parametrize("num_lines", [3, 4000])
+def test_a_quote_without_its_end_takes_the_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_lines: int
+) -> None:
+    monkeypatch.setattr(csv_rows, "MAX_ROW_BYTES", 5000)
+    (tmp_path / "a.csv").write_bytes(b'id,prompt\n1,good\n2,"bad\n' + b"3,lost\n" * num_lines)
+    assert errors(read(tmp_path / "a.csv")) == [None, TRUNCATED_SOURCE]
 
 
 def test_an_empty_field_is_none(tmp_path: Path) -> None:
@@ -76,7 +84,7 @@ def test_what_is_no_csv_says_what_it_is(tmp_path: Path, data: bytes, what: str) 
         read(tmp_path / "a.csv")
 
 
-MESSAGES = [
+MESSAGES: list[list[dict[str, Any]]] = [
     [{"role": "user", "content": 'It\'s "here"\n'}, {"role": "assistant", "content": "Yes."}],
     [{"role": "user", "content": "None, True, \\d [] {}"}, {"role": "assistant", "content": None}],
 ]
