@@ -34,6 +34,8 @@ def read_csv(name: str, stream: "Reader", spelling: Spelling) -> Iterator[Row]:
     """
     head = Head(stream)
     refuse_other_kinds(name, head.data)
+    if not head.data:
+        return
     lines = _Lines(io.BufferedReader(head, READ_BYTES))
     first = head.data.removeprefix(BOM).split(b"\n", 1)[0].decode("utf-8", "replace")
     delimiter = max(_DELIMITERS, key=first.count)

@@ -72,7 +72,7 @@ def test_an_empty_field_is_none(tmp_path: Path) -> None:
         (b"PAR1....", "is Parquet"),
         ("a,b".encode("utf-16"), "UTF-16"),
         (b"<html>", "HTML"),
-        (b"", "name each column once"),
+        (b"\n", "name each column once"),
         (b"prompt,prompt\nx,y\n", "name each column once"),
         (b"prompt,,\nx,y,z\n", "name each column once"),
         (b'"prompt\nx,y,z\n', "name each column once"),
