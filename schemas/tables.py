@@ -58,6 +58,8 @@ GIVEN = pa.schema(
         pa.field("given_labels", pa.list_(pa.int32())),
         # Of score.asked_ids, flat: Q ids for each supervised token in order.
         pa.field("asked_ids", pa.list_(pa.int32())),
+        # Of score.student_logprobs: one for each supervised token in order.
+        pa.field("student_logprobs", pa.list_(pa.float32())),
     ]
 )
 """What the source's answers add to `PROMPTS` with `task: score`; null where there is none."""
@@ -145,6 +147,9 @@ ASKED = pa.schema(
 )
 """More ids that the source asks about (`score.asked_ids`)."""
 
+STUDENT = pa.schema([pa.field("student_logprobs", pa.list_(pa.float32()))])
+"""[S] log-probability of the token written, by the student who wrote it, nats (`score.student_logprobs`)."""
+
 
 def target_fields(settings: TargetsConfig) -> list[pa.Field]:
     """The columns that hold what `targets` asks for."""
@@ -153,10 +158,15 @@ def target_fields(settings: TargetsConfig) -> list[pa.Field]:
 
 
 def completions(
-    labels: Sequence[str], settings: TargetsConfig | None = None, kinds: Sequence[str] = (), *, asked: bool = False
+    labels: Sequence[str],
+    settings: TargetsConfig | None = None,
+    kinds: Sequence[str] = (),
+    *,
+    asked: bool = False,
+    student: bool = False,
 ) -> pa.Schema:
     """The table of completions: the columns of `targets` (by default its defaults), `ASKED` where more ids were `asked`
-    about and, where there are kinds of personal information and labels, the `prompt_personal` of ingest and the
+    about, `STUDENT` where a `student` wrote the answers and, where there are kinds of personal information and labels, the `prompt_personal` of ingest and the
     `prompt_scores` that screen gave."""
     fields = [
         pa.field("sample_id", pa.string()),  # <prompt_id>/<sample>
@@ -167,6 +177,7 @@ def completions(
         *target_fields(settings or TargetsConfig()),
         pa.field("token_logprobs", pa.list_(pa.float32())),  # [S] log-probability of the token written
         *(ASKED if asked else ()),
+        *(STUDENT if student else ()),
         # Why messages, rendered by the teacher's template, are not the text of input_ids (docs/templates.md);
         # null where they are.
         pa.field("rendering_differs", pa.string()),
@@ -195,11 +206,13 @@ def reviewed(
     response_labels: Sequence[str] | None = None,
     *,
     asked: bool = False,
+    student: bool = False,
 ) -> pa.Schema:
     """`completions` plus `loop_tokens` (longest self-repeating stretch of an answer, in tokens; 0 when none),
     `response_scores` (for each of `response_labels`, by default those of prompts, the highest score of any answer) and
     `response_personal` (how often each kind was found in all answers)."""
-    schema = completions(labels, settings, kinds, asked=asked).append(pa.field("loop_tokens", pa.int32()))
+    schema = completions(labels, settings, kinds, asked=asked, student=student)
+    schema = schema.append(pa.field("loop_tokens", pa.int32()))
     response_labels = labels if response_labels is None else response_labels
     if response_labels:
         schema = schema.append(pa.field("response_scores", scores_type(response_labels)))

@@ -92,6 +92,7 @@ class _Prompt(NamedTuple):
     given_ids: list[int] | None = None
     given_labels: list[int] | None = None
     asked_ids: list[int] | None = None
+    student_logprobs: list[float] | None = None
 
     @property
     def texts(self) -> list[str]:
@@ -220,6 +221,7 @@ def _prompt(value: dict[str, Any], spelling: conversation.Spelling, prompt_id: s
         if config.score is not None and config.given_ids:
             found = given_ids(value, len(kept), config.score, first_only=config.ingest.turns == "first")
             given |= {"given_ids": found.ids, "given_labels": found.labels, "asked_ids": found.asked}
+            given["student_logprobs"] = found.logprobs
     redacted = value.get("redacted")
     return _Prompt(
         prompt_id=prompt_id,

@@ -35,6 +35,7 @@ class Turn(NamedTuple):
     answer: npt.NDArray[np.int32]  # with the token that ends the turn
     supervised: npt.NDArray[np.bool_]  # of the answer: which tokens are learned
     asked_ids: npt.NDArray[np.int32]  # [S, Q] more ids that the source asks about, of each of these
+    student_logprobs: npt.NDArray[np.float32]  # [S] of who wrote it; empty where the source does not say
 
 
 class _RefusedError(Exception):
@@ -69,7 +70,10 @@ class Score(Conversing):
         samples = [Sample(f"{name}/0", row) for row, name in enumerate(prompts.column("prompt_id").to_pylist())]
         systems = system_prompts(self._config, prompts)
         await asyncio.gather(*(self._score(sample, rows[sample.row], systems[sample.row]) for sample in samples))
-        return completions(prompts, samples, self._config.targets, asked=self._settings.asked_ids is not None)
+        has = {"asked": self._settings.asked_ids, "student": self._settings.student_logprobs}
+        return completions(
+            prompts, samples, self._config.targets, **{name: column is not None for name, column in has.items()}
+        )
 
     def _num_tokens(self) -> int:
         return self._num_ended_tokens  # an engine writes one token for each conversation
@@ -102,7 +106,11 @@ class Score(Conversing):
                 raise _RefusedError("template_refused") from None
         if self._settings.answers == "last":
             turns[:-1] = [
-                turn._replace(supervised=np.zeros(len(turn.answer), np.bool_), asked_ids=turn.asked_ids[:0])
+                turn._replace(
+                    supervised=np.zeros(len(turn.answer), np.bool_),
+                    asked_ids=turn.asked_ids[:0],
+                    student_logprobs=turn.student_logprobs[:0],
+                )
                 for turn in turns[:-1]
             ]
         return turns
@@ -131,10 +139,13 @@ class Score(Conversing):
             raise _RefusedError("unknown_ids")
         starts, ends = supervised_runs(np.array(row["given_labels"], np.int32))
         asked_SQ = asked.reshape(int((ends - starts).sum()), -1)
+        own_S = np.array(row["student_logprobs"] or [], np.float32)
         done, number, turns = 0, 0, []
         for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
-            turns.append(_turn(ids_T[done:start], ids_T[start:end], asked_SQ[number : number + end - start]))
-            done, number = end, number + end - start
+            here = slice(number, number + end - start)
+            turn = _turn(ids_T[done:start], ids_T[start:end], asked_SQ[here])
+            turns.append(turn._replace(student_logprobs=own_S[here]))
+            done, number = end, here.stop
         return turns
 
     def _fitting(self, turns: list[Turn]) -> list[Turn]:
@@ -146,8 +157,8 @@ class Score(Conversing):
             if left < 0:
                 num_kept = room - len(turn.prompt)
                 if self._settings.cut_long and num_kept > 0:
-                    kept = slice(num_kept)
-                    fitting.append(_turn(turn.prompt, turn.answer[kept], turn.asked_ids[kept], turn.supervised[kept]))
+                    kept = (turn.answer, turn.supervised, turn.asked_ids, turn.student_logprobs)
+                    fitting.append(Turn(turn.prompt, *(part[:num_kept] for part in kept)))
                 break
             fitting.append(turn)
             room = left
@@ -191,15 +202,14 @@ class Score(Conversing):
             part = replace(answer.only(number_S == number), finish_reason=reason)
             sample.add_answer(message, part, turn.supervised, self._config.targets)
             sample.asked_ids.append(turn.asked_ids.ravel())
+            sample.student_logprobs.append(turn.student_logprobs)
 
 
 def _turn(
     prompt: npt.NDArray[np.int32],
     answer: npt.NDArray[np.int32],
     asked_ids: npt.NDArray[np.int32] | None = None,
-    supervised: npt.NDArray[np.bool_] | None = None,
 ) -> Turn:
-    """By default one of which the whole answer is learned, and nothing more is asked."""
+    """One of which the whole answer is learned; by default nothing more is asked."""
     asked_ids = np.empty((len(answer), 0), np.int32) if asked_ids is None else asked_ids
-    supervised = np.ones(len(answer), np.bool_) if supervised is None else supervised
-    return Turn(prompt, answer, supervised, asked_ids)
+    return Turn(prompt, answer, np.ones(len(answer), np.bool_), asked_ids, np.empty(0, np.float32))

@@ -208,6 +208,9 @@ class ScoreConfig(Section):
     asked_ids: str | None = None
     """With `ids: source`, a column of it that has more ids for each supervised token, such as a student's most probable
     ones: as many for each, in lists or flat. The teacher's log-probabilities of them come out beside the targets."""
+    student_logprobs: str | None = None
+    """With `ids: source`, a column of it that has one log-probability for each supervised token, by whoever wrote it:
+    `token_logprobs` of a student's dataset. They come out as they are, beside the teacher's."""
     cut_long: bool = False
     """Of an answer that does not fit `teacher.max_model_len`, keep as much as fits (`finish_reasons` say length);
     otherwise the conversation ends before it, and is dropped where nothing is left."""
@@ -220,4 +223,6 @@ class ScoreConfig(Section):
             raise ValueError("tokenizer_sha256 is about ids that the source gives; set ids to source, or remove it")
         if self.asked_ids is not None and self.ids == "text":
             raise ValueError("asked_ids belong to tokens that the source gives; set ids to source, or remove it")
+        if self.student_logprobs is not None and self.ids == "text":
+            raise ValueError("student_logprobs belong to tokens that the source gives; set ids to source, or remove it")
         return self

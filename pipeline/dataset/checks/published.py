@@ -13,7 +13,7 @@ from stillhouse.pipeline.dataset.checks import alignment
 from stillhouse.pipeline.dataset.checks.findings import Findings, RowError, digests
 from stillhouse.pipeline.dataset.checks.text import Words
 from stillhouse.schemas.lists import supervised_runs
-from stillhouse.schemas.tables import ASKED, IGNORE_INDEX
+from stillhouse.schemas.tables import ASKED, IGNORE_INDEX, STUDENT
 from stillhouse.schemas.targets import TAIL_FLOOR, Kind, Targets, decode
 from stillhouse.stages.layouts.records import Conversation, records
 from stillhouse.stages.teacher import MASS_TOLERANCE
@@ -61,7 +61,7 @@ def check_published(table: pa.Table, manifest: dict[str, Any], words: Words | No
     """All rows of a published file, whose columns are right. A row is told once, with the first thing that is wrong."""
     settings = settings_of(manifest)
     kinds: list[Kind] = [kind for kind in ("target", "draw") if f"{kind}_ids" in table.column_names]
-    asked = [name for name in ASKED.names if name in table.column_names]
+    asked = [name for name in (*ASKED.names, *STUDENT.names) if name in table.column_names]
     arrays = ["input_ids", "labels", "token_logprobs", *asked, *(f"{kind}_lengths" for kind in kinds)]
     names = ["sample_id", "prompt_id", "messages", "rendering_differs", "finish_reasons", "probe", "num_input_tokens"]
     names += ["num_target_tokens", *(name for name in ("num_draws", "target_precision") if name in table.column_names)]
@@ -139,6 +139,10 @@ def _check_tokens(row: dict[str, Any], settings: Settings, kinds: list[Kind]) ->
             raise RowError(f"{count} {name} for {S} supervised tokens")
     if not (np.isfinite(logprobs_S) & (logprobs_S <= MASS_TOLERANCE)).all():
         raise RowError("token_logprobs hold numbers that are no log-probabilities")
+    if "student_logprobs" in row:
+        own_S = row["student_logprobs"]
+        if len(own_S) != S or not (np.isfinite(own_S) & (own_S <= MASS_TOLERANCE)).all():
+            raise RowError(f"its {len(own_S)} student_logprobs are not a log-probability for each of {S} tokens")
     if "asked_ids" in row:
         _check_asked(row["asked_ids"], row["asked_logprobs"], S, settings)
     if row["probe"] is not None and not 0 <= (row["probe"]["token"] or 0) < S:
