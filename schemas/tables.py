@@ -65,6 +65,16 @@ GIVEN = pa.schema(
 """What the source's answers add to `PROMPTS` with `task: score`; null where there is none."""
 
 
+ROLLED_OUT = pa.schema(
+    [
+        pa.field("sample_id", pa.string()),  # <prompt_id>/<sample>
+        pa.field("finish_reasons", pa.list_(pa.string())),  # one per answer: stop, length
+        pa.field("num_target_tokens", pa.int32()),
+    ]
+)
+"""What the stage rollout adds to prompts beside `GIVEN`, a row for each of the student's answers."""
+
+
 def prompts(kinds: Sequence[str], *, scored: bool = False) -> pa.Schema:
     """`PROMPTS`, with `GIVEN` where answers are `scored`, and, where personal information is looked for,
     `prompt_personal`: how often each kind was found in the user turns kept and the system prompt, masked or not."""

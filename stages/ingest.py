@@ -117,7 +117,7 @@ class Ingest:
         self._source = source_name(config.source)
         self._spelling = conversation.Spelling(config.source)
         self._personal = None if config.personal is None else Finder(config.personal)
-        self._schema = tables.marked(tables.prompts(config.personal_kinds, scored=config.task == "score"))
+        self._schema = tables.marked(tables.prompts(config.personal_kinds, scored=config.reads_answers))
         self._languages = None if config.ingest.languages is None else frozenset(config.ingest.languages)
 
     def __call__(self, rows: Iterable[Row]) -> Iterator[pa.Table]:
@@ -216,7 +216,7 @@ def _prompt(value: dict[str, Any], spelling: conversation.Spelling, prompt_id: s
     kept = _kept(messages, first, config)
     turns = [text_of(messages[i].content) for i in kept]
     given: dict[str, Any] = {}
-    if config.task == "score":
+    if config.reads_answers:
         given["answers"] = [text_of(messages[i + 1].content) for i in kept]
         if config.score is not None and config.given_ids:
             found = given_ids(value, len(kept), config.score, first_only=config.ingest.turns == "first")
@@ -235,9 +235,9 @@ def _prompt(value: dict[str, Any], spelling: conversation.Spelling, prompt_id: s
 
 
 def _kept(messages: list[conversation.Message], first: int, config: Config) -> list[int]:
-    """Places of the user turns that are kept, of which `first` is the first. With `task: score` these are the ones
+    """Places of the user turns that are kept, of which `first` is the first. Where answers are read these are the ones
     that have an answer, one right after them, up to the first that has none."""
-    if config.task == "score":
+    if config.reads_answers:
         kept = exchanges(messages, first)
     else:
         kept = []

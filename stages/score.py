@@ -57,7 +57,8 @@ class Score(Conversing):
         super().__init__(teacher)
         assert config.score is not None
         self._config, self._settings, self._chat, self._scorer = config, config.score, chat, teacher
-        if config.score.ids == "text":
+        self._are_ids_given = config.given_ids or config.rollout is not None
+        if not self._are_ids_given:
             check_template(config, chat)
             chat.answer_ids("An answer.")
         self._end_ids = set(chat.end_of_turn_ids())
@@ -67,12 +68,19 @@ class Score(Conversing):
     async def __call__(self, prompts: pa.Table) -> pa.Table:
         columns = ["user_turns", "answers", *tables.GIVEN.names[1:]]
         rows = prompts.select(columns).to_pylist()
-        samples = [Sample(f"{name}/0", row) for row, name in enumerate(prompts.column("prompt_id").to_pylist())]
-        systems = system_prompts(self._config, prompts)
+        if "sample_id" in prompts.column_names:  # of a student
+            names = prompts.column("sample_id").to_pylist()
+        else:
+            names = [f"{name}/0" for name in prompts.column("prompt_id").to_pylist()]
+        samples = [Sample(name, row) for row, name in enumerate(names)]
+        systems = system_prompts(self._config.writer, prompts)
         await asyncio.gather(*(self._score(sample, rows[sample.row], systems[sample.row]) for sample in samples))
-        has = {"asked": self._settings.asked_ids, "student": self._settings.student_logprobs}
         return completions(
-            prompts, samples, self._config.targets, **{name: column is not None for name, column in has.items()}
+            prompts,
+            samples,
+            self._config.targets,
+            asked=self._settings.asked_ids is not None,
+            student=self._settings.student_logprobs is not None or self._config.rollout is not None,
         )
 
     def _num_tokens(self) -> int:
@@ -95,7 +103,7 @@ class Score(Conversing):
             self._num_ended_tokens += len(answer.token_ids)
 
     def _turns(self, row: dict[str, Any], system_prompt: str | None) -> list[Turn]:
-        if self._settings.ids == "source":
+        if self._are_ids_given:
             turns = self._given_turns(row)
         else:
             try:

@@ -15,6 +15,8 @@ def open_run(config: Config) -> Folder:
     folder = open_folder(config.run_dir)
     resolved = config.model_dump(mode="json")
     resolved["teacher"]["env"] = sorted(config.teacher.env)  # names only: the values may be secrets
+    if config.rollout is not None:
+        resolved["rollout"]["env"] = sorted(config.rollout.env)
     facts = {
         "config_hash": config_hash(config),
         "date": run_date(config).isoformat(),
@@ -38,7 +40,9 @@ def config_of(url: str) -> Config:
     with contextlib.suppress(ValueError, KeyError, TypeError):
         facts = parse_object(data)
         raw = facts["config"] | {"run_dir": url}
-        raw["teacher"] = raw["teacher"] | {"env": {}}
+        for section in ("teacher", "rollout"):
+            if raw.get(section) is not None:
+                raw[section] = raw[section] | {"env": {}}
         config = Config.model_validate(raw)
         if config_hash(config) == facts["config_hash"]:
             return config

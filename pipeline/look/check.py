@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from stillhouse.pipeline import flow
 from stillhouse.pipeline.console import message
-from stillhouse.pipeline.dataset.given import check_given_ids
+from stillhouse.pipeline.dataset.given import check_given_ids, check_student
 from stillhouse.pipeline.folder.identity import compare_with_folder
 from stillhouse.schemas import tables
 from stillhouse.schemas.config import Config, TargetsConfig
@@ -46,6 +46,7 @@ def check(config: Config, rows: int, tokens_per_second: float) -> dict[str, Any]
     """
     compare_with_folder(config)
     check_given_ids(config)
+    check_student(config)
     total = count_rows(config.source)
     table = ingested(config, rows)
     reasons = table.column("drop_reason")
@@ -70,8 +71,8 @@ def check(config: Config, rows: int, tokens_per_second: float) -> dict[str, Any]
         result["mean_turns"] = round(turns / kept.num_rows, 2)
     if total is not None and table.num_rows:
         prompts = round(total * kept.num_rows / table.num_rows)
-        most = config.sampling.n * config.sampling.max_tokens * result.get("mean_turns", 0)
-        tokens = round(prompts * (_answer_tokens(config, kept) if config.task == "score" else most))
+        most = config.writing.n * config.writing.max_tokens * result.get("mean_turns", 0)
+        tokens = round(prompts * (_answer_tokens(config, kept) if config.reads_answers else most))
         engine = config.teacher.engine
         gpus = engine.get("tensor_parallel_size", 1) * engine.get("pipeline_parallel_size", 1)
         result["estimate"] = {
@@ -102,7 +103,7 @@ def ingested(config: Config, rows: int) -> pa.Table:
     """The first `rows` source rows as ingest leaves them, marked (`tables.marked(tables.prompts(…))`)."""
     looked = min(filter(None, (rows, config.source.limit)))
     sample = config.model_copy(update={"source": config.source.model_copy(update={"limit": looked})})
-    empty = tables.marked(tables.prompts(config.personal_kinds, scored=config.task == "score")).empty_table()
+    empty = tables.marked(tables.prompts(config.personal_kinds, scored=config.reads_answers)).empty_table()
     rows_read = read_rows(sample.source, more_columns=columns(config.score))
     return pa.concat_tables([empty, *Ingest(sample, flow.prompt_counter(config))(rows_read)])
 

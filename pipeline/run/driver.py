@@ -9,7 +9,7 @@ from typing import Any
 
 from stillhouse.pipeline import flow
 from stillhouse.pipeline.dataset import manifest
-from stillhouse.pipeline.dataset.given import check_given_ids
+from stillhouse.pipeline.dataset.given import check_given_ids, check_student
 from stillhouse.pipeline.errors import RedoError, RunError
 from stillhouse.pipeline.flow import Stage
 from stillhouse.pipeline.folder import index, keys, partition
@@ -47,6 +47,7 @@ def run(
     if until is not None and until not in names:
         raise ConfigError(f"--until: a run cannot stop after {until!r}; name one of {', '.join(names)}")
     check_given_ids(config)
+    check_student(config)
     folder = open_run(config)
     purge.finish(config, report.trouble)
     if retry_set_aside:
@@ -226,7 +227,7 @@ class _Driver:
             set_aside = {keys.set_aside_shard(file) for file in files}
             todo = [shard for shard in todo if shard not in set_aside]
         label = f"{stage.name}: sketch" if step == "sketch" else stage.name
-        samples = self._config.sampling.n
+        samples = self._config.num_samples(stage.name)
         num_answers = sum(ready[name].rows_out for name in todo) * samples if stage.is_async else None
         self._report.begin(label, len(todo), num_answers)
         if not todo:
@@ -247,7 +248,7 @@ class _Driver:
         if not job.is_async:
             sizes = {name: ready[name].num_bytes for name in todo}
             return sharing.by_cost(todo, sizes, job.resources.max_workers)
-        begun = {f"{file.partition('.')[0]}.parquet" for file in self._folder.names(keys.PARTS)}
+        begun = {f"{file.partition('.')[0]}.parquet" for file in self._folder.names(keys.parts(job.stage))}
         return sharing.shared(todo, ready, job.resources.max_workers, job.shards_in_flight, begun)
 
     def _accept(self, label: str, result: ShardResult) -> None:

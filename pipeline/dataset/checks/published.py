@@ -51,7 +51,7 @@ def settings_of(manifest: dict[str, Any]) -> Settings:
         precision=targets.get("precision") or 0.0,
         num_draws=targets.get("num_draws", 0),
         draws_are_whole=config.get("targets.draws_from") == "engine",
-        n=1 if config.get("task") == "score" else config.get("sampling.n"),
+        n=config.get("rollout.sampling.n", 1) if config.get("task") == "score" else config.get("sampling.n"),
         answers=config.get("score.answers"),
         max_tokens=config.get("sampling.max_tokens") if is_whole_answer else None,
     )

@@ -1,0 +1,429 @@
+"""The recipe's second step: a student learns from its own answers, scored by the teacher. Does a start on the teacher's
+answers help, and is what follows better than more of them?
+
+    python examples/on_policy/on_policy.py prepare        # the teacher's answers, by the pipeline; once
+    OMP_NUM_THREADS=1 python examples/on_policy/on_policy.py train     # all seeds, resumed; a process for each core
+    python examples/on_policy/on_policy.py results        # results.json and the tables of docs/training/on_policy.md
+    python examples/on_policy/on_policy.py plot           # docs/training/on_policy.svg (pip install matplotlib)
+
+`--setting gpu` is a larger setting for a GPU; it has not been tried.
+"""
+
+import argparse
+import copy
+import dataclasses
+import fcntl
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT))
+
+from examples.distill_student import distill  # noqa: E402
+from examples.distill_student.distillation import (  # noqa: E402
+    DistillationDataset,
+    collate,
+    distillation_loss,
+    targets_of,
+)
+from examples.on_policy import in_process  # noqa: E402
+from stillhouse.schemas.config import load  # noqa: E402
+
+HERE = ROOT / "examples/on_policy"
+TORCH = "examples.on_policy.torch_teacher:TorchTeacher"
+METHODS = {
+    "off": "the teacher's answers, all along",
+    "cold": "the teacher's answers, then its own",
+    "own": "its own answers from the start",
+}
+MEASURES = {
+    "kl": "KL",
+    "top_1": "top-1",
+    "task": "right next tokens of the source's answers",
+    "own_kl": "reverse KL on its own answers",
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Tokens are supervised ones."""
+
+    setting: distill.Setting
+    backend: str | None
+    """Of teacher and student in the rounds: None is vLLM, in processes of its own; else in this process."""
+    tokens: int
+    """Budget of each method."""
+    cold_tokens: int
+    """Of it, what `cold` takes from the teacher's answers."""
+    round_prompts: int
+    """Prompts that the student answers with the same weights: then it learns from all of them once."""
+    points: tuple[int, ...]
+    """Tokens after which students are measured."""
+    seeds: int
+    overrides: tuple[str, ...] = ()
+    """KEY=VALUE of the configurations of all runs."""
+
+
+CPU = Plan(
+    setting=dataclasses.replace(
+        distill.CPU,
+        name="on_policy",
+        run=ROOT / "runs/on_policy/off_policy",
+        batch_rows=4,
+        heldout_percent=13,
+    ),
+    backend=TORCH,
+    tokens=6000,
+    cold_tokens=3000,
+    round_prompts=24,
+    points=(1500, 3000, 4500, 6000),
+    seeds=3,
+)
+GPU = Plan(
+    setting=dataclasses.replace(
+        distill.GPU,
+        name="on_policy_gpu",
+        run=ROOT / "runs/on_policy_gpu/off_policy",
+        heldout_percent=4,
+    ),
+    backend=None,
+    tokens=1_000_000,
+    cold_tokens=500_000,
+    round_prompts=512,
+    points=(250_000, 500_000, 750_000, 1_000_000),
+    seeds=5,
+    overrides=("teacher.max_model_len=640", "teacher.dtype=bfloat16"),
+)
+STARTS = {"cpu": (), "gpu": ("source.limit=17671", "sampling.max_tokens=512", "ingest.max_prompt_tokens=128")}
+"""KEY=VALUE of the run that makes the teacher's answers."""
+
+
+# --- roll-outs ---
+
+
+class RollOut(NamedTuple):
+    """What a student wrote, scored."""
+
+    rows: DistillationDataset
+    own_kl: float
+    """One-sample estimate of KL(student || teacher) per token, in nats, on the student's own answers: the mean of
+    `student_logprobs` less `token_logprobs`."""
+    num_tokens: int
+
+
+def run(plan: Plan, name: str, overrides: Sequence[str]) -> None:
+    """One run of the pipeline, by its command or in this process."""
+    file, overrides = HERE / f"{name}.yaml", [*plan.overrides, *overrides]
+    if plan.backend is not None:
+        in_process.run(load(str(file), [*overrides, f"teacher.backend={plan.backend}"]))
+        return
+    command = [sys.executable, "-m", "stillhouse", "run", str(file), "--local", "--no-report"]
+    for override in overrides:
+        command += ["--set", override]
+    subprocess.run(command, check=True, cwd=ROOT)
+
+
+def roll_out(
+    plan: Plan, data: distill.Data, student: Any, prompts: list[dict[str, Any]], folder: Path, seed: int
+) -> RollOut:
+    """`student` answers `prompts`, and the teacher reads the answers. `folder` is made anew, and left with the scored
+    dataset alone."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    student.save_pretrained(folder / "student")
+    data.tokenizer.save_pretrained(folder / "student")
+    (folder / "prompts.jsonl").write_text("".join(json.dumps(prompt) + "\n" for prompt in prompts))
+    where = [f"run_dir={folder}/rollouts", f"source.path={folder}/prompts.jsonl", f"teacher.model={folder}/student"]
+    run(plan, "rollouts", [*where, f"sampling.seed={seed}"])
+    where = [f"run_dir={folder}/scored", f"source.path={folder}/rollouts/dataset"]
+    run(plan, "scored", [*where, f"sampling.seed={seed}"])
+    shutil.rmtree(folder / "student")
+    files = sorted((folder / "scored/dataset/data").glob("*.parquet"))
+    names = ["student_logprobs", "token_logprobs"]
+    table = pa.concat_tables(pq.read_table(file, columns=names) for file in files)
+    own_S, teacher_S = (np.array(table.column(name).combine_chunks().flatten()) for name in names)
+    return RollOut(DistillationDataset(files, kind="draw"), float((own_S - teacher_S).mean()), len(own_S))
+
+
+def asked(data: distill.Data) -> list[dict[str, Any]]:
+    """The question of each row of the teacher's answers, as a source row."""
+    names = ["prompt_id", "messages"]
+    tables = [pq.read_table(file, columns=names) for file in sorted(data.files)]
+    return [
+        {"id": row["prompt_id"], "messages": [m for m in row["messages"] if m["role"] != "assistant"]}
+        for row in pa.concat_tables(tables).to_pylist()
+    ]
+
+
+# --- students ---
+
+
+class Student:
+    """A student with its optimiser and what it has seen."""
+
+    def __init__(self, plan: Plan, data: distill.Data, seed: int) -> None:
+        self.plan = plan
+        self.model = distill.make_student("pruned", plan.setting, data, seed)
+        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(self.parameters, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
+        self.tokens = self.steps = 0
+
+    def state(self) -> dict[str, Any]:
+        weights = {name: tensor.clone() for name, tensor in distill.trained_weights(self.model).items()}
+        optimizer = copy.deepcopy(self.optimizer.state_dict())
+        return {"weights": weights, "optimizer": optimizer, "tokens": self.tokens, "steps": self.steps}
+
+    def load(self, state: dict[str, Any]) -> None:
+        self.model.load_state_dict(state["weights"], strict=False)
+        self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
+        self.tokens, self.steps = state["tokens"], state["steps"]
+
+    def learn(self, rows: Sequence[dict[str, np.ndarray]]) -> None:
+        """One step on KL(teacher || student) at the places of `rows`, whoever wrote them."""
+        setting = self.plan.setting
+        rate = setting.learning_rates["pruned"]["sampled"]
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * min(1.0, (self.tokens + 1) / (distill.WARMUP * self.plan.tokens) + 0.1)
+        batch = {name: tensor.to(setting.device) for name, tensor in collate(rows).items()}
+        with torch.autocast(setting.device, torch.bfloat16, enabled=setting.autocast):
+            hidden_SD = distill.hidden_states(self.model, batch)
+            loss_S = distillation_loss(hidden_SD, self.model.lm_head.weight, **targets_of(batch))
+        loss_S.mean().backward()
+        torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.tokens, self.steps = self.tokens + len(loss_S), self.steps + 1
+
+
+class Experiment:
+    """What all students of a setting share."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan, self.data = plan, distill.Data(plan.setting)
+        self.prompts = asked(self.data)
+        self.heldout = distill.Heldout(plan.setting, self.data, distill.load_teacher(plan.setting, self.data))
+        self.train_rows = self.data.indices(False, "sampled")
+        self.heldout_rows = self.data.indices(True, "sampled")
+        self.folder = plan.setting.run.parent
+
+    def teachers_answers(self, seed: int) -> Iterator[list[dict[str, np.ndarray]]]:
+        """Batches of the teacher's answers, each once before any twice."""
+        shuffle, size = np.random.default_rng(seed), self.plan.setting.batch_rows
+        while True:
+            order = shuffle.permutation(self.train_rows).tolist()
+            for start in range(0, len(order) - size + 1, size):
+                yield [self.data.row("sampled", i) for i in order[start : start + size]]
+
+    def own_answers(
+        self, student: Student, seed: int, name: str, told: list[Any]
+    ) -> Iterator[list[dict[str, np.ndarray]]]:
+        """Batches of what `student` writes, as it is at the beginning of each round; each once."""
+        size = self.plan.setting.batch_rows
+        for number in range(1_000_000):
+            random = np.random.default_rng([seed, number])
+            chosen = random.choice(self.train_rows, min(self.plan.round_prompts, len(self.train_rows)), replace=False)
+            fresh = self.roll_out(student, chosen.tolist(), f"{name}/{number}", seed * 1000 + number)
+            told.append({"tokens": student.tokens, "own_kl": fresh.own_kl, "num_tokens": fresh.num_tokens})
+            order = random.permutation(len(fresh.rows)).tolist()
+            for start in range(0, len(order), size):
+                yield [fresh.rows[i] for i in order[start : start + size]]
+
+    def roll_out(self, student: Student, rows: list[int], name: str, seed: int) -> RollOut:
+        folder = self.folder / "rounds" / name
+        return roll_out(self.plan, self.data, student.model, [self.prompts[i] for i in rows], folder, seed)
+
+    def measure(self, student: Student, seed: int, name: str) -> dict[str, float]:
+        found = self.heldout.measure(student.model)
+        own = self.roll_out(student, self.heldout_rows, f"{name}/measured", 900_000 + seed)
+        num_right = num_tokens = 0
+        with torch.no_grad():
+            for batch in self.heldout.source_batches:
+                chosen_S = student.model.lm_head(distill.hidden_states(student.model, batch)).argmax(1)
+                num_right += int((chosen_S == batch["target_ids"][:, 0]).sum())
+                num_tokens += len(chosen_S)
+        return {"tokens": student.tokens, **found, "task": num_right / num_tokens, "own_kl": own.own_kl}
+
+    def train(self, seed: int) -> dict[str, Any]:
+        """All methods with one seed: it decides which prompts come, in which order, and every sample."""
+        began, began_cpu = time.perf_counter(), time.process_time()
+        result: dict[str, Any] = {"seed": seed, "load": os.getloadavg()[0]}
+        middle: dict[str, Any] = {}
+        for method in METHODS:
+            student, rounds = Student(self.plan, self.data, seed), list[Any]()
+            points = [point for point in self.plan.points if method != "cold" or point > self.plan.cold_tokens]
+            if method == "cold":
+                student.load(middle)
+            name = f"{seed}-{method}"
+            rows = self.teachers_answers(seed) if method == "off" else self.own_answers(student, seed, name, rounds)
+            measured = []
+            while points:
+                student.learn(next(rows))
+                if method == "off" and not middle and student.tokens >= self.plan.cold_tokens:
+                    middle = student.state()
+                if student.tokens >= points[0]:
+                    points.pop(0)
+                    measured.append(self.measure(student, seed, name))
+                    print(f"{name}: {measured[-1]}", file=sys.stderr, flush=True)
+            result[method] = {"points": measured, "rounds": rounds, "steps": student.steps}
+            shutil.rmtree(self.folder / "rounds" / name, ignore_errors=True)
+        wall = {"wall_s": time.perf_counter() - began, "cpu_s": time.process_time() - began_cpu}
+        return result | wall
+
+    def references(self) -> dict[str, Any]:
+        """The data, and what students measure that learned nothing, and the teacher."""
+        start = self.measure(Student(self.plan, self.data, 0), 0, "start")
+        tokens = self.data.num_tokens
+        return {
+            "train_rows": len(self.train_rows),
+            "train_tokens": int(tokens[self.train_rows].sum()),
+            "heldout_rows": len(self.heldout_rows),
+            "heldout_tokens": int(tokens[self.heldout_rows].sum()),
+            "start": start,
+        }
+
+
+def train(plan: Plan) -> None:
+    """The seeds that have no result yet and that no other process is at: start as many as there are cores."""
+    experiment = Experiment(plan)
+    folder = experiment.folder / "results"
+    folder.mkdir(exist_ok=True)
+    jobs = {f"{seed}": lambda seed=seed: experiment.train(seed) for seed in range(plan.seeds)}
+    for name, job in {"references": experiment.references, **jobs}.items():
+        with (folder / f"{name}.lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ends with the process, however it ends
+            except BlockingIOError:
+                continue
+            if not (folder / f"{name}.json").exists():
+                distill.write(folder / f"{name}.json", job())
+
+
+# --- results ---
+
+
+def at(points: list[dict[str, float]], tokens: int) -> dict[str, float]:
+    return next(point for point in points if point["tokens"] >= tokens)
+
+
+def summarise(seeds: list[dict[str, Any]], plan: Plan) -> dict[str, Any]:
+    """Of each method and measure the interval over seeds at the end of the budget; and its difference to `off`."""
+    summary: dict[str, Any] = {}
+    for method in METHODS:
+        ends = [at(seed[method]["points"], plan.tokens) for seed in seeds]
+        offs = [at(seed["off"]["points"], plan.tokens) for seed in seeds]
+        summary[method] = {m: distill.interval([end[m] for end in ends]) for m in MEASURES}
+        if method != "off":
+            pairs = list(zip(ends, offs, strict=True))
+            summary[method]["minus_off"] = {m: distill.interval([a[m] - b[m] for a, b in pairs]) for m in MEASURES}
+    pairs = [(at(s["cold"]["points"], plan.tokens), at(s["own"]["points"], plan.tokens)) for s in seeds]
+    summary["own"]["minus_cold"] = {m: distill.interval([b[m] - a[m] for a, b in pairs]) for m in MEASURES}
+    return summary
+
+
+def results(plan: Plan, out: Path) -> dict[str, Any]:
+    folder = plan.setting.run.parent / "results"
+    files = [folder / f"{seed}.json" for seed in range(plan.seeds)]
+    seeds = [json.loads(file.read_text()) for file in files if file.exists()]
+    keys = ("tokens", "cold_tokens", "round_prompts", "seeds")
+    value = {
+        "plan": {key: getattr(plan, key) for key in keys},
+        "references": json.loads((folder / "references.json").read_text()),
+        "summary": summarise(seeds, plan),
+        "seeds": seeds,
+    }
+    value = distill.rounded(value)
+    distill.write(out, value)
+    return value
+
+
+def tables(result: dict[str, Any]) -> str:
+    """Markdown of docs/training/on_policy.md."""
+
+    def cell(value: dict[str, float]) -> str:
+        return f"{value['mean']:.3f}" + ("" if value["half"] is None else f" ± {value['half']:.3f}")
+
+    lines = ["| learned from | " + " | ".join(MEASURES.values()) + " |", "|---|" + "---|" * len(MEASURES)]
+    for method, words in METHODS.items():
+        lines.append(f"| {words} | " + " | ".join(cell(result["summary"][method][m]) for m in MEASURES) + " |")
+    for of, other in (("cold", "off"), ("own", "off"), ("own", "cold")):
+        row = result["summary"][of][f"minus_{other}"]
+        lines.append(f"| {of} less {other} | " + " | ".join(cell(row[m]) for m in MEASURES) + " |")
+    lines += ["", "| tokens | " + " | ".join(f"{m}, KL (own)" for m in METHODS) + " |", "|---|" + "---|" * len(METHODS)]
+    budget = result["plan"]["tokens"]
+    for quarter in (1, 2, 3, 4):
+        cells = []
+        for method in METHODS:
+            of_seeds = [seed[method]["points"] for seed in result["seeds"]]
+            found = [p for points in of_seeds for p in points if round(4 * p["tokens"] / budget) == quarter]
+            means = [statistics.fmean(p[m] for p in found) for m in ("kl", "own_kl")] if found else []
+            cells.append(f"{means[0]:.2f} ({means[1]:.2f})" if found else "")
+        lines.append(f"| {quarter * budget // 4:,} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+COLOURS = {"off": "#000000", "cold": "#0072b2", "own": "#d55e00"}
+
+
+def plot(result: dict[str, Any], file: Path) -> None:
+    """Both KLs against tokens, a thin line for each seed and a thick one for their mean."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams.update({"svg.hashsalt": "on_policy", "font.size": 9, "axes.grid": True, "grid.alpha": 0.3})
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 2, figsize=(9, 3.6))
+    labels = {
+        "kl": "KL(teacher || student) on the teacher's answers, nats",
+        "own_kl": "KL(student || teacher) on its own, nats",
+    }
+    for axis, (measure, label) in zip(axes, labels.items(), strict=True):
+        for method, words in METHODS.items():
+            curves = []
+            for seed in result["seeds"]:
+                points = seed[method]["points"]
+                if method == "cold":
+                    points = [at(seed["off"]["points"], result["plan"]["cold_tokens"]), *points]
+                curves.append([(point["tokens"], point[measure]) for point in points])
+                axis.plot(*zip(*curves[-1], strict=True), color=COLOURS[method], lw=0.6, alpha=0.5)
+            means = [tuple(map(statistics.fmean, zip(*at_once, strict=True))) for at_once in zip(*curves, strict=True)]
+            axis.plot(*zip(*means, strict=True), color=COLOURS[method], marker="o", ms=3, label=words)
+        axis.set(xlabel="supervised tokens", ylabel=label, yscale="log")
+    axes[0].legend(frameon=False, fontsize=8)
+    figure.tight_layout()
+    figure.savefig(file, metadata={"Date": None})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("command", choices=["prepare", "train", "results", "plot"])
+    parser.add_argument("--setting", choices=["cpu", "gpu"], default="cpu")
+    parser.add_argument("--results", type=Path, default=HERE / "results.json")
+    arguments = parser.parse_args()
+    plan = {"cpu": CPU, "gpu": GPU}[arguments.setting]
+    if arguments.command == "prepare":
+        run(plan, "off_policy", [f"run_dir={plan.setting.run}", *STARTS[arguments.setting]])
+    elif arguments.command == "train":
+        train(plan)
+    elif arguments.command == "results":
+        print(tables(results(plan, arguments.results)))
+    else:
+        plot(json.loads(arguments.results.read_text()), ROOT / "docs/training/on_policy.svg")
+
+
+if __name__ == "__main__":
+    main()
