@@ -154,7 +154,7 @@ def _rollout(config: Config) -> Transform:
     """The student in the teacher's place, which reads and stops by the teacher's template."""
     from stillhouse.stages.rollout import Rollout
 
-    return Rollout(generate(config.writer, template_of=config))
+    return Rollout(generate(config.writer, template_of=config), asks_top_k=config.asks_more)
 
 
 def _score(config: Config) -> Transform:

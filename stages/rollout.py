@@ -33,8 +33,9 @@ class Rollout:
     Drop reasons are those of `generate`.
     """
 
-    def __init__(self, writer: Writer) -> None:
-        self._writer = writer
+    def __init__(self, writer: Writer, *, asks_top_k: bool) -> None:
+        """`asks_top_k`: whether the teacher is asked about the ids that the student finds most probable."""
+        self._writer, self._asks_top_k = writer, asks_top_k
 
     @property
     def broken(self) -> bool:
@@ -55,10 +56,10 @@ class Rollout:
         self._writer.close()
 
     async def __call__(self, prompts: pa.Table) -> pa.Table:
-        return as_given(prompts, await self._writer(prompts))
+        return as_given(prompts, await self._writer(prompts), asks_top_k=self._asks_top_k)
 
 
-def as_given(prompts: pa.Table, written: pa.Table) -> pa.Table:
+def as_given(prompts: pa.Table, written: pa.Table, *, asks_top_k: bool) -> pa.Table:
     """`prompts` with the answers that `written` has, equally many of each. Of questions only those stay that have an
     answer."""
     samples = written.num_rows // max(prompts.num_rows, 1)
@@ -77,7 +78,7 @@ def as_given(prompts: pa.Table, written: pa.Table) -> pa.Table:
         "answers": said["assistant"],
         "given_ids": written.column("input_ids"),
         "given_labels": written.column("labels"),
-        "asked_ids": pa.nulls(table.num_rows, pa.list_(pa.int32())),
+        "asked_ids": written.column("target_ids") if asks_top_k else pa.nulls(table.num_rows, pa.list_(pa.int32())),
         "student_logprobs": written.column("token_logprobs"),
         **{name: written.column(name) for name in (*tables.ROLLED_OUT.names, "drop_reason")},
     }

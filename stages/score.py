@@ -79,7 +79,7 @@ class Score(Conversing):
             prompts,
             samples,
             self._config.targets,
-            asked=self._settings.asked_ids is not None,
+            asked=self._config.asks_more,
             student=self._settings.student_logprobs is not None or self._config.rollout is not None,
         )
 

@@ -13,6 +13,7 @@ import argparse
 import copy
 import dataclasses
 import fcntl
+import functools
 import json
 import os
 import shutil
@@ -20,7 +21,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -75,7 +76,7 @@ class Plan:
     """Tokens after which students are measured."""
     seeds: int
     overrides: tuple[str, ...] = ()
-    """KEY=VALUE of the configurations of all runs."""
+    """KEY=VALUE of the rounds' configuration."""
 
 
 CPU = Plan(
@@ -84,13 +85,13 @@ CPU = Plan(
         name="on_policy",
         run=ROOT / "runs/on_policy/off_policy",
         batch_rows=4,
-        heldout_percent=13,
+        heldout_percent=15,
     ),
     backend=TORCH,
-    tokens=6000,
-    cold_tokens=3000,
-    round_prompts=24,
-    points=(1500, 3000, 4500, 6000),
+    tokens=4000,
+    cold_tokens=2000,
+    round_prompts=16,
+    points=(1000, 2000, 3000, 4000),
     seeds=3,
 )
 GPU = Plan(
@@ -106,9 +107,17 @@ GPU = Plan(
     round_prompts=512,
     points=(250_000, 500_000, 750_000, 1_000_000),
     seeds=5,
-    overrides=("teacher.max_model_len=640", "teacher.dtype=bfloat16"),
+    overrides=("teacher.max_model_len=640", "rollout.sampling.max_tokens=512"),
 )
-STARTS = {"cpu": (), "gpu": ("source.limit=17671", "sampling.max_tokens=512", "ingest.max_prompt_tokens=128")}
+STARTS: dict[str, tuple[str, ...]] = {
+    "cpu": (),
+    "gpu": (
+        "source.limit=17671",
+        "teacher.max_model_len=640",
+        "sampling.max_tokens=512",
+        "ingest.max_prompt_tokens=128",
+    ),
+}
 """KEY=VALUE of the run that makes the teacher's answers."""
 
 
@@ -127,7 +136,7 @@ class RollOut(NamedTuple):
 
 def run(plan: Plan, name: str, overrides: Sequence[str]) -> None:
     """One run of the pipeline, by its command or in this process."""
-    file, overrides = HERE / f"{name}.yaml", [*plan.overrides, *overrides]
+    file = HERE / f"{name}.yaml"
     if plan.backend is not None:
         in_process.run(load(str(file), [*overrides, f"teacher.backend={plan.backend}"]))
         return
@@ -147,12 +156,12 @@ def roll_out(
     student.save_pretrained(folder / "student")
     data.tokenizer.save_pretrained(folder / "student")
     (folder / "prompts.jsonl").write_text("".join(json.dumps(prompt) + "\n" for prompt in prompts))
-    where = [f"run_dir={folder}/rollouts", f"source.path={folder}/prompts.jsonl", f"teacher.model={folder}/student"]
-    run(plan, "rollouts", [*where, f"sampling.seed={seed}"])
-    where = [f"run_dir={folder}/scored", f"source.path={folder}/rollouts/dataset"]
-    run(plan, "scored", [*where, f"sampling.seed={seed}"])
+    where = [f"run_dir={folder}/run", f"source.path={folder}/prompts.jsonl", f"rollout.model={folder}/student"]
+    backend = [] if plan.backend is None else [f"rollout.backend={plan.backend}"]
+    seeds = [f"{key}={seed}" for key in ("sampling.seed", "rollout.sampling.seed")]
+    run(plan, "rollouts", [*plan.overrides, *where, *backend, *seeds])
     shutil.rmtree(folder / "student")
-    files = sorted((folder / "scored/dataset/data").glob("*.parquet"))
+    files = sorted((folder / "run/dataset/data").glob("*.parquet"))
     names = ["student_logprobs", "token_logprobs"]
     table = pa.concat_tables(pq.read_table(file, columns=names) for file in files)
     own_S, teacher_S = (np.array(table.column(name).combine_chunks().flatten()) for name in names)
@@ -247,41 +256,51 @@ class Experiment:
         return roll_out(self.plan, self.data, student.model, [self.prompts[i] for i in rows], folder, seed)
 
     def measure(self, student: Student, seed: int, name: str) -> dict[str, float]:
-        found = self.heldout.measure(student.model)
-        own = self.roll_out(student, self.heldout_rows, f"{name}/measured", 900_000 + seed)
+        """Of `MEASURES`, and the cross-entropy of the teacher's answers; what needs answers of the student only where
+        its budget ends."""
+        found = {"tokens": student.tokens, **self.heldout.measure(student.model)}
         num_right = num_tokens = 0
         with torch.no_grad():
             for batch in self.heldout.source_batches:
                 chosen_S = student.model.lm_head(distill.hidden_states(student.model, batch)).argmax(1)
                 num_right += int((chosen_S == batch["target_ids"][:, 0]).sum())
                 num_tokens += len(chosen_S)
-        return {"tokens": student.tokens, **found, "task": num_right / num_tokens, "own_kl": own.own_kl}
+        found["task"] = num_right / num_tokens
+        if student.tokens == 0 or student.tokens >= self.plan.tokens:
+            found["own_kl"] = self.roll_out(student, self.heldout_rows, f"{name}/measured", 900_000 + seed).own_kl
+        return found
 
-    def train(self, seed: int) -> dict[str, Any]:
-        """All methods with one seed: it decides which prompts come, in which order, and every sample."""
-        began, began_cpu = time.perf_counter(), time.process_time()
-        result: dict[str, Any] = {"seed": seed, "load": os.getloadavg()[0]}
-        middle: dict[str, Any] = {}
-        for method in METHODS:
-            student, rounds = Student(self.plan, self.data, seed), list[Any]()
-            points = [point for point in self.plan.points if method != "cold" or point > self.plan.cold_tokens]
-            if method == "cold":
-                student.load(middle)
-            name = f"{seed}-{method}"
-            rows = self.teachers_answers(seed) if method == "off" else self.own_answers(student, seed, name, rounds)
-            measured = []
-            while points:
-                student.learn(next(rows))
-                if method == "off" and not middle and student.tokens >= self.plan.cold_tokens:
-                    middle = student.state()
-                if student.tokens >= points[0]:
-                    points.pop(0)
-                    measured.append(self.measure(student, seed, name))
-                    print(f"{name}: {measured[-1]}", file=sys.stderr, flush=True)
-            result[method] = {"points": measured, "rounds": rounds, "steps": student.steps}
-            shutil.rmtree(self.folder / "rounds" / name, ignore_errors=True)
-        wall = {"wall_s": time.perf_counter() - began, "cpu_s": time.process_time() - began_cpu}
-        return result | wall
+    def middle(self, seed: int) -> Path:
+        """Where a student that learned from the teacher's answers is kept, for `cold` to go on with."""
+        return self.folder / "results" / f"{seed}.pt"
+
+    def train(self, seed: int, method: str) -> dict[str, Any]:
+        """The seed decides which prompts come, in which order, and every sample."""
+        began, began_cpu, load = time.perf_counter(), time.process_time(), os.getloadavg()[0]
+        student, rounds, measured = Student(self.plan, self.data, seed), list[Any](), list[dict[str, float]]()
+        points = [point for point in self.plan.points if method != "cold" or point > self.plan.cold_tokens]
+        if method == "cold":
+            student.load(torch.load(self.middle(seed)))
+        name = f"{seed}-{method}"
+        rows = self.teachers_answers(seed) if method == "off" else self.own_answers(student, seed, name, rounds)
+        while points:
+            student.learn(next(rows))
+            if method == "off" and student.tokens >= self.plan.cold_tokens and not self.middle(seed).exists():
+                torch.save(student.state(), self.middle(seed).with_suffix(".tmp"))
+                self.middle(seed).with_suffix(".tmp").replace(self.middle(seed))
+            if student.tokens >= points[0]:
+                points.pop(0)
+                measured.append(self.measure(student, seed, name))
+                print(f"{name}: {measured[-1]}", file=sys.stderr, flush=True)
+        shutil.rmtree(self.folder / "rounds" / name, ignore_errors=True)
+        return {
+            "points": measured,
+            "rounds": rounds,
+            "steps": student.steps,
+            "wall_s": time.perf_counter() - began,
+            "cpu_s": time.process_time() - began_cpu,
+            "load": load,
+        }
 
     def references(self) -> dict[str, Any]:
         """The data, and what students measure that learned nothing, and the teacher."""
@@ -297,12 +316,16 @@ class Experiment:
 
 
 def train(plan: Plan) -> None:
-    """The seeds that have no result yet and that no other process is at: start as many as there are cores."""
+    """What has no result yet and what no other process is at: start as many as there are cores."""
     experiment = Experiment(plan)
     folder = experiment.folder / "results"
     folder.mkdir(exist_ok=True)
-    jobs = {f"{seed}": lambda seed=seed: experiment.train(seed) for seed in range(plan.seeds)}
-    for name, job in {"references": experiment.references, **jobs}.items():
+    jobs: dict[str, Callable[[], dict[str, Any]]] = {"references": experiment.references}
+    for seed in range(plan.seeds):
+        jobs |= {f"{seed}-{method}": functools.partial(experiment.train, seed, method) for method in METHODS}
+    for name, job in jobs.items():
+        if name.endswith("-cold") and not experiment.middle(int(name.partition("-")[0])).exists():
+            continue  # another process is about to make its start
         with (folder / f"{name}.lock").open("w") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ends with the process, however it ends
@@ -336,8 +359,11 @@ def summarise(seeds: list[dict[str, Any]], plan: Plan) -> dict[str, Any]:
 
 def results(plan: Plan, out: Path) -> dict[str, Any]:
     folder = plan.setting.run.parent / "results"
-    files = [folder / f"{seed}.json" for seed in range(plan.seeds)]
-    seeds = [json.loads(file.read_text()) for file in files if file.exists()]
+    seeds = []
+    for seed in range(plan.seeds):
+        files = {method: folder / f"{seed}-{method}.json" for method in METHODS}
+        if all(file.exists() for file in files.values()):
+            seeds.append({"seed": seed, **{method: json.loads(file.read_text()) for method, file in files.items()}})
     keys = ("tokens", "cold_tokens", "round_prompts", "seeds")
     value = {
         "plan": {key: getattr(plan, key) for key in keys},
@@ -362,15 +388,14 @@ def tables(result: dict[str, Any]) -> str:
     for of, other in (("cold", "off"), ("own", "off"), ("own", "cold")):
         row = result["summary"][of][f"minus_{other}"]
         lines.append(f"| {of} less {other} | " + " | ".join(cell(row[m]) for m in MEASURES) + " |")
-    lines += ["", "| tokens | " + " | ".join(f"{m}, KL (own)" for m in METHODS) + " |", "|---|" + "---|" * len(METHODS)]
+    lines += ["", "| KL after so many tokens | " + " | ".join(METHODS) + " |", "|---|" + "---|" * len(METHODS)]
     budget = result["plan"]["tokens"]
     for quarter in (1, 2, 3, 4):
         cells = []
         for method in METHODS:
             of_seeds = [seed[method]["points"] for seed in result["seeds"]]
-            found = [p for points in of_seeds for p in points if round(4 * p["tokens"] / budget) == quarter]
-            means = [statistics.fmean(p[m] for p in found) for m in ("kl", "own_kl")] if found else []
-            cells.append(f"{means[0]:.2f} ({means[1]:.2f})" if found else "")
+            found = [p["kl"] for points in of_seeds for p in points if round(4 * p["tokens"] / budget) == quarter]
+            cells.append(f"{statistics.fmean(found):.2f}" if found else "")
         lines.append(f"| {quarter * budget // 4:,} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -379,7 +404,8 @@ COLOURS = {"off": "#000000", "cold": "#0072b2", "own": "#d55e00"}
 
 
 def plot(result: dict[str, Any], file: Path) -> None:
-    """Both KLs against tokens, a thin line for each seed and a thick one for their mean."""
+    """KL on the teacher's answers against tokens (a thin line for each seed, a thick one for their mean), and that on
+    the student's own, round by round."""
     import matplotlib
 
     matplotlib.use("svg")
@@ -387,22 +413,21 @@ def plot(result: dict[str, Any], file: Path) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(1, 2, figsize=(9, 3.6))
-    labels = {
-        "kl": "KL(teacher || student) on the teacher's answers, nats",
-        "own_kl": "KL(student || teacher) on its own, nats",
-    }
-    for axis, (measure, label) in zip(axes, labels.items(), strict=True):
-        for method, words in METHODS.items():
-            curves = []
-            for seed in result["seeds"]:
-                points = seed[method]["points"]
-                if method == "cold":
-                    points = [at(seed["off"]["points"], result["plan"]["cold_tokens"]), *points]
-                curves.append([(point["tokens"], point[measure]) for point in points])
-                axis.plot(*zip(*curves[-1], strict=True), color=COLOURS[method], lw=0.6, alpha=0.5)
-            means = [tuple(map(statistics.fmean, zip(*at_once, strict=True))) for at_once in zip(*curves, strict=True)]
-            axis.plot(*zip(*means, strict=True), color=COLOURS[method], marker="o", ms=3, label=words)
-        axis.set(xlabel="supervised tokens", ylabel=label, yscale="log")
+    for method, words in METHODS.items():
+        curves = []
+        for seed in result["seeds"]:
+            points = seed[method]["points"]
+            if method == "cold":
+                points = [at(seed["off"]["points"], result["plan"]["cold_tokens"]), *points]
+            curves.append([(point["tokens"], point["kl"]) for point in points])
+            axes[0].plot(*zip(*curves[-1], strict=True), color=COLOURS[method], lw=0.6, alpha=0.5)
+            rounds = [(told["tokens"], told["own_kl"]) for told in seed[method]["rounds"]]
+            if rounds:
+                axes[1].plot(*zip(*rounds, strict=True), color=COLOURS[method], marker="o", ms=3, lw=0.8)
+        means = [tuple(map(statistics.fmean, zip(*at_once, strict=True))) for at_once in zip(*curves, strict=True)]
+        axes[0].plot(*zip(*means, strict=True), color=COLOURS[method], marker="o", ms=3, label=words)
+    axes[0].set(xlabel="supervised tokens", ylabel="KL(teacher || student), held out, nats", yscale="log")
+    axes[1].set(xlabel="supervised tokens", ylabel="KL(student || teacher) on its fresh answers, nats", yscale="log")
     axes[0].legend(frameon=False, fontsize=8)
     figure.tight_layout()
     figure.savefig(file, metadata={"Date": None})

@@ -8,6 +8,7 @@ per token.
 import asyncio
 import functools
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -34,7 +35,8 @@ class _Asked(NamedTuple):
 
 
 @functools.lru_cache(maxsize=2)
-def _model(folder: str) -> Any:
+def _model(folder: str, made: int) -> Any:
+    """`made`: when, because a student's next weights may come under the same name."""
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
 
@@ -49,7 +51,7 @@ class TorchTeacher:
         sampling = config.sampling
         if (sampling.top_p, sampling.top_k, sampling.min_p, sampling.repetition_penalty) != (1.0, 0, 0.0, 1.0):
             raise TeacherError("sampling: TorchTeacher knows temperature alone; leave out top_p, top_k, min_p, penalty")
-        self._model = _model(config.teacher.model)
+        self._model = _model(config.teacher.model, (Path(config.teacher.model) / "config.json").stat().st_mtime_ns)
         self.vocab_size = int(self._model.config.vocab_size)
         self._temperature, self._stop = sampling.temperature, stop_token_ids
         self._top_k, self._num_draws = config.targets.top_k, num_engine_draws(config.targets)

@@ -200,6 +200,13 @@ class Config(Section):
         return self.task == "score" and self.rollout is None
 
     @property
+    def asks_more(self) -> bool:
+        """Whether the teacher is asked about more ids than those that were written."""
+        if self.rollout is not None:
+            return self.rollout.asked_top_k > 0
+        return self.score is not None and self.score.asked_ids is not None
+
+    @property
     def writing(self) -> SamplingConfig:
         """How answers are written: by the teacher, or with the section `rollout` by the student."""
         return self.sampling if self.rollout is None else self.rollout.sampling
@@ -207,7 +214,7 @@ class Config(Section):
     @property
     def writer(self) -> "Config":
         """The configuration by which answers are written: this one, or with the section `rollout` that of a run in
-        which the student stands in the teacher's place, and nothing but its own tokens' log-probabilities is kept."""
+        which the student stands in the teacher's place, and no more of its distribution is kept than is asked about."""
         if self.rollout is None:
             return self
         read_by = self.teacher.model_dump(include={"chat_template", "chat_template_kwargs", "date"})
@@ -218,7 +225,7 @@ class Config(Section):
                 "rollout": None,
                 "teacher": self.rollout.teacher(self.teacher.max_model_len, read_by),
                 "sampling": self.rollout.sampling,
-                "targets": TargetsConfig(top_k=1, probe_fraction=0.0),
+                "targets": TargetsConfig(top_k=max(1, self.rollout.asked_top_k), probe_fraction=0.0),
             }
         )
 

@@ -246,6 +246,8 @@ class RolloutConfig(Section):
     backend: str = OWN_BACKEND
     sampling: SamplingConfig
     """How it writes; `student_logprobs` are those at temperature 1 all the same."""
+    asked_top_k: Annotated[int, Field(ge=0)] = 0
+    """How many of the student's most probable ids at each of its tokens the teacher is asked about (`asked_ids`)."""
     max_dropped_fraction: Annotated[Fraction, free] = 0.2
     """Fail when more than this share gets no answer."""
 

@@ -36,6 +36,7 @@ def make_raw(folder: Path, **rollout: Any) -> Raw:
 def rolled_out(tmp_path_factory: pytest.TempPathFactory, weights: Path) -> tuple[Raw, dict[str, Any]]:
     raw = make_raw(tmp_path_factory.mktemp("rolled_out"))
     raw["generate"] = {"system_prompts": ["Be brief.", "Be kind.", None]}
+    raw["rollout"]["asked_top_k"] = 3
     return raw, run_inline(Config.model_validate(raw))[0]
 
 
@@ -48,12 +49,13 @@ def test_every_token_of_the_student_is_scored(rolled_out: tuple[Raw, dict[str, A
     raw, manifest = rolled_out
     assert list(manifest["stages"]) == ["ingest", "dedupe", "screen", "rollout", "score", "review"]
     alone = {key: value for key, value in raw.items() if key not in ("task", "score", "rollout")}
-    alone |= {"sampling": raw["rollout"]["sampling"], "run_dir": str(tmp_path), "targets": {"top_k": 1}}
+    alone |= {"sampling": raw["rollout"]["sampling"], "run_dir": str(tmp_path), "targets": {"top_k": 3}}
     run_inline(Config.model_validate(alone))
     table, written = read(Path(raw["run_dir"]) / "dataset/data"), read(tmp_path / "dataset/data")
     assert table.num_rows == manifest["rows"] > 20
     names = ("sample_id", "messages", "input_ids", "labels")
-    assert rows_of(table, (*names, "student_logprobs")) == rows_of(written, (*names, "token_logprobs"))
+    own = rows_of(table, (*names, "student_logprobs", "asked_ids"))
+    assert own == rows_of(written, (*names, "token_logprobs", "target_ids"))
     assert any(len(row) > 1 for row in table["finish_reasons"].to_pylist())
     for row in table.to_pylist():
         assert len(row["student_logprobs"]) == len(row["token_logprobs"]) == row["num_target_tokens"]
@@ -129,6 +131,7 @@ def test_a_student_with_another_tokenizer_is_refused(tmp_path: Path, weights: Pa
     raw = make_raw(tmp_path, model=str(student))
     raw["source"]["limit"] = 3
     run_inline(Config.model_validate(raw))  # what a trainer leaves in it makes it no other one
+    assert "asked_ids" not in read(Path(raw["run_dir"]) / "score").column_names
     tokenizer["added_tokens"][-1]["special"] = not tokenizer["added_tokens"][-1]["special"]
     (student / "tokenizer.json").write_text(json.dumps(tokenizer))
     with pytest.raises(ConfigError, match="rollout.model: .*/student has the tokenizer [0-9a-f]{12}, and the teacher"):
