@@ -176,8 +176,8 @@ def completions(
     student: bool = False,
 ) -> pa.Schema:
     """The table of completions: the columns of `targets` (by default its defaults), `ASKED` where more ids were `asked`
-    about, `STUDENT` where a `student` wrote the answers and, where there are kinds of personal information and labels, the `prompt_personal` of ingest and the
-    `prompt_scores` that screen gave."""
+    about, `STUDENT` where a `student` wrote the answers and, where there are kinds of personal information and labels,
+    the `prompt_personal` of ingest and the `prompt_scores` that screen gave."""
     fields = [
         pa.field("sample_id", pa.string()),  # <prompt_id>/<sample>
         pa.field("prompt_id", pa.string()),

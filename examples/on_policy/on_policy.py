@@ -4,7 +4,7 @@ answers help, and is what follows better than more of them?
     python examples/on_policy/on_policy.py prepare        # the teacher's answers, by the pipeline; once
     OMP_NUM_THREADS=1 python examples/on_policy/on_policy.py train     # all seeds, resumed; a process for each core
     python examples/on_policy/on_policy.py results        # results.json and the tables of docs/training/on_policy.md
-    python examples/on_policy/on_policy.py plot           # docs/training/on_policy.svg (pip install matplotlib)
+    python examples/on_policy/on_policy.py plot           # docs/training/on_policy.svg
 
 `--setting gpu` is a larger setting for a GPU; it has not been tried.
 """
@@ -17,7 +17,6 @@ import functools
 import json
 import os
 import shutil
-import statistics
 import subprocess
 import sys
 import time
@@ -42,21 +41,11 @@ from examples.distill_student.distillation import (  # noqa: E402
     targets_of,
 )
 from examples.on_policy import in_process  # noqa: E402
+from examples.on_policy.figures import METHODS, plot, results, tables  # noqa: E402
 from stillhouse.schemas.config import load  # noqa: E402
 
 HERE = ROOT / "examples/on_policy"
 TORCH = "examples.on_policy.torch_teacher:TorchTeacher"
-METHODS = {
-    "off": "the teacher's answers, all along",
-    "cold": "the teacher's answers, then its own",
-    "own": "its own answers from the start",
-}
-MEASURES = {
-    "kl": "KL",
-    "top_1": "top-1",
-    "task": "right next tokens of the source's answers",
-    "own_kl": "reverse KL on its own answers",
-}
 
 
 @dataclass(frozen=True)
@@ -88,10 +77,10 @@ CPU = Plan(
         heldout_percent=15,
     ),
     backend=TORCH,
-    tokens=4000,
-    cold_tokens=2000,
-    round_prompts=16,
-    points=(1000, 2000, 3000, 4000),
+    tokens=2400,
+    cold_tokens=1200,
+    round_prompts=10,
+    points=(600, 1200, 1800, 2400),
     seeds=3,
 )
 GPU = Plan(
@@ -333,104 +322,6 @@ def train(plan: Plan) -> None:
                 continue
             if not (folder / f"{name}.json").exists():
                 distill.write(folder / f"{name}.json", job())
-
-
-# --- results ---
-
-
-def at(points: list[dict[str, float]], tokens: int) -> dict[str, float]:
-    return next(point for point in points if point["tokens"] >= tokens)
-
-
-def summarise(seeds: list[dict[str, Any]], plan: Plan) -> dict[str, Any]:
-    """Of each method and measure the interval over seeds at the end of the budget; and its difference to `off`."""
-    summary: dict[str, Any] = {}
-    for method in METHODS:
-        ends = [at(seed[method]["points"], plan.tokens) for seed in seeds]
-        offs = [at(seed["off"]["points"], plan.tokens) for seed in seeds]
-        summary[method] = {m: distill.interval([end[m] for end in ends]) for m in MEASURES}
-        if method != "off":
-            pairs = list(zip(ends, offs, strict=True))
-            summary[method]["minus_off"] = {m: distill.interval([a[m] - b[m] for a, b in pairs]) for m in MEASURES}
-    pairs = [(at(s["cold"]["points"], plan.tokens), at(s["own"]["points"], plan.tokens)) for s in seeds]
-    summary["own"]["minus_cold"] = {m: distill.interval([b[m] - a[m] for a, b in pairs]) for m in MEASURES}
-    return summary
-
-
-def results(plan: Plan, out: Path) -> dict[str, Any]:
-    folder = plan.setting.run.parent / "results"
-    seeds = []
-    for seed in range(plan.seeds):
-        files = {method: folder / f"{seed}-{method}.json" for method in METHODS}
-        if all(file.exists() for file in files.values()):
-            seeds.append({"seed": seed, **{method: json.loads(file.read_text()) for method, file in files.items()}})
-    keys = ("tokens", "cold_tokens", "round_prompts", "seeds")
-    value = {
-        "plan": {key: getattr(plan, key) for key in keys},
-        "references": json.loads((folder / "references.json").read_text()),
-        "summary": summarise(seeds, plan),
-        "seeds": seeds,
-    }
-    value = distill.rounded(value)
-    distill.write(out, value)
-    return value
-
-
-def tables(result: dict[str, Any]) -> str:
-    """Markdown of docs/training/on_policy.md."""
-
-    def cell(value: dict[str, float]) -> str:
-        return f"{value['mean']:.3f}" + ("" if value["half"] is None else f" ± {value['half']:.3f}")
-
-    lines = ["| learned from | " + " | ".join(MEASURES.values()) + " |", "|---|" + "---|" * len(MEASURES)]
-    for method, words in METHODS.items():
-        lines.append(f"| {words} | " + " | ".join(cell(result["summary"][method][m]) for m in MEASURES) + " |")
-    for of, other in (("cold", "off"), ("own", "off"), ("own", "cold")):
-        row = result["summary"][of][f"minus_{other}"]
-        lines.append(f"| {of} less {other} | " + " | ".join(cell(row[m]) for m in MEASURES) + " |")
-    lines += ["", "| KL after so many tokens | " + " | ".join(METHODS) + " |", "|---|" + "---|" * len(METHODS)]
-    budget = result["plan"]["tokens"]
-    for quarter in (1, 2, 3, 4):
-        cells = []
-        for method in METHODS:
-            of_seeds = [seed[method]["points"] for seed in result["seeds"]]
-            found = [p["kl"] for points in of_seeds for p in points if round(4 * p["tokens"] / budget) == quarter]
-            cells.append(f"{statistics.fmean(found):.2f}" if found else "")
-        lines.append(f"| {quarter * budget // 4:,} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-COLOURS = {"off": "#000000", "cold": "#0072b2", "own": "#d55e00"}
-
-
-def plot(result: dict[str, Any], file: Path) -> None:
-    """KL on the teacher's answers against tokens (a thin line for each seed, a thick one for their mean), and that on
-    the student's own, round by round."""
-    import matplotlib
-
-    matplotlib.use("svg")
-    matplotlib.rcParams.update({"svg.hashsalt": "on_policy", "font.size": 9, "axes.grid": True, "grid.alpha": 0.3})
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(1, 2, figsize=(9, 3.6))
-    for method, words in METHODS.items():
-        curves = []
-        for seed in result["seeds"]:
-            points = seed[method]["points"]
-            if method == "cold":
-                points = [at(seed["off"]["points"], result["plan"]["cold_tokens"]), *points]
-            curves.append([(point["tokens"], point["kl"]) for point in points])
-            axes[0].plot(*zip(*curves[-1], strict=True), color=COLOURS[method], lw=0.6, alpha=0.5)
-            rounds = [(told["tokens"], told["own_kl"]) for told in seed[method]["rounds"]]
-            if rounds:
-                axes[1].plot(*zip(*rounds, strict=True), color=COLOURS[method], marker="o", ms=3, lw=0.8)
-        means = [tuple(map(statistics.fmean, zip(*at_once, strict=True))) for at_once in zip(*curves, strict=True)]
-        axes[0].plot(*zip(*means, strict=True), color=COLOURS[method], marker="o", ms=3, label=words)
-    axes[0].set(xlabel="supervised tokens", ylabel="KL(teacher || student), held out, nats", yscale="log")
-    axes[1].set(xlabel="supervised tokens", ylabel="KL(student || teacher) on its fresh answers, nats", yscale="log")
-    axes[0].legend(frameon=False, fontsize=8)
-    figure.tight_layout()
-    figure.savefig(file, metadata={"Date": None})
 
 
 def main() -> None:

@@ -10,7 +10,8 @@ state/partition.json                  how many shards there are
 state/<stage>/sketches|assignments/   inputs of a stage that needs a view of the whole data set
 state/set_aside/<stage>/<n>.json      a shard that failed too often
 state/attempts/<run>/                 an empty file for each attempt under way, so that it counts if its worker dies
-state/parts/generate/<n>.<lo>-<hi>.*  (of score too; rollout has its own) what is done of a shard that is made in parts, rows lo to hi of its source
+state/parts/generate/<n>.<lo>-<hi>.*  what is done of a shard that is made in parts, rows lo to hi of its source (of
+                                      score too; rollout has its own)
 state/index/<stage>.json              what finished shards say of themselves, for the next run
 state/teacher.json                    facts about the teacher, for the manifest
 state/timeline/<run>.parquet          when each shard was made, where, in how many attempts: a file for each `run`

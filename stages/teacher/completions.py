@@ -115,8 +115,8 @@ def _without_last(part: Any) -> Any:
 def completions(
     prompts: pa.Table, samples: list[Sample], settings: TargetsConfig, *, asked: bool = False, student: bool = False
 ) -> pa.Table:
-    """The table of completions: one row per sample, with what its prompt carries through, what was `asked` about it, and
-    what the `student` said of it that wrote it."""
+    """The table of completions: one row per sample, with what its prompt carries through, what was `asked` about it,
+    and what the `student` said of it that wrote it."""
     carried = prompts.take(pa.array([sample.row for sample in samples], type=pa.int64()))
     columns: dict[str, Any] = {
         "sample_id": pa.array([s.sample_id for s in samples], type=pa.string()),

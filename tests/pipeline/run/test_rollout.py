@@ -134,7 +134,7 @@ def test_a_student_with_another_tokenizer_is_refused(tmp_path: Path, weights: Pa
     assert "asked_ids" not in read(Path(raw["run_dir"]) / "score").column_names
     tokenizer["added_tokens"][-1]["special"] = not tokenizer["added_tokens"][-1]["special"]
     (student / "tokenizer.json").write_text(json.dumps(tokenizer))
-    with pytest.raises(ConfigError, match="rollout.model: .*/student has the tokenizer [0-9a-f]{12}, and the teacher"):
+    with pytest.raises(ConfigError, match=r"rollout.model: .*/student has the tokenizer [0-9a-f]{12}, and the teacher"):
         run_inline(Config.model_validate(raw))
     (student / "tokenizer.json").unlink()
     with pytest.raises(ConfigError, match="no tokenizer at"):
