@@ -20,6 +20,7 @@ def test_every_drop_reason_is_documented() -> None:
     }
     shared = (ROOT / "stages/personal/__init__.py").read_text()  # of ingest and review
     assert documented["ingest"] == set(ingest.REASONS)
+    assert documented["rollout"] == documented["generate"]
     for stage in ("dedupe", "screen", "generate", "score", "review"):
         source = (ROOT / "stages" / f"{stage}.py").read_text() + shared
         for reason in documented[stage]:
@@ -36,7 +37,9 @@ def test_published_columns_are_documented() -> None:
     )
     every = [TargetsConfig(method="both"), TargetsConfig(precision=0.25)]
     assert {
-        name for settings in every for name in tables.reviewed(["label"], settings, ["email"], asked=True).names
+        name
+        for settings in every
+        for name in tables.reviewed(["label"], settings, ["email"], asked=True, student=True).names
     } == names
 
 
@@ -120,7 +123,8 @@ def test_architecture_names_every_module() -> None:
 
 def test_stages_are_the_files_of_their_folder(raw_config: dict[str, Any]) -> None:
     scoring = {key: value for key, value in raw_config.items() if key != "sampling"} | {"task": "score"}
-    configs = [Config.model_validate(raw) for raw in (raw_config, scoring)]
+    rolling_out = scoring | {"rollout": {"model": "./student", "sampling": {"max_tokens": 8}}}
+    configs = [Config.model_validate(raw) for raw in (raw_config, scoring, rolling_out)]
     stages = [stage.name for config in configs for stage in flow.of(config)]
     files = {path.stem for path in (ROOT / "stages").glob("*.py")}
     assert files - {"__init__"} == set(stages)
