@@ -165,8 +165,10 @@ class Score(Conversing):
             if left < 0:
                 num_kept = room - len(turn.prompt)
                 if self._settings.cut_long and num_kept > 0:
-                    kept = (turn.answer, turn.supervised, turn.asked_ids, turn.student_logprobs)
-                    fitting.append(Turn(turn.prompt, *(part[:num_kept] for part in kept)))
+                    kept = slice(num_kept)
+                    cut = _turn(turn.prompt, turn.answer[kept], turn.asked_ids[kept])
+                    logprobs = turn.student_logprobs[kept]
+                    fitting.append(cut._replace(supervised=turn.supervised[kept], student_logprobs=logprobs))
                 break
             fitting.append(turn)
             room = left

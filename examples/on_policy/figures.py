@@ -56,9 +56,9 @@ def results(plan: "Plan", out: Path) -> dict[str, Any]:
         "summary": summarise(seeds, plan),
         "seeds": seeds,
     }
-    value = distill.rounded(value)
-    distill.write(out, value)
-    return value
+    rounded: dict[str, Any] = distill.rounded(value)
+    distill.write(out, rounded)
+    return rounded
 
 
 def tables(result: dict[str, Any]) -> str:
@@ -113,12 +113,12 @@ def plot(result: dict[str, Any], file: Path) -> None:
         ("kl", "KL(teacher || student), held out, nats"),
         ("own_kl", "KL(student || teacher) on its fresh answers, nats"),
     ):
-        of_measure = altair.Data(values=[row for row in rows if row["measure"] == measure])
-        y = {"title": title, "scale": altair.Scale(type="log")}
+        of_measure = altair.InlineData(values=[row for row in rows if row["measure"] == measure])
+        y = altair.Y("nats:Q", title=title, scale=altair.Scale(type="log"))
         base = altair.Chart(of_measure, width=320, height=260).encode(color=colour)
         x = altair.X("tokens:Q", title="supervised tokens")
-        thin = base.mark_line(size=0.6, opacity=0.6).encode(x=x, y=altair.Y("nats:Q", **y), detail="seed:N")
+        thin = base.mark_line(size=0.6, opacity=0.6).encode(x=x, y=y, detail="seed:N")
         means = base.transform_aggregate(tokens="mean(tokens)", nats="mean(nats)", groupby=["learned from", "number"])
-        mean = means.mark_line(point=True).encode(x=x, y=altair.Y("nats:Q", **y))
+        mean = means.mark_line(point=True).encode(x=x, y=y)
         charts.append(thin + mean)
     altair.hconcat(*charts).save(str(file))

@@ -164,7 +164,8 @@ class TorchTeacher:
     def _read(self, hidden_TD: torch.Tensor, ids_T: torch.Tensor, asked: _Asked) -> Answer:
         places_S = torch.from_numpy(asked.places)
         tokens_S = ids_T[places_S]
-        parts, more = [], []
+        parts: list[tuple[npt.NDArray[Any], ...]] = []
+        more: list[npt.NDArray[np.float32]] = []
         for rows, tokens in zip((places_S - 1).split(ROWS_OF_LOGITS), tokens_S.split(ROWS_OF_LOGITS), strict=True):
             logits_SV = self._model.lm_head(hidden_TD[rows]).float()
             parts.append(self._kept(logits_SV, tokens, asked.seed + len(parts)))
