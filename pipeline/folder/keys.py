@@ -30,10 +30,10 @@ MANIFEST = "dataset/manifest.json"
 CARD = "dataset/README.md"
 REPORT = "report.html"
 """Not in `dataset/`, which is passed on: it quotes prompts."""
-WRITERS = ("generate", "rollout")
-"""Stages that write answers, several of a prompt."""
-TEACHERS = (*WRITERS, "score")
-"""The stages that have a model with an engine: they make their rows anew, the others add columns."""
+TASKS = ("generate", "score")
+"""The stage that has the teacher, under either task."""
+TEACHERS = ("generate", "rollout", "score")
+"""Stages that have a teacher, or a student in its place: they make their rows anew, the others add columns."""
 PARTS = "state/parts"
 """Of the shards of those."""
 TIMELINE = "state/timeline"
