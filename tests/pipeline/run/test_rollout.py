@@ -98,12 +98,12 @@ def test_rows_that_an_engine_fails_on_are_given_up_alone(
     for stage in ("score", "dataset/data", "review"):
         for file in (Path(raw["run_dir"]) / stage).glob("*.parquet"):
             file.unlink()
-    monkeypatch.setenv("FAKE_TEACHER_RAISES_ON", names[2])
+    monkeypatch.setenv("FAKE_TEACHER_RAISES_ON", names[3])
     manifest, _ = run_inline(Config.model_validate(raw))
     assert manifest["stages"]["rollout"]["dropped"] == {}
     assert manifest["stages"]["score"]["dropped"] == {"teacher_failed": 1}
     (ledger,) = (Path(raw["run_dir"]) / "ledger/score").glob("*.parquet")
-    assert read(ledger.parent)["sample_id"].to_pylist() == [names[2]]
+    assert read(ledger.parent)["sample_id"].to_pylist() == [names[3]]
 
 
 def test_a_prompt_leaves_every_stage(tmp_path: Path, weights: Path) -> None:
