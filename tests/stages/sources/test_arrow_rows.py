@@ -8,7 +8,7 @@ import pyarrow.feather
 import pytest
 
 from stillhouse.schemas.config import SourceConfig
-from stillhouse.stages.sources import SourceError, read_rows
+from stillhouse.stages.sources import Row, SourceError, read_rows
 from stillhouse.stages.sources.row import TRUNCATED_SOURCE
 from tests.support.ingesting import ingested
 from tests.support.source_files import ROWS, errors, read, values
@@ -71,6 +71,6 @@ def test_damage_ends_no_process(tmp_path: Path) -> None:
         assert len(rows) <= 10
 
 
-def read_bytes(folder: Path, data: bytes) -> list[object]:
+def read_bytes(folder: Path, data: bytes) -> list[Row]:
     (folder / "a.arrow").write_bytes(data)
     return list(read(folder / "a.arrow"))
