@@ -19,7 +19,7 @@ from stillhouse.schemas.tables import LEDGER
 Kind = Literal["run", "stage", "dataset", "export", "shard"]
 
 STAGES = ("ingest", "dedupe", "screen", *keys.TEACHERS, "review", keys.PUBLISH)
-"""As `flow.of` has them, which needs a configuration."""
+"""As `flow.of` has them, which needs a configuration; the teacher's under either task."""
 SUFFIXES = (".parquet", ".jsonl")
 LOOSE = "ledger"
 """The stage of ledger files that lie alone: their rows name it."""
@@ -57,6 +57,12 @@ class Place:
         if not self.is_run or self.kind == "run":
             return self if self.kind == "run" else None
         return _run(self.folder.url, self.folder)
+
+    @property
+    def stage_names(self) -> tuple[str, ...]:
+        """The stages of its run, in order, whether they have files or not."""
+        task = "score" if "score" in self.stages else (self.config or {}).get("task", "generate")
+        return tuple(stage for stage in STAGES if stage == task or stage not in keys.TEACHERS)
 
     @property
     def layout(self) -> str | None:
