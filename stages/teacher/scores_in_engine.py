@@ -68,6 +68,7 @@ def distributions(
         else:
             draws_RD = torch.empty((len(logprobs_RV), 0), dtype=torch.int32)
         yield part, logprobs_RV, Rows(top_RK.indices.to(torch.int32), top_RK.values, own_R, draws_RD, asked_RQ)
+        del logprobs_RV  # before there are others
 
 
 class Span(NamedTuple):
@@ -165,6 +166,7 @@ class Scoring:
         for part, logprobs_RV, rows in chunks:
             if self._keeps:
                 self._keep([under_way for under_way, _, _ in found], owner_N[part], number_N[part], logprobs_RV, rows)
+            del logprobs_RV
 
     def _keep(
         self,
