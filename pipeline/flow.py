@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from stillhouse.pipeline.folder.identity import run_date
-from stillhouse.schemas.config import Config
+from stillhouse.schemas.config import Config, EvaluationConfig, MatchesConfig
 
 if TYPE_CHECKING:
     from stillhouse.stages.generate import Generate
@@ -114,18 +114,36 @@ def _dedupe_assign(sketches: Iterable[pa.Table], config: Config) -> list[pa.Tabl
 def _screen(config: Config) -> Transform:
     from stillhouse.stages.screen import Screen
 
-    return Screen(config.screen, _contamination(config))
+    return Screen(config.screen, _contamination(config), _jailbreaks(config))
 
 
 def _contamination(config: Config) -> Any:
     """The index of the evaluation sets, built from their files in each worker; None where none is asked for."""
     if config.decontamination is None:
         return None
+    from stillhouse.stages.filters.contamination import CONTAMINATION
+
+    return _index(config.decontamination, config.decontamination.evaluations, CONTAMINATION)
+
+
+def _jailbreaks(config: Config) -> Any:
+    """The same of the jailbreak templates."""
+    if config.screen.jailbreaks is None:
+        return None
+    from stillhouse.stages.filters.contamination import JAILBREAK
+
+    jailbreaks = config.screen.jailbreaks
+    return _index(jailbreaks, jailbreaks.templates, JAILBREAK, "screen.jailbreaks.templates")
+
+
+def _index(
+    matches: MatchesConfig, sets: list[EvaluationConfig], label: str, key: str = "decontamination.evaluations"
+) -> Any:
     from stillhouse.stages.filters.contamination import Contamination
     from stillhouse.stages.sources.evaluations import read_evaluation
 
-    sets = (read_evaluation(evaluation) for evaluation in config.decontamination.evaluations)
-    return Contamination(config.decontamination, itertools.chain.from_iterable(sets))
+    items = (read_evaluation(one, key) for one in sets)
+    return Contamination(matches, itertools.chain.from_iterable(items), label)
 
 
 def _generate(config: Config) -> Transform:

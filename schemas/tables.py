@@ -219,6 +219,9 @@ EVIDENCE = pa.field("evidence", pa.string())
 """What a dropped row was dropped for, such as the item of an evaluation set: the runner moves it into the ledger, as a
 label among the scores. Only in tables of stages that have such reasons."""
 
+EVIDENCE_LABELS = {"contaminated": "contamination", "jailbreak_template": "jailbreak"}
+"""The reasons that have evidence, and the label of the score that goes with it."""
+
 
 def marked(schema: pa.Schema) -> pa.Schema:
     """The schema of what a stage returns: `schema` plus `drop_reason`."""

@@ -16,8 +16,16 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from stillhouse.schemas.config import ClassifierConfig, PersonalConfig, ReviewConfig
-from stillhouse.schemas.tables import DROP_REASON
-from stillhouse.stages.filters import Combined, check_thresholds, combined, score_rows, scores_column, unsafe_rows
+from stillhouse.schemas.tables import DROP_REASON, EVIDENCE
+from stillhouse.stages.filters import (
+    Combined,
+    check_thresholds,
+    combined,
+    read_by,
+    score_rows,
+    scores_column,
+    unsafe_rows,
+)
 from stillhouse.stages.filters.contamination import Contamination
 from stillhouse.stages.filters.quota import beyond
 from stillhouse.stages.filters.tags import Tags
@@ -91,7 +99,8 @@ class Review:
     ) -> None:
         self._config = config
         self._personal = None if personal is None else Finder(personal)
-        unsafe = combined(classifiers)
+        unsafe = combined(read_by(classifiers, "answers"))
+        self._unsafe = unsafe
         self._contamination = contamination
         self._classifier = Combined([unsafe, contamination] if contamination else [unsafe])
         self._thresholds = (
@@ -110,7 +119,7 @@ class Review:
         labels, num_rows = self._classifier.labels, table.num_rows
         texts, row_A = assistant_turns(table)
         loop_tokens_R = longest_loops(table["labels"], self._config.loop_repeats)
-        scores_RL = score_rows(self._classifier, texts, row_A, num_rows)
+        scores_RL = score_rows(self._classifier, texts, row_A, num_rows, _questions(table))
         is_tagged_RL = np.zeros((num_rows, 0), bool)
         if self._tags.labels:
             is_tagged_RL = self._tags.of_rows(texts, _assistant_texts(table)[1], row_A, _asked(table))
@@ -141,8 +150,17 @@ class Review:
         if self._personal is not None:
             table = table.append_column("response_personal", counts_column(counts, self._personal.kinds))
         if self._contamination is not None:
-            table = table.append_column(*self._contamination.evidence(texts, row_A, reasons == "contaminated"))
+            table = table.append_column(EVIDENCE, self._contamination.found(texts, row_A, reasons))
         return table.append_column(DROP_REASON, pa.array(reasons, pa.string()))
+
+    @property
+    def broken(self) -> bool:
+        """Whether a classifier has failed for good: only a new process helps."""
+        return self._unsafe.broken
+
+    def close(self) -> None:
+        """End what the classifiers started."""
+        self._unsafe.close()
 
 
 def assistant_turns(table: pa.Table) -> tuple[list[str], NDArray[np.int64]]:
@@ -160,6 +178,19 @@ def _assistant_texts(table: pa.Table) -> tuple[list[str | None], list[str | None
         pc.filter(pc.struct_field(flat, name), is_assistant_M).to_pylist() for name in ("reasoning_content", "content")
     )
     return thought, said, pc.filter(pc.list_parent_indices(messages), is_assistant_M).to_numpy()
+
+
+def _questions(table: pa.Table) -> list[str]:
+    """The user's turn before each assistant turn [A]; empty where there is none."""
+    found = []
+    for messages in table["messages"].to_pylist():
+        last = ""
+        for message in messages:
+            if message["role"] == "assistant":
+                found.append(last)
+            elif message["role"] == "user":
+                last = message["content"] or ""
+    return found
 
 
 def _asked(table: pa.Table) -> list[str]:

@@ -1,5 +1,5 @@
 """Marks prompts that the source's moderation flagged, that a classifier finds unsafe, that hold an item of an
-evaluation set, or that ask nothing.
+evaluation set or a jailbreak template, or that ask nothing.
 
 Not a safety guarantee. The scores stay beside every prompt, so that a trainer can filter again.
 """
@@ -9,27 +9,31 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from stillhouse.schemas.config import ScreenConfig
-from stillhouse.schemas.tables import DROP_REASON
-from stillhouse.stages.filters import Combined, combined, score_rows, scores_column, unsafe_rows
-from stillhouse.stages.filters.contamination import Contamination
+from stillhouse.schemas.tables import DROP_REASON, EVIDENCE
+from stillhouse.stages.filters import Combined, combined, read_by, score_rows, scores_column, unsafe_rows
+from stillhouse.stages.filters.contamination import JAILBREAK, Contamination
 from stillhouse.stages.filters.low_information import LOW_INFORMATION, asks_nothing
 from stillhouse.stages.filters.quota import beyond
 
 
 class Screen:
     """Adds `prompt_scores` (absent when no filter is configured) and `drop_reason` to a table of prompts, and
-    `evidence` where evaluation sets are looked for.
+    `evidence` where evaluation sets or jailbreak templates are looked for.
 
     Each user turn is scored on its own, and a row has the highest score of its turns, for each label; of
     `low_information` the lowest. A row gets the first reason that applies: `moderation_flagged`, `unsafe_prompt`,
-    `contaminated`, `low_information`. Raises `ConfigError` when a classifier cannot be used as configured.
+    `contaminated`, `jailbreak_template`, `low_information`. Raises `ConfigError` when a classifier cannot be used as
+    configured.
     """
 
-    def __init__(self, config: ScreenConfig, contamination: Contamination | None = None) -> None:
+    def __init__(
+        self, config: ScreenConfig, contamination: Contamination | None = None, jailbreaks: Contamination | None = None
+    ) -> None:
         self._config = config
-        self._unsafe = combined(config.classifiers)
-        self._contamination = contamination
-        self._classifier = Combined([self._unsafe, contamination] if contamination else [self._unsafe])
+        self._unsafe = combined(read_by(config.classifiers, "prompts"))
+        self._contamination, self._jailbreaks = contamination, jailbreaks
+        self._lists = [items for items in (contamination, jailbreaks) if items is not None]
+        self._classifier = Combined([self._unsafe, *self._lists])
 
     def __call__(self, table: pa.Table) -> pa.Table:
         labels, num_rows = self._classifier.labels, table.num_rows
@@ -45,6 +49,10 @@ class Screen:
             labels = (*labels, LOW_INFORMATION)
             scores_RL = np.concatenate([scores_RL, is_low_R[:, None].astype(np.float32)], axis=1)
             reasons[beyond(is_low_R, table["prompt_id"], low_information.keep, LOW_INFORMATION)] = "low_information"
+        if self._jailbreaks is not None and self._config.jailbreaks is not None:
+            is_jailbreak_R = unsafe_rows(scores_RL, labels, self._jailbreaks.thresholds)
+            beyond_R = beyond(is_jailbreak_R, table["prompt_id"], self._config.jailbreaks.keep, JAILBREAK)
+            reasons[beyond_R] = "jailbreak_template"
         if self._contamination is not None:
             reasons[unsafe_rows(scores_RL, labels, self._contamination.thresholds)] = "contaminated"
         reasons[unsafe_rows(scores_RL, labels, self._unsafe.thresholds)] = "unsafe_prompt"
@@ -53,6 +61,16 @@ class Screen:
             reasons[np.asarray(flagged.to_numpy(), bool)] = "moderation_flagged"
         if labels:
             table = table.append_column("prompt_scores", scores_column(scores_RL, labels))
-        if self._contamination is not None:
-            table = table.append_column(*self._contamination.evidence(texts, row_N, reasons == "contaminated"))
+        if self._lists:
+            names = [items.found(texts, row_N, reasons) for items in self._lists]
+            table = table.append_column(EVIDENCE, pc.coalesce(*names))
         return table.append_column(DROP_REASON, pa.array(reasons, pa.string()))
+
+    @property
+    def broken(self) -> bool:
+        """Whether a classifier has failed for good: only a new process helps."""
+        return self._unsafe.broken
+
+    def close(self) -> None:
+        """End what the classifiers started."""
+        self._unsafe.close()

@@ -9,8 +9,11 @@ from stillhouse.schemas.config.curation import (
     DecontaminationConfig,
     EvaluationConfig,
     IdentityConfig,
+    JailbreaksConfig,
     LowInformationConfig,
+    MatchesConfig,
     RefusalsConfig,
+    SemanticConfig,
 )
 from stillhouse.schemas.config.data import (
     ClassifierConfig,
@@ -24,6 +27,7 @@ from stillhouse.schemas.config.data import (
     ScreenConfig,
     SourceConfig,
 )
+from stillhouse.schemas.config.guards import GuardConfig, QuestionConfig
 from stillhouse.schemas.config.identity import config_hash, deciding_values, differing_keys, nested_values, values_hash
 from stillhouse.schemas.config.load import absolute, load, override, sampled, validated
 from stillhouse.schemas.config.run import Config, ResourcesConfig, WorkersConfig
@@ -39,18 +43,23 @@ __all__ = [
     "DetoxifyConfig",
     "EvaluationConfig",
     "GenerateConfig",
+    "GuardConfig",
     "IdentityConfig",
     "IngestConfig",
+    "JailbreaksConfig",
     "LowInformationConfig",
+    "MatchesConfig",
     "PersonalConfig",
     "ProfanityCheckConfig",
     "PublishConfig",
+    "QuestionConfig",
     "RefusalsConfig",
     "ResourcesConfig",
     "ReviewConfig",
     "SamplingConfig",
     "ScreenConfig",
     "Section",
+    "SemanticConfig",
     "SourceConfig",
     "TargetsConfig",
     "TeacherConfig",

@@ -5,9 +5,10 @@ docs/curation.md says what each of them finds, and how well.
 
 from typing import Annotated
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from stillhouse.schemas.config.section import Count, Fraction, Section, checked_location, free
+from stillhouse.schemas.config.teacher import checked_pin
 
 
 class EvaluationConfig(Section):
@@ -49,11 +50,19 @@ class EvaluationConfig(Section):
         return self
 
 
-class DecontaminationConfig(Section):
-    """Drop prompts and answers that hold an item of an evaluation set."""
+def _own_names(sets: list[EvaluationConfig]) -> list[EvaluationConfig]:
+    names = [one.name for one in sets]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"{', '.join(twice)} names more than one set; the ledger needs a name for each")
+    return sets
 
-    evaluations: Annotated[list[EvaluationConfig], Field(min_length=1)]
-    """The sets."""
+
+Sets = Annotated[list[EvaluationConfig], Field(min_length=1), AfterValidator(_own_names)]
+
+
+class MatchesConfig(Section):
+    """How much of an item a row has to hold."""
+
     ngram: Annotated[int, Field(ge=4, le=50)] = 8
     """Words in a row that count as a match; in scripts without spaces, as many characters as hold so much text."""
     threshold: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
@@ -61,13 +70,40 @@ class DecontaminationConfig(Section):
     max_items: Count = 10
     """Words in a row that more items than this have in common are a phrase, and match nothing."""
 
-    @field_validator("evaluations")
-    @classmethod
-    def _own_names(cls, evaluations: list[EvaluationConfig]) -> list[EvaluationConfig]:
-        names = [evaluation.name for evaluation in evaluations]
-        if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise ValueError(f"{', '.join(twice)} names more than one set; the ledger needs a name for each")
-        return evaluations
+
+class DecontaminationConfig(MatchesConfig):
+    """Drop prompts and answers that hold an item of an evaluation set."""
+
+    evaluations: Sets
+    """The sets."""
+
+
+class JailbreaksConfig(MatchesConfig):
+    """Drop prompts that hold a known jailbreak template, whatever is asked inside of it."""
+
+    templates: Sets
+    """Lists of templates, given as evaluation sets are."""
+    max_items: Count = 1000
+    """Words in a row that more templates than this have in common match nothing. Lists hold many versions of one
+    template, so that this is a large number."""
+    keep: Fraction = 0.0
+    """Share of them that is kept, chosen by their ids."""
+
+
+class SemanticConfig(Section):
+    """Drop prompts that mean what a kept one means, by the cosine of static embeddings."""
+
+    model: str
+    """Folder of a model2vec model, or a hub id (then with `revision`), such as minishlab/potion-multilingual-128M."""
+    revision: str | None = None
+    """Commit or tag of a hub model."""
+    threshold: Annotated[float, Field(gt=0.0, le=1.0)] = 0.95
+    """Drop a prompt when its cosine similarity to one that is kept is at least this."""
+
+    @model_validator(mode="after")
+    def _pinned(self) -> "SemanticConfig":
+        checked_pin(self.model, self.revision)
+        return self
 
 
 class LowInformationConfig(Section):

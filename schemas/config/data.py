@@ -4,7 +4,14 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
-from stillhouse.schemas.config.curation import IdentityConfig, LowInformationConfig, RefusalsConfig
+from stillhouse.schemas.config.curation import (
+    IdentityConfig,
+    JailbreaksConfig,
+    LowInformationConfig,
+    RefusalsConfig,
+    SemanticConfig,
+)
+from stillhouse.schemas.config.guards import GuardConfig
 from stillhouse.schemas.config.section import Count, Fraction, Section, added, checked_location, free
 
 
@@ -93,6 +100,8 @@ class DedupeConfig(Section):
     """Different prompts kept of a cluster: of one prompt and those that are like it."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 1
     """Seed of the MinHash permutations."""
+    semantic: Annotated[SemanticConfig | None, added] = None
+    """Prompts of another wording and the same meaning; null looks for none."""
     max_dropped_fraction: Annotated[Fraction, free] = 0.95
     """Fail when more than this share is dropped."""
 
@@ -135,7 +144,7 @@ class DetoxifyConfig(Section):
         return self
 
 
-ClassifierConfig = Annotated[ProfanityCheckConfig | DetoxifyConfig, Field(discriminator="name")]
+ClassifierConfig = Annotated[ProfanityCheckConfig | DetoxifyConfig | GuardConfig, Field(discriminator="name")]
 
 
 class ScreenConfig(Section):
@@ -145,6 +154,8 @@ class ScreenConfig(Section):
     """Applied to every user turn here and to every answer in review."""
     low_information: Annotated[LowInformationConfig | None, added] = None
     """Prompts that ask nothing; null keeps them, unmarked."""
+    jailbreaks: Annotated[JailbreaksConfig | None, added] = None
+    """Prompts that hold a known jailbreak template; null keeps them, unmarked."""
     max_dropped_fraction: Annotated[Fraction, free] = 0.5
     """Fail when more than this share is dropped."""
 
