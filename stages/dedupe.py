@@ -1,13 +1,14 @@
-"""Marks prompts that repeat another one: the same text, the same text typed another way, or near-duplicates by MinHash.
+"""Marks prompts that repeat another one: the same text, the same text typed another way, near-duplicates by MinHash, and
+where they are asked for those of the same meaning.
 
 Duplicates can be in any two shards, so there are three steps: `Sketch` reads one shard, `assign` compares the sketches
 of all shards at once, `mark` writes one shard's verdict. Sketches hold no text.
 
-A cluster is a prompt that is kept and those that are like it: `threshold` like it, or one `reading` with it. Prompts
-that are like each other through others only are not in one cluster. Prompts under different system prompts are never
-alike.
+A cluster is a prompt that is kept and those that are like it: `threshold` like it, of its meaning, or one `reading`
+with it. Prompts that are like each other through others only are not in one cluster. Prompts under different system
+prompts are never alike.
 
-Shape legend: N rows, T distinct readings, P permutations.
+Shape legend: N rows, T distinct readings, P permutations, D dimensions of embeddings.
 """
 
 import hashlib
@@ -24,6 +25,7 @@ from numpy.typing import NDArray
 
 from stillhouse.schemas import tables
 from stillhouse.schemas.config import DedupeConfig
+from stillhouse.stages.text.meaning import Embedder, Meanings
 from stillhouse.stages.text.minhash import leaders
 from stillhouse.stages.text.reading import reading
 from stillhouse.stages.text.shingles import shingles, units
@@ -35,13 +37,17 @@ EXACT = "exact_duplicate"
 NEAR = "near_duplicate"
 """Drop reason: a row with another text that is like this one is kept instead."""
 
+SEMANTIC = "semantic_duplicate"
+"""Drop reason: a row with another text, of the same meaning by its embedding, is kept instead."""
+
 ASSIGNMENT = pa.schema([*list(tables.DEDUPED)[len(tables.PROMPTS) :], tables.DROP_REASON])
 """What `assign` decides for each row; `mark` appends it to the shard."""
 
 
-def sketch_schema(num_perm: int) -> pa.Schema:
-    """The columns of a sketch. It has a row for each prompt, without its text."""
-    return pa.schema(
+def sketch_schema(num_perm: int, num_dimensions: int | None = None) -> pa.Schema:
+    """The columns of a sketch. It has a row for each prompt, without its text. `num_dimensions` is that of the
+    embeddings, where there are any."""
+    schema = pa.schema(
         [
             pa.field("prompt_id", pa.string()),
             # BLAKE2b of the user turns and the system prompt: of the texts, of what they say (`text.reading`), and of
@@ -55,6 +61,13 @@ def sketch_schema(num_perm: int) -> pa.Schema:
             pa.field("demoted", pa.bool_()),
         ]
     )
+    if num_dimensions is None:
+        return schema
+    # Of all user turns, [D] whole numbers (`text.meaning`); and the BLAKE2b of what must be the same for the same
+    # meaning: the system prompt and all units with digits.
+    return schema.append(pa.field("embedding", pa.list_(pa.int8(), num_dimensions))).append(
+        pa.field("kin", pa.binary(8))
+    )
 
 
 class Sketch:
@@ -64,9 +77,10 @@ class Sketch:
     def __init__(self, config: DedupeConfig) -> None:
         self.config = config
         self._signatures = Signatures(config.num_perm, config.seed)
+        self._embedder = None if config.semantic is None else Embedder(config.semantic)
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """`tables.PROMPTS` in, `sketch_schema(num_perm)` out, row for row."""
+        """`tables.PROMPTS` in, `sketch_schema` out, row for row."""
         num_perm = self.config.num_perm
         text_hashes, reading_hashes, units_hashes, num_hashes = [], [], [], []
         shingle_hashes = array("I")
@@ -81,17 +95,23 @@ class Sketch:
             num_hashes.append(len(shingle_hashes) - before)
         signature_NP = self._signatures(np.array(shingle_hashes, np.uint32), np.array(num_hashes, np.int64))
         demoted = pc.or_(table["redacted"].fill_null(False), table["moderation_flagged"].fill_null(False))
-        return pa.table(
-            [
-                table["prompt_id"],
-                pa.array(text_hashes, pa.binary(16)),
-                pa.array(reading_hashes, pa.binary(16)),
-                pa.array(units_hashes, pa.binary(8)),
-                pa.FixedSizeListArray.from_arrays(pa.array(signature_NP.ravel()), num_perm),
-                demoted,
-            ],
-            schema=sketch_schema(num_perm),
-        )
+        columns = [
+            table["prompt_id"],
+            pa.array(text_hashes, pa.binary(16)),
+            pa.array(reading_hashes, pa.binary(16)),
+            pa.array(units_hashes, pa.binary(8)),
+            pa.FixedSizeListArray.from_arrays(pa.array(signature_NP.ravel()), num_perm),
+            demoted,
+        ]
+        if self._embedder is None:
+            return pa.table(columns, schema=sketch_schema(num_perm))
+        said = ["\n\n".join(turns) for turns in table["user_turns"].to_pylist()]
+        vector_ND = self._embedder(said)
+        columns += [
+            pa.FixedSizeListArray.from_arrays(pa.array(vector_ND.ravel()), vector_ND.shape[1]),
+            pa.array([_kin(*pair) for pair in zip(systems, said, strict=True)], pa.binary(8)),
+        ]
+        return pa.table(columns, schema=sketch_schema(num_perm, vector_ND.shape[1]))
 
     def _sketch(self, system: str, text: str, shingle_hashes: "array[int]") -> bytes:
         """The hash of the units of two readings. Appends the hashes of their shingles."""
@@ -109,27 +129,32 @@ def assign(sketches: Iterable[pa.Table], config: DedupeConfig) -> list[pa.Table]
     The verdict on a prompt depends on the set of prompts alone, not on their order or on how they are sharded: rows
     that are not demoted come before demoted ones, and then rows are ordered by `prompt_id` (by code point). Rows of one
     reading are judged together, by the first of them. In that order, a reading that is like no earlier leader leads a
-    cluster, any other belongs to the first leader that it is like. The first `max_per_cluster` readings of a cluster,
+    cluster, any other belongs to the first leader that it is like, or else to the first of its meaning. The first `max_per_cluster` readings of a cluster,
     its leader among them, keep their first row. `cluster_id` is the `prompt_id` of the leader's first row;
     `cluster_size` counts all rows of the cluster, dropped ones included.
 
     Memory: P x 5 bytes per row, plus about 500 bytes per row. `sketches` may be a generator.
     """
     schema = sketch_schema(config.num_perm)
-    columns: dict[str, list[Any]] = {name: [] for name in schema.names}
+    columns: dict[str, list[Any]] = {}
     for shard, sketch in enumerate(sketches):
+        if not columns:
+            if config.semantic is not None and "embedding" in sketch.column_names:
+                schema = sketch_schema(config.num_perm, sketch.schema.field("embedding").type.list_size)
+            columns = {name: [] for name in schema.names}
         if not sketch.schema.equals(schema):
             raise ValueError(
                 f"dedupe: the sketch of shard {shard} does not have the columns of {config.num_perm} permutations; "
                 "sketch all shards with the same configuration"
             )
         columns["prompt_id"].append(sketch["prompt_id"].cast(pa.large_string()))
-        for name in ("text_hash", "reading_hash", "units_digest"):
+        for name in columns.keys() & {"text_hash", "reading_hash", "units_digest", "kin"}:
             columns[name].append(_flat(sketch[name]).view(np.uint64))
         columns["demoted"].append(sketch["demoted"].to_numpy())
-        columns["signature"].append(sketch["signature"])
+        for name in columns.keys() & {"signature", "embedding"}:
+            columns[name].append(sketch[name])
         del sketch
-    ids = columns.pop("prompt_id")
+    ids = columns.pop("prompt_id", [])
     sizes = [len(column) for column in ids]
     if sum(sizes) == 0:
         return [ASSIGNMENT.empty_table() for _ in sizes]
@@ -142,20 +167,26 @@ def assign(sketches: Iterable[pa.Table], config: DedupeConfig) -> list[pa.Table]
     order_N = np.lexsort((rank_N, np.concatenate(columns.pop("demoted"))))
     reading_N, first_T = _distinct(np.concatenate(columns.pop("reading_hash")).reshape(-1, 2), order_N)
     units_T = np.concatenate(columns.pop("units_digest"))[first_T]
-    signature_TP = _gather(columns.pop("signature"), first_T, config.num_perm)
-    leader_T = leaders(signature_TP, units_T, config.threshold)
+    signature_TP = _gather(columns.pop("signature"), first_T, np.uint32)
+    meanings = None
+    if config.semantic is not None:
+        vector_TD = _gather(columns.pop("embedding"), first_T, np.int8)
+        meanings = Meanings(vector_TD, np.concatenate(columns.pop("kin"))[first_T], units_T, config.semantic.threshold)
+    leader_T = leaders(signature_TP, units_T, config.threshold, meanings)
     del signature_TP
 
     kept_T = _places(leader_T) < config.max_per_cluster
     text_N2 = np.concatenate(columns.pop("text_hash")).reshape(-1, 2)
     is_equal_N = (text_N2 == text_N2[first_T[reading_N]]).all(axis=1)
     reason_N = np.where(is_equal_N & kept_T[reading_N], 1, 2).astype(np.int8)
+    if meanings is not None:
+        reason_N[(meanings.is_led_N & ~kept_T)[reading_N]] = 3
     reason_N[first_T[kept_T]] = 0
     cluster_N = leader_T[reading_N]
     size_N = np.bincount(cluster_N)[cluster_N]
     best_N = first_T[cluster_N]
 
-    reasons = pa.array([None, EXACT, NEAR], pa.string())
+    reasons = pa.array([None, EXACT, NEAR, SEMANTIC], pa.string())
     assignments = []
     for end, size in zip(np.cumsum(sizes), sizes, strict=True):
         rows = slice(end - size, end)
@@ -203,6 +234,12 @@ def _places(leader_T: NDArray[np.int64]) -> NDArray[np.int64]:
     return place_T
 
 
+def _kin(system: str | None, said: str) -> bytes:
+    """The hash of what two prompts must have in common to be of one meaning, whatever their embeddings say."""
+    numbers = [unit for unit in units(said) if any(char.isdigit() for char in unit)]
+    return _blake2b([reading(system or ""), "\n".join(sorted(numbers))], 8)
+
+
 def _blake2b(texts: list[str], num_bytes: int) -> bytes:
     digest = hashlib.blake2b(digest_size=num_bytes)
     for text in texts:
@@ -212,20 +249,21 @@ def _blake2b(texts: list[str], num_bytes: int) -> bytes:
     return digest.digest()
 
 
-def _gather(signatures: list[pa.ChunkedArray], rows: NDArray[np.int64], num_perm: int) -> NDArray[np.uint32]:
-    """The signatures [N, P] of `rows`, which are counted over all shards. Empties the list on the way, so that the
-    signatures are never in memory twice."""
-    out_NP = np.empty((len(rows), num_perm), np.uint32)
+def _gather(lists: list[pa.ChunkedArray], rows: NDArray[np.int64], kind: type[np.generic]) -> NDArray[Any]:
+    """The lists [N, P] of `rows`, which are counted over all shards. Empties what it is given on the way, so that they
+    are never in memory twice."""
+    num = lists[0].type.list_size
+    out_NP = np.empty((len(rows), num), kind)
     position = np.argsort(rows, kind="stable")
     rows = rows[position]
-    end = sum(len(column) for column in signatures)
-    while signatures:
-        column = signatures.pop()
+    end = sum(len(column) for column in lists)
+    while lists:
+        column = lists.pop()
         # Otherwise Arrow keeps the freed memory for itself.
         pa.default_memory_pool().release_unused()
         start = end - len(column)
         low, high = np.searchsorted(rows, [start, end])
-        out_NP[position[low:high]] = _flat(column).reshape(-1, num_perm)[rows[low:high] - start]
+        out_NP[position[low:high]] = _flat(column).reshape(-1, num)[rows[low:high] - start]
         end = start
     return out_NP
 

@@ -11,6 +11,8 @@ from math import ceil
 import numpy as np
 from numpy.typing import NDArray
 
+from stillhouse.stages.text.meaning import Meanings
+
 BAND_RECALL = 0.95
 """Least probability that a pair exactly at the threshold shares a band. For more similar pairs it is higher."""
 _AT_ONCE = 1 << 15
@@ -27,7 +29,12 @@ def bands(threshold: float, num_perm: int) -> tuple[int, int]:
     return num_perm, 1
 
 
-def leaders(signature_NP: NDArray[np.uint32], units_N: NDArray[np.uint64], threshold: float) -> NDArray[np.int64]:
+def leaders(
+    signature_NP: NDArray[np.uint32],
+    units_N: NDArray[np.uint64],
+    threshold: float,
+    meanings: Meanings | None = None,
+) -> NDArray[np.int64]:
     """[N]: the text that stands for each text, which is itself where none before it does. Earlier texts come first.
 
     A text stands for itself unless it is like an earlier one that stands for itself; of several, the first stands for
@@ -37,7 +44,7 @@ def leaders(signature_NP: NDArray[np.uint32], units_N: NDArray[np.uint64], thres
     have one `reading`. `units_N` are the hashes of their units.
 
     Texts are taken in order. One that nobody stands for is compared with the texts after it that share a band with it
-    and have no leader yet.
+    and have no leader yet. With `meanings`, a text that is like no earlier leader has the first that means the same.
     """
     num_texts, num_perm = signature_NP.shape
     # 0.55 * 100 is 55.00000000000001 in floating point.
@@ -49,9 +56,17 @@ def leaders(signature_NP: NDArray[np.uint32], units_N: NDArray[np.uint64], thres
     num_padding = low_NP.shape[1] - num_perm
     leader_N = np.arange(num_texts)
     alone_N = np.ones(num_texts, bool)  # without a leader
-    for text in np.flatnonzero((begin_NB < end_NB).any(axis=1)).tolist():
+    shares_band_N = (begin_NB < end_NB).any(axis=1)
+    for text in np.flatnonzero(shares_band_N if meanings is None else alone_N).tolist():
         if not alone_N[text]:
             continue
+        if meanings is not None:
+            if (leader := meanings.leader_of(text, alone_N)) is not None:
+                leader_N[text], alone_N[text] = leader, False
+                continue
+            meanings.add(text)
+            if not shares_band_N[text]:
+                continue
         begin_B, end_B = begin_NB[text], end_NB[text]
         groups = [member_M[b:e] for b, e in zip(begin_B.tolist(), end_B.tolist(), strict=True) if b < e]
         candidate_C = np.concatenate([group[alone_N[group]] for group in groups])
