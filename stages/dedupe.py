@@ -1,5 +1,5 @@
-"""Marks prompts that repeat another one: the same text, the same text typed another way, near-duplicates by MinHash, and
-where they are asked for those of the same meaning.
+"""Marks prompts that repeat another one: the same text, the same text typed another way, near-duplicates by MinHash,
+and where they are asked for those of the same meaning.
 
 Duplicates can be in any two shards, so there are three steps: `Sketch` reads one shard, `assign` compares the sketches
 of all shards at once, `mark` writes one shard's verdict. Sketches hold no text.
@@ -129,9 +129,9 @@ def assign(sketches: Iterable[pa.Table], config: DedupeConfig) -> list[pa.Table]
     The verdict on a prompt depends on the set of prompts alone, not on their order or on how they are sharded: rows
     that are not demoted come before demoted ones, and then rows are ordered by `prompt_id` (by code point). Rows of one
     reading are judged together, by the first of them. In that order, a reading that is like no earlier leader leads a
-    cluster, any other belongs to the first leader that it is like, or else to the first of its meaning. The first `max_per_cluster` readings of a cluster,
-    its leader among them, keep their first row. `cluster_id` is the `prompt_id` of the leader's first row;
-    `cluster_size` counts all rows of the cluster, dropped ones included.
+    cluster, any other belongs to the first leader that it is like, or else to the first of its meaning. The first
+    `max_per_cluster` readings of a cluster, its leader among them, keep their first row. `cluster_id` is the
+    `prompt_id` of the leader's first row; `cluster_size` counts all rows of the cluster, dropped ones included.
 
     Memory: P x 5 bytes per row, plus about 500 bytes per row. `sketches` may be a generator.
     """
