@@ -13,9 +13,7 @@ Shape legend: N rows, T distinct readings, P permutations, D dimensions of embed
 
 import hashlib
 import zlib
-from array import array
 from collections.abc import Iterable
-from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -28,7 +26,7 @@ from stillhouse.schemas.config import DedupeConfig
 from stillhouse.stages.text.meaning import Embedder, Meanings
 from stillhouse.stages.text.minhash import leaders
 from stillhouse.stages.text.reading import reading
-from stillhouse.stages.text.shingles import shingles, units
+from stillhouse.stages.text.shingles import Shingles, units
 from stillhouse.stages.text.signatures import Signatures
 
 EXACT = "exact_duplicate"
@@ -82,18 +80,20 @@ class Sketch:
     def __call__(self, table: pa.Table) -> pa.Table:
         """`tables.PROMPTS` in, `sketch_schema` out, row for row."""
         num_perm = self.config.num_perm
-        text_hashes, reading_hashes, units_hashes, num_hashes = [], [], [], []
-        shingle_hashes = array("I")
+        text_hashes, reading_hashes, units_hashes = [], [], []
+        shingles = Shingles(self.config.ngram)
         systems = table["system_prompt"].to_pylist()
         for turns, system in zip(table["user_turns"].to_pylist(), systems, strict=True):
             texts = [system or "", *turns]
             readings = [reading(text) for text in texts]
             text_hashes.append(_blake2b([text.strip() for text in texts], 16))
             reading_hashes.append(_blake2b(readings, 16))
-            before = len(shingle_hashes)
-            units_hashes.append(self._sketch(readings[0], "\n\n".join(readings[1:]), shingle_hashes))
-            num_hashes.append(len(shingle_hashes) - before)
-        signature_NP = self._signatures(np.array(shingle_hashes, np.uint32), np.array(num_hashes, np.int64))
+            # With a prefix, prompts under different system prompts have no shingle in common.
+            prefix = zlib.crc32(_blake2b([readings[0]], 16)) if readings[0] else 0
+            found = shingles.add("\n\n".join(readings[1:]), prefix)
+            units_hashes.append(_blake2b([readings[0], found], 8))
+        # CRC-32 is fast and the same everywhere; its bits are mixed before they are permuted.
+        signature_NP = self._signatures(*shingles.hashes())
         demoted = pc.or_(table["redacted"].fill_null(False), table["moderation_flagged"].fill_null(False))
         columns = [
             table["prompt_id"],
@@ -112,15 +112,6 @@ class Sketch:
             pa.array([_kin(*pair) for pair in zip(systems, said, strict=True)], pa.binary(8)),
         ]
         return pa.table(columns, schema=sketch_schema(num_perm, vector_ND.shape[1]))
-
-    def _sketch(self, system: str, text: str, shingle_hashes: "array[int]") -> bytes:
-        """The hash of the units of two readings. Appends the hashes of their shingles."""
-        found = units(text)
-        # With a prefix, prompts under different system prompts have no shingle in common.
-        prefix = zlib.crc32(_blake2b([system], 16)) if system else 0
-        # CRC-32 is fast and the same everywhere; its bits are mixed before they are permuted.
-        shingle_hashes.extend(map(zlib.crc32, shingles(text, self.config.ngram, found), repeat(prefix)))
-        return _blake2b([system, "\n".join(found)], 8)  # no unit holds a line break
 
 
 def assign(sketches: Iterable[pa.Table], config: DedupeConfig) -> list[pa.Table]:
