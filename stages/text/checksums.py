@@ -37,9 +37,8 @@ _SPACE = np.uint32(0xE96CCF45)  # zlib.crc32(b" ")
 def run_checksums(
     crc_U: NDArray[np.uint32], length_U: NDArray[np.uint32], ends: NDArray[np.int64], ngram: int
 ) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
-    """The CRC-32 [G] of each run of `ngram` units with spaces between them, text after text, and how many runs each
-    text has. `crc_U` and `length_U` are of the units alone, of up to `LONGEST` bytes; `ends` says where each text's end.
-    """
+    """The CRC-32 [G] of each run of `ngram` units with spaces between them, text after text, and how many each text
+    has. `crc_U` and `length_U` are of the units alone, of up to `LONGEST` bytes; `ends` says where each text ends."""
     num_runs = np.maximum(np.diff(ends, prepend=0) - ngram + 1, 0)
     begin = ends - np.diff(ends, prepend=0)
     first_G = np.repeat(begin - (np.cumsum(num_runs) - num_runs), num_runs) + np.arange(num_runs.sum())

@@ -1,0 +1,120 @@
+"""What near-duplicate tools merge of the same pairs of prompts: ours, datatrove's, rensa's, text-dedup's.
+
+`cases` writes the pairs: one question typed in two ways, and two questions that look like one (tests/support/
+questions.py); questions in 14 languages and code that differ in one detail, alone and inside of a long text
+(tests/support/details.py); passages in 14 languages that are 0.9 alike. The other words run one tool on all of their
+texts as one data set, in an environment that has it, and print as JSON how many pairs of each kind it merged: dropped
+one of.
+
+    python benchmarks/duplicates.py cases cases.json      # with PYTHONPATH=., in this repository's environment
+    python benchmarks/duplicates.py stillhouse cases.json
+    python benchmarks/duplicates.py datatrove cases.json  # elsewhere: datatrove[io,processing]
+    python benchmarks/duplicates.py rensa cases.json      # rensa
+    python benchmarks/duplicates.py text-dedup cases.json
+"""
+
+import argparse
+import json
+import random
+import tempfile
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+THRESHOLD = 0.8
+
+
+def cases() -> list[dict[str, Any]]:
+    from tests.support.details import QUESTIONS, pairs, passage
+    from tests.support.near_duplicates import varied
+    from tests.support.questions import DIFFERENT, SAME
+
+    rng = random.Random(0)
+    found = [{"kind": "same question, typed in two ways", "texts": pair} for pair in SAME]
+    found += [{"kind": "two questions, alike to the eye", "texts": pair} for pair in DIFFERENT]
+    for language, detail, *texts in pairs():
+        found.append({"kind": f"other {detail}, alone", "texts": texts})
+        around = passage("en" if language == "code" else language, 150, rng)
+        found.append({"kind": f"other {detail}, in 150 words", "texts": [f"{text}\n{around}" for text in texts]})
+    for language in QUESTIONS:
+        for _ in range(10):
+            text = passage(language, rng.randint(60, 200), rng)
+            found.append({"kind": f"0.9 alike: {language}", "texts": [text, varied(text, 0.91, rng)]})
+    return found
+
+
+def stillhouse(texts: list[str]) -> set[int]:
+    from tests.support.near_duplicates import reasons
+
+    return {i for i, reason in enumerate(reasons(*texts)) if reason is not None}
+
+
+def datatrove(texts: list[str]) -> set[int]:
+    """Its example, with its defaults: 5-grams of words by its English tokenizer, 14 buckets of 8 hashes."""
+    from datatrove.data import Document
+    from datatrove.executor import LocalPipelineExecutor
+    from datatrove.pipeline.dedup import MinhashDedupSignature
+    from datatrove.pipeline.dedup.minhash import (
+        MinhashConfig,
+        MinhashDedupBuckets,
+        MinhashDedupCluster,
+        MinhashDedupFilter,
+    )
+    from datatrove.pipeline.writers.jsonl import JsonlWriter
+
+    config, folder = MinhashConfig(), Path(tempfile.mkdtemp())
+    documents = [Document(text=text, id=str(i)) for i, text in enumerate(texts)]
+    names = ("signatures", "buckets", "remove", "kept", "logs")
+    signatures, buckets, remove, kept, logs = (str(folder / name) for name in names)
+    steps: list[tuple[list[Any], int]] = [
+        ([documents, MinhashDedupSignature(signatures, config=config)], 1),
+        ([MinhashDedupBuckets(signatures, buckets, config=config)], config.num_buckets),
+        ([MinhashDedupCluster(buckets, remove, config=config)], 1),
+        ([documents, MinhashDedupFilter(remove), JsonlWriter(kept, compression=None)], 1),
+    ]
+    for number, (pipeline, tasks) in enumerate(steps):
+        LocalPipelineExecutor(pipeline, tasks=tasks, logging_dir=f"{logs}/{number}").run()
+    left = {int(json.loads(line)["id"]) for file in Path(kept).glob("*") for line in file.read_text().splitlines()}
+    return set(range(len(texts))) - left
+
+
+def rensa(texts: list[str]) -> set[int]:
+    """Its README: sets of words, 128 permutations, 16 bands, its own deduplicator at the threshold."""
+    from rensa import RMinHash, RMinHashDeduplicator
+
+    deduplicator = RMinHashDeduplicator(threshold=THRESHOLD, num_perm=128, use_lsh=True, num_bands=16)
+    dropped = set()
+    for i, text in enumerate(texts):
+        minhash = RMinHash(num_perm=128, seed=42)
+        minhash.update(text.split())
+        if not deduplicator.add(str(i), minhash):
+            dropped.add(i)
+    return dropped
+
+
+def text_dedup(texts: list[str]) -> set[int]:
+    raise NotImplementedError
+
+
+TOOLS = {"stillhouse": stillhouse, "datatrove": datatrove, "rensa": rensa, "text-dedup": text_dedup}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["cases", *TOOLS])
+    parser.add_argument("file", type=Path)
+    arguments = parser.parse_args()
+    if arguments.what == "cases":
+        arguments.file.write_text(json.dumps(cases()))
+        return
+    found = json.loads(arguments.file.read_text())
+    dropped = TOOLS[arguments.what]([text for case in found for text in case["texts"]])
+    merged, num = Counter[str](), Counter[str]()
+    for i, case in enumerate(found):
+        num[case["kind"]] += 1
+        merged[case["kind"]] += bool(dropped & {2 * i, 2 * i + 1})
+    print(json.dumps({kind: f"{merged[kind]} of {num[kind]}" for kind in num}, indent=1))
+
+
+if __name__ == "__main__":
+    main()
