@@ -2,9 +2,8 @@
 
 `cases` writes the pairs: one question typed in two ways, and two questions that look like one (tests/support/
 questions.py); questions in 14 languages and code that differ in one detail, alone and inside of a long text
-(tests/support/details.py); passages in 14 languages that are 0.9 alike. The other words run one tool on all of their
-texts as one data set, in an environment that has it, and print as JSON how many pairs of each kind it merged: dropped
-one of.
+(tests/support/details.py); passages in 14 languages that are 0.9 alike. The other words run one tool on them, in an environment that has it, and print as JSON of how many pairs of each kind it
+dropped one. Pairs of one kind share no text; tools that want files get all pairs of a kind as one data set.
 
     python benchmarks/duplicates.py cases cases.json      # with PYTHONPATH=., in this repository's environment
     python benchmarks/duplicates.py stillhouse cases.json
@@ -17,7 +16,6 @@ import argparse
 import json
 import random
 import tempfile
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +23,14 @@ THRESHOLD = 0.8
 
 
 def cases() -> list[dict[str, Any]]:
-    from tests.support.details import QUESTIONS, pairs, passage
+    from tests.support.details import QUESTIONS, differing, passage
     from tests.support.near_duplicates import varied
     from tests.support.questions import DIFFERENT, SAME
 
     rng = random.Random(0)
     found = [{"kind": "same question, typed in two ways", "texts": pair} for pair in SAME]
     found += [{"kind": "two questions, alike to the eye", "texts": pair} for pair in DIFFERENT]
-    for language, detail, *texts in pairs():
+    for language, detail, *texts in differing():
         found.append({"kind": f"other {detail}, alone", "texts": texts})
         around = passage("en" if language == "code" else language, 150, rng)
         found.append({"kind": f"other {detail}, in 150 words", "texts": [f"{text}\n{around}" for text in texts]})
@@ -43,13 +41,13 @@ def cases() -> list[dict[str, Any]]:
     return found
 
 
-def stillhouse(texts: list[str]) -> set[int]:
+def stillhouse(pairs: list[list[str]]) -> list[bool]:
     from tests.support.near_duplicates import reasons
 
-    return {i for i, reason in enumerate(reasons(*texts)) if reason is not None}
+    return [reasons(*pair) != [None, None] for pair in pairs]
 
 
-def datatrove(texts: list[str]) -> set[int]:
+def datatrove(pairs: list[list[str]]) -> list[bool]:
     """Its example, with its defaults: 5-grams of words by its English tokenizer, 14 buckets of 8 hashes."""
     from datatrove.data import Document
     from datatrove.executor import LocalPipelineExecutor
@@ -63,7 +61,7 @@ def datatrove(texts: list[str]) -> set[int]:
     from datatrove.pipeline.writers.jsonl import JsonlWriter
 
     config, folder = MinhashConfig(), Path(tempfile.mkdtemp())
-    documents = [Document(text=text, id=str(i)) for i, text in enumerate(texts)]
+    documents = [Document(text=text, id=str(i)) for i, text in enumerate(sum(pairs, []))]
     names = ("signatures", "buckets", "remove", "kept", "logs")
     signatures, buckets, remove, kept, logs = (str(folder / name) for name in names)
     steps: list[tuple[list[Any], int]] = [
@@ -75,24 +73,26 @@ def datatrove(texts: list[str]) -> set[int]:
     for number, (pipeline, tasks) in enumerate(steps):
         LocalPipelineExecutor(pipeline, tasks=tasks, logging_dir=f"{logs}/{number}").run()
     left = {int(json.loads(line)["id"]) for file in Path(kept).glob("*") for line in file.read_text().splitlines()}
-    return set(range(len(texts))) - left
+    return [not {2 * i, 2 * i + 1} <= left for i in range(len(pairs))]
 
 
-def rensa(texts: list[str]) -> set[int]:
+def rensa(pairs: list[list[str]]) -> list[bool]:
     """Its README: sets of words, 128 permutations, 16 bands, its own deduplicator at the threshold."""
     from rensa import RMinHash, RMinHashDeduplicator
 
-    deduplicator = RMinHashDeduplicator(threshold=THRESHOLD, num_perm=128, use_lsh=True, num_bands=16)
-    dropped = set()
-    for i, text in enumerate(texts):
-        minhash = RMinHash(num_perm=128, seed=42)
-        minhash.update(text.split())
-        if not deduplicator.add(str(i), minhash):
-            dropped.add(i)
-    return dropped
+    found = []
+    for pair in pairs:
+        deduplicator = RMinHashDeduplicator(threshold=THRESHOLD, num_perm=128, use_lsh=True, num_bands=16)
+        is_new = []
+        for i, text in enumerate(pair):
+            minhash = RMinHash(num_perm=128, seed=42)
+            minhash.update(text.split())
+            is_new.append(deduplicator.add(str(i), minhash))
+        found.append(not all(is_new))
+    return found
 
 
-def text_dedup(texts: list[str]) -> set[int]:
+def text_dedup(pairs: list[list[str]]) -> list[bool]:
     raise NotImplementedError
 
 
@@ -107,13 +107,11 @@ def main() -> None:
     if arguments.what == "cases":
         arguments.file.write_text(json.dumps(cases()))
         return
-    found = json.loads(arguments.file.read_text())
-    dropped = TOOLS[arguments.what]([text for case in found for text in case["texts"]])
-    merged, num = Counter[str](), Counter[str]()
-    for i, case in enumerate(found):
-        num[case["kind"]] += 1
-        merged[case["kind"]] += bool(dropped & {2 * i, 2 * i + 1})
-    print(json.dumps({kind: f"{merged[kind]} of {num[kind]}" for kind in num}, indent=1))
+    kinds: dict[str, list[list[str]]] = {}
+    for case in json.loads(arguments.file.read_text()):
+        kinds.setdefault(case["kind"], []).append(case["texts"])
+    merged = {kind: TOOLS[arguments.what](pairs) for kind, pairs in kinds.items()}
+    print(json.dumps({kind: f"{sum(found)} of {len(found)}" for kind, found in merged.items()}, indent=1))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from stillhouse.stages.text import minhash
 from stillhouse.stages.text.reading import reading
 from stillhouse.stages.text.shingles import shingles, units
 from tests.support.conversations import first_user_turns
-from tests.support.details import QUESTIONS, pairs, passage
+from tests.support.details import QUESTIONS, differing, passage
 from tests.support.near_duplicates import all_jaccards, edited, jaccard, oracle_shingles, prompts, reasons, run, varied
 from tests.support.questions import DIFFERENT, SAME
 
@@ -142,7 +142,7 @@ def test_recall_and_precision_in_many_languages(language: str) -> None:
 
 def test_one_detail_makes_another_question() -> None:
     """In 10 to 30 words it does; what is merged all the same is in docs/duplicates.md."""
-    merged = [(language, detail) for language, detail, *pair in pairs() if reasons(*pair) != [None, None]]
+    merged = [(language, detail) for language, detail, *pair in differing() if reasons(*pair) != [None, None]]
     assert merged == []
 
 

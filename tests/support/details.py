@@ -91,7 +91,7 @@ CODE = (
 """Code that differs in an operator."""
 
 
-def pairs() -> list[tuple[str, str, str, str]]:
+def differing() -> list[tuple[str, str, str, str]]:
     """(language or code, detail, one question, the other)."""
     found = []
     for language, it in QUESTIONS.items():
