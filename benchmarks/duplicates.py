@@ -2,8 +2,9 @@
 
 `cases` writes the pairs: one question typed in two ways, and two questions that look like one (tests/support/
 questions.py); questions in 14 languages and code that differ in one detail, alone and inside of a long text
-(tests/support/details.py); passages in 14 languages that are 0.9 alike. The other words run one tool on them, in an environment that has it, and print as JSON of how many pairs of each kind it
-dropped one. Pairs of one kind share no text; tools that want files get all pairs of a kind as one data set.
+(tests/support/details.py); passages in 14 languages that are 0.9 alike. The other words run one tool on them, in an
+environment that has it, and print as JSON of how many pairs of each kind it dropped one. Pairs of one kind share no
+text; tools that want files get all pairs of a kind as one data set.
 
     python benchmarks/duplicates.py cases cases.json      # with PYTHONPATH=., in this repository's environment
     python benchmarks/duplicates.py stillhouse cases.json
@@ -16,6 +17,7 @@ import argparse
 import json
 import random
 import tempfile
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +63,7 @@ def datatrove(pairs: list[list[str]]) -> list[bool]:
     from datatrove.pipeline.writers.jsonl import JsonlWriter
 
     config, folder = MinhashConfig(), Path(tempfile.mkdtemp())
-    documents = [Document(text=text, id=str(i)) for i, text in enumerate(sum(pairs, []))]
+    documents = [Document(text=text, id=str(i)) for i, text in enumerate(chain.from_iterable(pairs))]
     names = ("signatures", "buckets", "remove", "kept", "logs")
     signatures, buckets, remove, kept, logs = (str(folder / name) for name in names)
     steps: list[tuple[list[Any], int]] = [
