@@ -137,9 +137,8 @@ class GuardConfig(Section):
     @model_validator(mode="after")
     def _usable(self) -> "GuardConfig":
         checked_pin(self.model, self.revision)
-        taken = RESERVED_TEMPLATE_ARGUMENTS.intersection(
-            self.chat_template_kwargs, *[question.chat_template_kwargs for question in self.questions]
-        )
+        given = [self.chat_template_kwargs, *(question.chat_template_kwargs for question in self.questions)]
+        taken = RESERVED_TEMPLATE_ARGUMENTS & {name for variables in given for name in variables}
         if taken:
             raise ValueError(f"chat_template_kwargs: {sorted(taken)} are set by Stillhouse; remove them here")
         if reserved := RESERVED_ENGINE_OPTIONS & set(self.engine):

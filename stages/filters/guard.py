@@ -31,7 +31,7 @@ from stillhouse.schemas.config import (
 )
 from stillhouse.stages.filters.classifier import check_thresholds
 from stillhouse.stages.teacher import Answer, TeacherError, TemplateError, load_teacher
-from stillhouse.stages.teacher.chat import Chat, load_chat
+from stillhouse.stages.teacher import chat as chats
 from stillhouse.stages.teacher.watchdog import Watchdog
 
 TOP_K = 20
@@ -72,13 +72,13 @@ class GuardClassifier:
         self.thresholds = check_thresholds(config.thresholds, self.labels, where)
         self._config = config
         # Questions with the same variables of the template share a request.
-        self._groups: list[tuple[Chat, list[QuestionConfig]]] = []
+        self._groups: list[tuple[chats.Chat, list[QuestionConfig]]] = []
         variables: list[dict[str, Any]] = []
         try:
             for question in config.questions:
                 if question.chat_template_kwargs not in variables:
                     variables.append(question.chat_template_kwargs)
-                    self._groups.append((load_chat(_as_run(config, question.chat_template_kwargs)), []))
+                    self._groups.append((chats.load_chat(_as_run(config, question.chat_template_kwargs)), []))
                 self._groups[variables.index(question.chat_template_kwargs)][1].append(question)
             self._overhead = max(_overhead(chat, config) for chat, _ in self._groups)
             self._tokenizer = self._groups[0][0].tokenizer
@@ -270,7 +270,7 @@ def _said(role: str, text: str) -> dict[str, str]:
     return {"role": role, "content": text}
 
 
-def _overhead(chat: Chat, config: GuardConfig) -> int:
+def _overhead(chat: chats.Chat, config: GuardConfig) -> int:
     """Tokens of the template around a short text. Raises `TemplateError` where it does not write what it is given."""
     longest = 0
     for what, messages in {

@@ -44,7 +44,8 @@ class Embedder:
 
     def __call__(self, texts: Sequence[str]) -> NDArray[np.int8]:
         """[N, D]: the embedding of each text, all of it, as `whole` numbers; zeros of a text without known words."""
-        return whole(np.asarray(self._model.encode(list(texts), max_length=None), np.float32))
+        # The empty text goes along, because the library embeds no empty list.
+        return whole(np.asarray(self._model.encode([*texts, ""], max_length=None)[:-1], np.float32))
 
 
 def _folder(config: SemanticConfig) -> Path:

@@ -85,8 +85,8 @@ class Shingles:
         """[H], text after text, and how many each has [N]."""
         code_U2 = np.frombuffer(b"".join(self._codes), np.uint32).reshape(-1, 2)
         ends = np.array(self._ends, np.int64)
-        length_U = np.minimum(code_U2[:, 1], LONGEST + 1)
-        long_H, num_runs = run_checksums(np.ascontiguousarray(code_U2[:, 0]), length_U, ends, self._ngram)
+        crc_U, length_U = np.ascontiguousarray(code_U2[:, 0]), code_U2[:, 1]
+        long_H, num_runs = run_checksums(crc_U, np.minimum(length_U, LONGEST), ends, self._ngram)
         too_long = {int(np.searchsorted(ends, unit, side="right")) for unit in np.flatnonzero(length_U > LONGEST)}
         for i in sorted(too_long):
             self._add_other(*self._long[i])

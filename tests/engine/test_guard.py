@@ -1,5 +1,5 @@
-"""A guard on a real engine. The quick start's teacher stands in for a guard model: it answers Yes or No, and how sure it
-is can be computed by a forward pass of transformers. Its verdicts mean nothing."""
+"""A guard on a real engine. The quick start's teacher stands in for a guard model: it answers Yes or No, and how sure
+it is can be computed by a forward pass of transformers. Its verdicts mean nothing."""
 
 from collections.abc import Iterator
 

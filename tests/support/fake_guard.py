@@ -1,7 +1,9 @@
 """A guard model for tests: the real protocol and tokenizer, no model. It is as sure of yes as the last number in its
 prompt says, and writes its verdict in the form of `SAYS`."""
 
+import functools
 import re
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +20,11 @@ PROMPTS: list[str] = []
 """What the guards of this process were asked."""
 
 
+@functools.cache
+def _tokenizer(model: str) -> Any:
+    return load_tokenizer(model, None, False)
+
+
 class FakeGuard:
     """`says` is the form of its answers, `words` what stands there for yes and for no."""
 
@@ -29,7 +36,7 @@ class FakeGuard:
     def __init__(self, config: Config, stop_token_ids: list[int]) -> None:
         assert (config.sampling.temperature, config.targets.method) == (0.0, "top_k")
         self.vocab_size = 49152
-        self._tokenizer = load_tokenizer(config.teacher.model, None, False)
+        self._tokenizer = _tokenizer(config.teacher.model)
         self._top_k = config.targets.top_k
 
     async def answer(self, prompt_ids: npt.NDArray[np.int32], request_id: str, seed: int, max_tokens: int) -> Answer:
@@ -37,7 +44,7 @@ class FakeGuard:
         PROMPTS.append(text)
         if "refuse me" in text:
             raise TeacherError("no")
-        p = float(re.findall(r"\d\.\d+", text)[-1])
+        p = float(["0.0", *re.findall(r"\d\.\d+", text)][-1])
         yes, no = (self._tokenizer.encode(self.says.format(word)) for word in self.words)
         place = next(i for i, pair in enumerate(zip(yes, no, strict=False)) if pair[0] != pair[1])
         written = np.array((yes if p >= 0.5 else no)[:max_tokens], np.int32)

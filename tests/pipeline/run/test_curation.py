@@ -116,7 +116,7 @@ def test_a_known_template_is_found_around_any_question(raw: dict[str, Any], tmp_
     assert scores["known/0"] == scores["jailbreak"] > 0.8
     found = {row["prompt_id"]: row["prompt_scores"]["jailbreak"] for row in read(run / "dataset/data").to_pylist()}
     assert found["j1"] == 0
-    assert min(found[name] for name in lots - dropped) > 0.5
+    assert min(found[name] for name in found.keys() & lots) > 0.5
 
 
 def test_what_a_set_holds_decides_the_run_and_where_it_is_does_not(raw: dict[str, Any], tmp_path: Path) -> None:

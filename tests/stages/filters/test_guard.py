@@ -142,7 +142,7 @@ def test_what_has_no_verdict_is_marked_and_dropped(monkeypatch: pytest.MonkeyPat
     [
         (
             {"questions": [{"label": "x", "yes": ["unsafe"], "no": ["unsure"]}]},
-            r"\(guard x\): questions \(x\): its tokenizer begins 'unsafe' with 'un', which begins words for yes and",
+            r"\(guard x\): questions \(x\): its tokenizer begins 'unsafe' with 'uns', which begins words for yes and",
         ),
         ({"max_model_len": 128, "max_tokens": 64}, r"max_model_len: 128 leaves \d+ tokens for a text beside"),
         ({"chat_template": TEMPLATE.replace("m.content", "'x'")}, "chat template does not write a user's words"),

@@ -108,7 +108,7 @@ def test_order_of_shards_and_texts_with_other_numbers(model: Path) -> None:
     config = DedupeConfig(semantic=SemanticConfig(model=str(model), threshold=0.9))
     texts = [
         "How do I boil an egg?",
-        "how do i boil an egg please",
+        "How do I boil eggs?",
         "How do I boil 3 eggs?",
         "How do I boil 4 eggs?",
         "Write a poem about the sea and the moon",
