@@ -14,6 +14,7 @@ Shape legend: N rows, T distinct readings, P permutations, D dimensions of embed
 import hashlib
 import zlib
 from collections.abc import Iterable
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ from stillhouse.schemas import tables
 from stillhouse.schemas.config import DedupeConfig
 from stillhouse.stages.text.meaning import Embedder, Meanings
 from stillhouse.stages.text.minhash import leaders
-from stillhouse.stages.text.reading import reading
+from stillhouse.stages.text.reading import reading, reading_and_pieces
 from stillhouse.stages.text.shingles import Shingles, units
 from stillhouse.stages.text.signatures import Signatures
 
@@ -85,12 +86,14 @@ class Sketch:
         systems = table["system_prompt"].to_pylist()
         for turns, system in zip(table["user_turns"].to_pylist(), systems, strict=True):
             texts = [system or "", *turns]
-            readings = [reading(text) for text in texts]
+            read = [reading_and_pieces(text) for text in texts]
+            readings = [said for said, _ in read]
             text_hashes.append(_blake2b([text.strip() for text in texts], 16))
             reading_hashes.append(_blake2b(readings, 16))
             # With a prefix, prompts under different system prompts have no shingle in common.
             prefix = zlib.crc32(_blake2b([readings[0]], 16)) if readings[0] else 0
-            found = shingles.add("\n\n".join(readings[1:]), prefix)
+            pieces = chain.from_iterable(pieces for _, pieces in read[1:])
+            found = shingles.add("\n\n".join(readings[1:]), pieces, prefix)
             units_hashes.append(_blake2b([readings[0], found], 8))
         # CRC-32 is fast and the same everywhere; its bits are mixed before they are permuted.
         signature_NP = self._signatures(*shingles.hashes())

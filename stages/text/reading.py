@@ -68,11 +68,17 @@ _TYPED_CHARACTER = re.compile(f"[{re.escape(''.join(_TYPED))}]")
 def reading(text: str) -> str:
     """What `text` says. It holds no empty line, and white space neither first nor last; it is empty only if `text` is
     white space and invisible characters."""
+    return reading_and_pieces(text)[0]
+
+
+def reading_and_pieces(text: str) -> tuple[str, list[str]]:
+    """The `reading` of a text, and what stands in it between white space."""
     if not text.isascii():
         text = _PARAGRAPH_INDENT.sub("", unicodedata.normalize("NFC", text))
         text = unicodedata.normalize("NFC", _TYPED_CHARACTER.sub(lambda match: _TYPED[match[0]], text))
         text = _JOINERS_AT_AN_EDGE.sub("", text)
     text = text.strip()
+    parts: list[str] = []
     pieces: list[str] = []
     in_fence = after_code = False
     for line in text.splitlines():
@@ -80,29 +86,40 @@ def reading(text: str) -> str:
         if not words:
             continue
         is_fence = words.startswith("```")
-        is_code = in_fence or is_fence or line[0].isspace()
-        said = line.rstrip() if is_code else _prose(words)
+        if is_code := in_fence or is_fence or line[0].isspace():
+            said = line.rstrip()
+            tokens = said.split()
+        else:
+            tokens = _prose(words)
+            said = " ".join(tokens)
+            if not words.isascii():
+                said = _BESIDE_UNSPACED.sub("", said)
+                tokens = said.split()
         if said:
-            pieces += ["\n" if is_code or after_code else " ", said]
+            parts += ["\n" if is_code or after_code else " ", said]
+            pieces += tokens
             after_code = is_code
         in_fence ^= is_fence
-    return "".join(pieces[1:]) or " ".join(text.split())
+    said = "".join(parts[1:])
+    if not said:
+        pieces = text.split()
+        said = " ".join(pieces)
+    return said, pieces
 
 
-def _prose(line: str) -> str:
-    mixed = not line.isascii()
-    if mixed:
+def _prose(line: str) -> list[str]:
+    """What the tokens of a line say."""
+    if not line.isascii():
         line = _SCRIPT_CHANGE.sub(" ", _HAN_ENDS.sub(" ", line))
     if _MAY_END_AFTER_SPACE.search(line):
         line = _END_AFTER_SPACE.sub(_without_end, line)
     if _MAY_RUN_TOGETHER.search(line):
         line = _RUN_TOGETHER.sub(lambda match: re.sub("[,;!?:]+", r"\g<0> ", match[0]), line)
     tokens = line.split()
-    said = list(map(_SAID.__getitem__, tokens))
+    said = [*map(_SAID.__getitem__, tokens)]
     if None in said:
         _say_by_context(tokens, said)
-    line = " ".join(said)
-    return _BESIDE_UNSPACED.sub("", line) if mixed else line
+    return said  # type: ignore[return-value]  # none is None now
 
 
 class _Said(dict[str, str | None]):

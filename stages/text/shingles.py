@@ -7,8 +7,8 @@ import re
 import unicodedata
 import zlib
 from array import array
+from collections.abc import Iterable
 from itertools import islice, repeat
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,20 +61,20 @@ class Shingles:
         self._other = array("I")  # hashes of texts that are not there
         self._num_other: list[tuple[int, int]] = []
 
-    def add(self, reading: str, prefix: int = 0) -> str:
-        """Takes the text with this `reading`, whose shingles are hashed after what has the checksum `prefix`. Returns
-        its `units`, parted by line breaks."""
-        pieces = [_PIECES[piece] for piece in reading.split()]
-        units_ = "\n".join([piece.units for piece in pieces if piece.units])
+    def add(self, reading: str, pieces: Iterable[str], prefix: int = 0) -> str:
+        """Takes the text with this `reading` and `pieces` (`reading_and_pieces`), whose shingles are hashed after what
+        has the checksum `prefix`. Returns its `units`, parted by line breaks."""
+        found = [*map(_PIECES.__getitem__, pieces)]
+        units_ = "\n".join([units for units, _, _ in found if units])
         num_words = 0
-        for piece in pieces:
-            num_words += piece.num_words
+        for _, _, num in found:
+            num_words += num
             if num_words >= 2 * self._ngram:
                 break
         if prefix or num_words < 2 * self._ngram:
             self._add_other(self._num_texts, reading, prefix)
         else:
-            codes = b"".join([piece.codes for piece in pieces])
+            codes = b"".join([codes for _, codes, _ in found])
             self._codes.append(codes)
             self._ends.append((self._ends[-1] if self._ends else 0) + len(codes) // 8)
             self._long.append((self._num_texts, reading, prefix))
@@ -109,23 +109,18 @@ class Shingles:
         self._num_other.append((number, len(self._other) - before))
 
 
-class _Piece(NamedTuple):
-    units: str  # parted by line breaks
-    codes: bytes  # of each unit the CRC-32 and the length in bytes, 4 bytes each
-    num_words: int
+class _Pieces(dict[str, tuple[str, bytes, int]]):
+    """Of what is between two spaces the units, parted by line breaks; of each unit the CRC-32 and the length in bytes,
+    4 bytes each; and the number of words."""
 
-
-class _Pieces(dict[str, _Piece]):
-    """What is between two spaces."""
-
-    def __missing__(self, text: str) -> _Piece:
+    def __missing__(self, text: str) -> tuple[str, bytes, int]:
         found = units(text)
         codes = array("I")
         for unit in found:
             data = unit.encode()
             codes.append(zlib.crc32(data))
             codes.append(min(len(data), 2**32 - 1))
-        piece = _Piece("\n".join(found), codes.tobytes(), len(_WORD.findall(text)))
+        piece = "\n".join(found), codes.tobytes(), len(_WORD.findall(text))
         if len(text) <= _LONGEST_KEPT:
             if len(self) >= _MOST_KEPT:
                 self.clear()
