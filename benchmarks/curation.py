@@ -11,7 +11,6 @@ of the same rows: every prompt counted by the tokenizer, and datasketch's MinHas
 
     python benchmarks/curation.py run FOLDER [--rows 1000000] [--workers 2]
     python benchmarks/curation.py libraries FOLDER [--rows 1000000] [--sample 20000]
-    python benchmarks/curation.py scale FOLDER [--rows 1000000]    # the comparison alone, of made sketches
 """
 
 import argparse
@@ -295,62 +294,14 @@ def libraries(folder: Path, sample: int) -> None:
     print("dropped", timed("dedupe, readings and shingles included", sample, ours))
 
 
-def scale(num_rows: int) -> None:
-    """`assign` alone, on made sketches: a fifth of them repeats an earlier one, half of these in all but a few slots."""
-    import numpy as np
-
-    from stillhouse.schemas.config import DedupeConfig
-    from stillhouse.stages import dedupe
-
-    config, rng, per_shard = DedupeConfig(), np.random.default_rng(0), 10_000
-
-    def sketches() -> Iterator[pa.Table]:
-        for shard in range(num_rows // per_shard):
-            signature_NP = rng.integers(0, 2**32, (per_shard, config.num_perm), np.uint32)
-            copies = np.arange(1, per_shard, 5)
-            signature_NP[copies] = signature_NP[copies - 1]
-            signature_NP[copies, rng.integers(0, config.num_perm, len(copies))] = 7
-            hash_N4 = rng.integers(0, 2**63, (per_shard, 5), np.uint64)
-            hash_N4[copies[::2], :5] = hash_N4[copies[::2] - 1, :5]
-            digests = [hash_N4[:, :2], hash_N4[:, 2:4], hash_N4[:, 4:]]
-            yield pa.table(
-                [
-                    pa.array([f"{shard:08d}{i:08d}" for i in range(per_shard)]),
-                    *(
-                        pa.Array.from_buffers(
-                            pa.binary(8 * part.shape[1]), per_shard, [None, pa.py_buffer(np.ascontiguousarray(part))]
-                        )
-                        for part in digests
-                    ),
-                    pa.FixedSizeListArray.from_arrays(pa.array(signature_NP.ravel()), config.num_perm),
-                    pa.array(np.zeros(per_shard, bool)),
-                ],
-                schema=dedupe.sketch_schema(config.num_perm),
-            )
-
-    started = time.process_time()
-    for _ in sketches():
-        pass
-    making, started, wall = time.process_time() - started, time.process_time(), time.monotonic()
-    rng = np.random.default_rng(0)
-    assignments = dedupe.assign(sketches(), config)
-    cpu, seconds = time.process_time() - started - making, time.monotonic() - wall - making
-    dropped = sum(len(part) - part["drop_reason"].null_count for part in assignments)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(f"{num_rows:,} sketches compared: {seconds:.1f} s, {cpu:.1f} CPU s, {peak:.2f} GiB, {dropped:,} dropped")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["run", "libraries", "scale"])
+    parser.add_argument("what", choices=["run", "libraries"])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--sample", type=int, default=20_000)
     arguments = parser.parse_args()
-    if arguments.what == "scale":
-        scale(arguments.rows)
-        return
     if not (arguments.folder / "kinds.json").exists():
         make(arguments.folder, arguments.rows)
     if arguments.what == "run":
