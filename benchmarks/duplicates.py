@@ -28,7 +28,7 @@ THRESHOLD = 0.8
 
 def cases() -> list[dict[str, Any]]:
     from tests.support.details import QUESTIONS, differing, passage
-    from tests.support.near_duplicates import varied
+    from tests.support.near_duplicates import jaccard, oracle_shingles, varied
     from tests.support.questions import DIFFERENT, SAME
 
     rng = random.Random(0)
@@ -38,10 +38,12 @@ def cases() -> list[dict[str, Any]]:
         found.append({"kind": f"other {detail}, alone", "texts": texts})
         around = passage("en" if language == "code" else language, 150, rng)
         found.append({"kind": f"other {detail}, in 150 words", "texts": [f"{text}\n{around}" for text in texts]})
-    for language in QUESTIONS:
-        for _ in range(10):
-            text = passage(language, rng.randint(60, 200), rng)
-            found.append({"kind": "passages, 0.9 alike", "texts": [text, varied(text, 0.91, rng)]})
+    for language in [*QUESTIONS] * 10:
+        text = passage(language, rng.randint(100, 200), rng)
+        copy = text
+        while copy == text or jaccard(oracle_shingles(text), oracle_shingles(copy)) < 0.9:
+            copy = varied(text, 0.91, rng)
+        found.append({"kind": "passages, at least 0.9 alike", "texts": [text, copy]})
     return found
 
 
