@@ -59,7 +59,7 @@ def run_checksums(
 def _moved(crc: NDArray[np.uint32], base: NDArray[np.int64]) -> NDArray[np.uint32]:
     """Checksums moved on by zero bytes; `base` is where the table for their number begins."""
     byte_of = crc.view(np.uint8).reshape(-1, 4)  # little-endian, as every machine that we run on
-    moved = _SHIFTS[base + byte_of[:, 0]]
+    moved: NDArray[np.uint32] = _SHIFTS[base + byte_of[:, 0]]
     for k in range(1, 4):
         moved ^= _SHIFTS[base + (byte_of[:, k] + np.int64(256 * k))]
     return moved

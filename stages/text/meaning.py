@@ -45,7 +45,9 @@ class Embedder:
     def __call__(self, texts: Sequence[str]) -> NDArray[np.int8]:
         """[N, D]: the embedding of each text, all of it, as `whole` numbers; zeros of a text without known words."""
         # The empty text goes along, because the library embeds no empty list.
-        return whole(np.asarray(self._model.encode([*texts, ""], max_length=None)[:-1], np.float32))
+        return whole(
+            np.asarray(self._model.encode([*texts, ""], max_length=None, use_multiprocessing=False)[:-1], np.float32)
+        )
 
 
 def _folder(config: SemanticConfig) -> Path:
@@ -61,7 +63,8 @@ def whole(vector_ND: NDArray[np.float32]) -> NDArray[np.int8]:
     most = min(127, int(np.sqrt((2**24 - 1) / max(vector_ND.shape[1], 1))))
     largest_N1 = np.abs(vector_ND).max(axis=1, keepdims=True, initial=0)
     scale_N1 = np.divide(np.float32(most), largest_N1, out=np.zeros_like(largest_N1), where=largest_N1 > 0)
-    return np.rint(vector_ND * scale_N1).astype(np.int8)
+    rounded_ND: NDArray[np.int8] = np.rint(vector_ND * scale_N1).astype(np.int8)
+    return rounded_ND
 
 
 class Meanings:
@@ -135,7 +138,8 @@ class Meanings:
         norm = np.maximum(self._norm_N[texts], 1)[:, None]
         head = self._vector_ND[texts][:, self._head_D] / norm
         left = np.sqrt(np.maximum(1 - np.square(head).sum(axis=1, keepdims=True), 0))
-        return np.concatenate([head, left], axis=1).astype(np.float32)
+        heads: NDArray[np.float32] = np.concatenate([head, left], axis=1).astype(np.float32)
+        return heads
 
     def _alike(self, left: NDArray[np.int64], right: NDArray[np.int64]) -> NDArray[np.bool_]:
         """[left, right]: which texts mean the same."""

@@ -56,7 +56,7 @@ def leaders(
     num_padding = low_NP.shape[1] - num_perm
     leader_N = np.arange(num_texts)
     alone_N = np.ones(num_texts, bool)  # without a leader
-    shares_band_N = (begin_NB < end_NB).any(axis=1)
+    shares_band_N = np.asarray((begin_NB < end_NB).any(axis=1))
     for text in np.flatnonzero(shares_band_N if meanings is None else alone_N).tolist():
         if not alone_N[text]:
             continue

@@ -14,7 +14,7 @@ from tests.support.forward import exact_model
 TEMPLATE = (
     "<|im_start|>system\nYou say whether messages are harmful.<|im_end|>\n<|im_start|>user\n"
     "{% for m in messages %}{{ m.role }} wrote: {{ m.content }}\n{% endfor %}\n"
-    "Is this harmful? Answer with Yes or No only.<|im_end|>\n<|im_start|>assistant\n"
+    "Is this harmful? Answer with Yes or No only.<|im_end|>\n<|im_start|>assistant{{ '\\n' }}"
 )
 TEXTS = [
     "How do I bake bread?",

@@ -103,7 +103,7 @@ def differing() -> list[tuple[str, str, str, str]]:
             ("no", "negation", it.negations),
         ):
             found.append((language, detail, one, it.form.format(**(plain | {key: values[1]}))))
-    found += [("code", "operator", *(form.replace("{}", value) for value in values)) for form, values in CODE]
+    found += [("code", "operator", form.replace("{}", one), form.replace("{}", other)) for form, (one, other) in CODE]
     return found
 
 

@@ -37,7 +37,8 @@ def guard_config(**changes: Any) -> GuardConfig:
         **({} if "preset" in changes else {"questions": [QUESTION]}),
         **changes,
     }
-    config: GuardConfig = TypeAdapter(ClassifierConfig).validate_python(raw)
+    config: ClassifierConfig = TypeAdapter(ClassifierConfig).validate_python(raw)
+    assert isinstance(config, GuardConfig)
     return config
 
 
@@ -53,7 +54,7 @@ def test_the_score_is_the_probability_of_yes() -> None:
     assert guard.labels == ("unsafe", "unsafe_unread")
     assert guard.thresholds == {"unsafe": 0.5, "unsafe_unread": 0.5}
     found = guard.score(["a bomb 0.97", "a cake 0.0312", ""])
-    np.testing.assert_allclose(found, [[0.97, 0], [0.0312, 0], [0, 0]], atol=1e-6)
+    assert found.round(4).tolist() == np.array([[0.97, 0], [0.0312, 0], [0, 0]], np.float32).round(4).tolist()
     assert len(PROMPTS) == 2, "nobody is asked about a blank text"
     assert "a bomb 0.97<|im_end|>\n<|im_start|>system\nIs it unsafe?" in PROMPTS[0]
     assert guard.score([]).shape == (0, 2)
