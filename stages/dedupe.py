@@ -14,7 +14,6 @@ Shape legend: N rows, T distinct readings, P permutations, D dimensions of embed
 import hashlib
 import zlib
 from collections.abc import Iterable
-from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -26,7 +25,7 @@ from stillhouse.schemas import tables
 from stillhouse.schemas.config import DedupeConfig
 from stillhouse.stages.text.meaning import Embedder, Meanings
 from stillhouse.stages.text.minhash import leaders
-from stillhouse.stages.text.reading import reading, reading_and_pieces
+from stillhouse.stages.text.reading import reading
 from stillhouse.stages.text.shingles import Shingles, units
 from stillhouse.stages.text.signatures import Signatures
 
@@ -63,7 +62,7 @@ def sketch_schema(num_perm: int, num_dimensions: int | None = None) -> pa.Schema
     if num_dimensions is None:
         return schema
     # Of all user turns, [D] whole numbers (`text.meaning`); and the BLAKE2b of what must be the same for the same
-    # meaning: the system prompt and all units with digits.
+    # meaning: the system prompt and all units with digits, in their order.
     return schema.append(pa.field("embedding", pa.list_(pa.int8(), num_dimensions))).append(
         pa.field("kin", pa.binary(8))
     )
@@ -86,14 +85,12 @@ class Sketch:
         systems = table["system_prompt"].to_pylist()
         for turns, system in zip(table["user_turns"].to_pylist(), systems, strict=True):
             texts = [system or "", *turns]
-            read = [reading_and_pieces(text) for text in texts]
-            readings = [said for said, _ in read]
+            readings = [reading(text) for text in texts]
             text_hashes.append(_blake2b([text.strip() for text in texts], 16))
             reading_hashes.append(_blake2b(readings, 16))
             # With a prefix, prompts under different system prompts have no shingle in common.
             prefix = zlib.crc32(_blake2b([readings[0]], 16)) if readings[0] else 0
-            pieces = chain.from_iterable(pieces for _, pieces in read[1:])
-            found = shingles.add("\n\n".join(readings[1:]), pieces, prefix)
+            found = shingles.add("\n\n".join(readings[1:]), prefix)
             units_hashes.append(_blake2b([readings[0], found], 8))
         # CRC-32 is fast and the same everywhere; its bits are mixed before they are permuted.
         signature_NP = self._signatures(*shingles.hashes())
@@ -231,7 +228,7 @@ def _places(leader_T: NDArray[np.int64]) -> NDArray[np.int64]:
 def _kin(system: str | None, said: str) -> bytes:
     """The hash of what two prompts must have in common to be of one meaning, whatever their embeddings say."""
     numbers = [unit for unit in units(said) if any(char.isdigit() for char in unit)]
-    return _blake2b([reading(system or ""), "\n".join(sorted(numbers))], 8)
+    return _blake2b([reading(system or ""), "\n".join(numbers)], 8)
 
 
 def _blake2b(texts: list[str], num_bytes: int) -> bytes:

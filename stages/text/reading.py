@@ -68,17 +68,11 @@ _TYPED_CHARACTER = re.compile(f"[{re.escape(''.join(_TYPED))}]")
 def reading(text: str) -> str:
     """What `text` says. It holds no empty line, and white space neither first nor last; it is empty only if `text` is
     white space and invisible characters."""
-    return reading_and_pieces(text)[0]
-
-
-def reading_and_pieces(text: str) -> tuple[str, list[str]]:
-    """The `reading` of a text, and what stands in it between white space."""
     if not text.isascii():
         text = _PARAGRAPH_INDENT.sub("", unicodedata.normalize("NFC", text))
         text = unicodedata.normalize("NFC", _TYPED_CHARACTER.sub(lambda match: _TYPED[match[0]], text))
         text = _JOINERS_AT_AN_EDGE.sub("", text)
     text = text.strip()
-    parts: list[str] = []
     pieces: list[str] = []
     in_fence = after_code = False
     for line in text.splitlines():
@@ -86,79 +80,30 @@ def reading_and_pieces(text: str) -> tuple[str, list[str]]:
         if not words:
             continue
         is_fence = words.startswith("```")
-        if is_code := in_fence or is_fence or line[0].isspace():
-            said = line.rstrip()
-            tokens = said.split()
-        else:
-            tokens = _prose(words)
-            said = " ".join(tokens)
-            if not words.isascii():
-                said = _BESIDE_UNSPACED.sub("", said)
-                tokens = said.split()
+        is_code = in_fence or is_fence or line[0].isspace()
+        said = line.rstrip() if is_code else _prose(words)
         if said:
-            parts += ["\n" if is_code or after_code else " ", said]
-            pieces += tokens
+            pieces += ["\n" if is_code or after_code else " ", said]
             after_code = is_code
         in_fence ^= is_fence
-    said = "".join(parts[1:])
-    if not said:
-        pieces = text.split()
-        said = " ".join(pieces)
-    return said, pieces
+    return "".join(pieces[1:]) or " ".join(text.split())
 
 
-def _prose(line: str) -> list[str]:
-    """What the tokens of a line say."""
-    if not line.isascii():
+def _prose(line: str) -> str:
+    mixed = not line.isascii()
+    if mixed:
         line = _SCRIPT_CHANGE.sub(" ", _HAN_ENDS.sub(" ", line))
     if _MAY_END_AFTER_SPACE.search(line):
         line = _END_AFTER_SPACE.sub(_without_end, line)
     if _MAY_RUN_TOGETHER.search(line):
         line = _RUN_TOGETHER.sub(lambda match: re.sub("[,;!?:]+", r"\g<0> ", match[0]), line)
     tokens = line.split()
-    said = [*map(_SAID.__getitem__, tokens)]
-    if None in said:
-        _say_by_context(tokens, said)
-    return said  # type: ignore[return-value]  # none is None now
-
-
-class _Said(dict[str, str | None]):
-    """What each token says wherever it stands, without its ends and, of a word, without capitals; None where that
-    depends on its neighbours: of short words, and of operators, which decide about theirs. Texts repeat their words, so
-    that most are looked up and not read again."""
-
-    def __missing__(self, token: str) -> str | None:
-        said: str | None = token
-        if token != token.lower():
-            word = _bare(token)
-            if _may_be_word(word):
-                said = token.lower() if len(word) > 2 or word == "I" else None
-        elif _OPERATOR.fullmatch(token):
-            said = None
-        if said is not None:
-            said = _END_OF_WORD.sub(_without_end, said)
-        if len(token) <= _LONGEST_KEPT:
-            if len(self) >= _MOST_KEPT:
-                self.clear()
-            self[token] = said
-        return said
-
-
-_SAID = _Said()
-_LONGEST_KEPT, _MOST_KEPT = 32, 1 << 17
-
-
-def _say_by_context(tokens: list[str], said: list[str | None]) -> None:
-    """Puts into `said` what is None there, and what stands beside an operator."""
-    open_ = [i for i, text in enumerate(said) if text is None]
-    for i in open_:
-        beside = (i - 1, i, i + 1) if _OPERATOR.fullmatch(tokens[i]) else (i,)
-        for j in beside:
-            if 0 <= j < len(tokens):
-                token = tokens[j]
-                if token != token.lower() and _is_word(tokens, j):
-                    token = token.lower()
-                said[j] = _END_OF_WORD.sub(_without_end, token)
+    if line != line.lower():
+        tokens = [
+            token.lower() if token != token.lower() and _is_word(tokens, i) else token for i, token in enumerate(tokens)
+        ]
+    line = _END_OF_WORD.sub(_without_end, " ".join(tokens))
+    return _BESIDE_UNSPACED.sub("", line) if mixed else line
 
 
 def _is_word(tokens: list[str], i: int) -> bool:
@@ -169,10 +114,10 @@ def _is_word(tokens: list[str], i: int) -> bool:
         return False
     if not after[:1].isalnum() and _OPERATOR.fullmatch(after):
         return False
-    if not _may_be_word(word):
-        return False
-    if "." in word:
+    if "." in word and _ACRONYM.fullmatch(word):
         return True
+    if not word.isalpha() and not all(char in "'-" or unicodedata.category(char)[0] in "LM" for char in word):
+        return False
     if len(word) > 2 or word == "I" or (len(word) == 2 and word.isupper() and not before[-1:].isdigit()):
         return True
     if before[-1:].isdigit():  # a unit: 5 Mb
@@ -181,13 +126,6 @@ def _is_word(tokens: list[str], i: int) -> bool:
     if not before or before[-1] in ".!?:":
         return len(word) == 2 or len(_bare(after)) > 1
     return after[:1].isupper() and len(word + _bare(after)) > 2
-
-
-def _may_be_word(word: str) -> bool:
-    """Whether a token without what surrounds it consists of letters, or is an acronym with full stops."""
-    if "." in word and _ACRONYM.fullmatch(word):
-        return True
-    return word.isalpha() or all(char in "'-" or unicodedata.category(char)[0] in "LM" for char in word)
 
 
 def _bare(token: str) -> str:

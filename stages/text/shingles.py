@@ -7,7 +7,6 @@ import re
 import unicodedata
 import zlib
 from array import array
-from collections.abc import Iterable
 from itertools import islice, repeat
 
 import numpy as np
@@ -18,7 +17,6 @@ from stillhouse.stages.text.reading import ENDS, UNSPACED
 
 _WORD = re.compile(rf"[^\W{UNSPACED}]+|[{UNSPACED}]")
 _UNIT = re.compile(rf"[^\W{UNSPACED}]+|[^\s{ENDS}]")
-_LONGEST_KEPT, _MOST_KEPT = 32, 1 << 17
 
 
 def units(text: str) -> list[str]:
@@ -46,46 +44,37 @@ def has_words(text: str, num_words: int) -> bool:
 
 
 class Shingles:
-    """The hashes of the shingles of many texts: the CRC-32 of what `shingles` gives, repeated ones included.
-
-    Texts repeat their words, so a piece between two spaces is read once, and the checksums of runs are computed from
-    those of their units.
-    """
+    """The hashes of the shingles of many texts: the CRC-32 of what `shingles` gives, repeated ones included. The
+    checksums of runs are computed from those of their units, of all texts at once."""
 
     def __init__(self, ngram: int) -> None:
         self._ngram = ngram
         self._num_texts = 0
-        self._codes: list[bytes] = []
+        self._crc, self._length = array("I"), array("I")  # of the units of long texts
         self._ends: list[int] = []
-        self._long: list[tuple[int, str, int]] = []  # texts in `_codes`: their number, the text, its prefix
-        self._other = array("I")  # hashes of texts that are not there
+        self._long: list[tuple[int, str, int]] = []  # these texts: number, reading, prefix
+        self._other = array("I")  # hashes of the other texts
         self._num_other: list[tuple[int, int]] = []
 
-    def add(self, reading: str, pieces: Iterable[str], prefix: int = 0) -> str:
-        """Takes the text with this `reading` and `pieces` (`reading_and_pieces`), whose shingles are hashed after what
-        has the checksum `prefix`. Returns its `units`, parted by line breaks."""
-        found = [*map(_PIECES.__getitem__, pieces)]
-        units_ = "\n".join([units for units, _, _ in found if units])
-        num_words = 0
-        for _, _, num in found:
-            num_words += num
-            if num_words >= 2 * self._ngram:
-                break
-        if prefix or num_words < 2 * self._ngram:
+    def add(self, reading: str, prefix: int = 0) -> str:
+        """Takes the text with this `reading`, whose shingles are hashed after what has the checksum `prefix`. Returns
+        its `units`, parted by line breaks."""
+        found = "\n".join(units(reading))
+        if prefix or not has_words(reading, 2 * self._ngram):
             self._add_other(self._num_texts, reading, prefix)
         else:
-            codes = b"".join([codes for _, codes, _ in found])
-            self._codes.append(codes)
-            self._ends.append((self._ends[-1] if self._ends else 0) + len(codes) // 8)
+            pieces = found.encode().split(b"\n")
+            self._crc.extend(map(zlib.crc32, pieces))
+            self._length.extend(map(len, pieces))
+            self._ends.append(len(self._crc))
             self._long.append((self._num_texts, reading, prefix))
         self._num_texts += 1
-        return units_
+        return found
 
     def hashes(self) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
         """[H], text after text, and how many each has [N]."""
-        code_U2 = np.frombuffer(b"".join(self._codes), np.uint32).reshape(-1, 2)
+        crc_U, length_U = np.array(self._crc, np.uint32), np.array(self._length, np.uint32)
         ends = np.array(self._ends, np.int64)
-        crc_U, length_U = np.ascontiguousarray(code_U2[:, 0]), code_U2[:, 1]
         long_H, num_runs = run_checksums(crc_U, np.minimum(length_U, LONGEST), ends, self._ngram)
         too_long = {int(np.searchsorted(ends, unit, side="right")) for unit in np.flatnonzero(length_U > LONGEST)}
         for i in sorted(too_long):
@@ -97,35 +86,12 @@ class Shingles:
         is_right[sorted(too_long)] = False
         num_N[of_long] = num_runs
         num_N[of_other] = [num for _, num in self._num_other]
-        owner = np.concatenate(
-            [np.repeat(of_long, num_runs)[keep := np.repeat(is_right, num_runs)], np.repeat(of_other, num_N[of_other])]
-        )
-        hash_H = np.concatenate([long_H[keep], np.array(self._other, np.uint32)])
+        kept = np.repeat(is_right, num_runs)
+        owner = np.concatenate([np.repeat(of_long, num_runs)[kept], np.repeat(of_other, num_N[of_other])])
+        hash_H = np.concatenate([long_H[kept], np.array(self._other, np.uint32)])
         return hash_H[np.argsort(owner, kind="stable")], num_N
 
     def _add_other(self, number: int, reading: str, prefix: int) -> None:
         before = len(self._other)
         self._other.extend(map(zlib.crc32, shingles(reading, self._ngram), repeat(prefix)))
         self._num_other.append((number, len(self._other) - before))
-
-
-class _Pieces(dict[str, tuple[str, bytes, int]]):
-    """Of what is between two spaces the units, parted by line breaks; of each unit the CRC-32 and the length in bytes,
-    4 bytes each; and the number of words."""
-
-    def __missing__(self, text: str) -> tuple[str, bytes, int]:
-        found = units(text)
-        codes = array("I")
-        for unit in found:
-            data = unit.encode()
-            codes.append(zlib.crc32(data))
-            codes.append(min(len(data), 2**32 - 1))
-        piece = "\n".join(found), codes.tobytes(), len(_WORD.findall(text))
-        if len(text) <= _LONGEST_KEPT:
-            if len(self) >= _MOST_KEPT:
-                self.clear()
-            self[text] = piece
-        return piece
-
-
-_PIECES = _Pieces()
