@@ -27,6 +27,9 @@ from stillhouse.stages.screen import Screen
 from tests.stages.test_review import completions
 from tests.stages.test_screen import prompts
 from tests.support.command import read
+from tests.support.data import TEACHER
+from tests.support.fake_guard import PROMPTS
+from tests.support.fake_guard import TEMPLATE as TEMPLATE_OF_GUARD
 from tests.support.inline_pool import run_inline
 
 ITEM = "Natalia sold clips to 48 of her friends in April, and then she sold half as many clips in May. How many in all?"
@@ -117,6 +120,37 @@ def test_a_known_template_is_found_around_any_question(raw: dict[str, Any], tmp_
     found = {row["prompt_id"]: row["prompt_scores"]["jailbreak"] for row in read(run / "dataset/data").to_pylist()}
     assert found["j1"] == 0
     assert min(found[name] for name in found.keys() & lots) > 0.5
+
+
+@pytest.mark.long
+def test_a_guard_judges_prompts_and_answers(raw: dict[str, Any], tmp_path: Path) -> None:
+    source = Path(raw["source"]["path"])
+    risks = {"g0": "0.9375", "g1": "0.0625", "g2": "0.5"}
+    rows = [{"id": name, "prompt": f"A question that is so risky: {risk}"} for name, risk in risks.items()]
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    question = {"label": "risk", "yes": ["unsafe"], "no": ["safe"]}
+    guard = {
+        "name": "guard",
+        "model": str(TEACHER),
+        "chat_template": str(tmp_path / "guard.jinja"),
+        "questions": [question],
+        "thresholds": {"risk": 0.75, "risk_unread": 0.5},
+        "backend": "tests.support.fake_guard:FakeGuard",
+    }
+    (tmp_path / "guard.jinja").write_text(TEMPLATE_OF_GUARD)
+    raw["screen"]["classifiers"] = [{"name": "profanity-check"}, guard]
+    config = loaded(raw, tmp_path)
+    assert deciding_values(config)["screen.classifiers[1].chat_template"] == TEMPLATE_OF_GUARD
+    run_inline(config)
+    run = Path(config.run_dir)
+    ledger = {row["prompt_id"]: row for row in read(run / "ledger/screen").to_pylist()}
+    assert {name: row["reason"] for name, row in ledger.items()} == {"g0": "unsafe_prompt"}
+    assert {score["label"]: score["score"] for score in ledger["g0"]["scores"]}["risk"] == 0.9375
+    reviewed = {row["prompt_id"]: row for row in read(run / "dataset/data").to_pylist()}
+    for name, row in reviewed.items():
+        assert row["prompt_scores"]["risk"] == float(risks[name])
+        assert row["response_scores"].keys() == {"profanity", "risk", "risk_unread"}
+    assert "the end" in PROMPTS
 
 
 def test_what_a_set_holds_decides_the_run_and_where_it_is_does_not(raw: dict[str, Any], tmp_path: Path) -> None:
