@@ -2,6 +2,7 @@
 it is can be computed by a forward pass of transformers. Its verdicts mean nothing."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -45,14 +46,14 @@ def guard() -> Iterator[GuardClassifier]:
     guard.close()
 
 
-def by_forward_pass(guard: GuardClassifier, text: str) -> float:
+def by_forward_pass(guard: GuardClassifier, model: Any, text: str) -> float:
     """The probability of Yes among Yes and No, of tokens that spell the beginning of one."""
     import torch
 
     chat = guard._groups[0][0]
     ids = chat.prompt_ids([{"role": "user", "content": text}])
     with torch.no_grad():
-        logits_V = exact_model()(torch.tensor(ids[None].astype(np.int64))).logits[0, -1]
+        logits_V = model(torch.tensor(ids[None].astype(np.int64))).logits[0, -1]
     p_V = torch.softmax(logits_V.double(), -1)
     mass = {"yes": 0.0, "no": 0.0}
     for token in torch.topk(p_V, 20).indices.tolist():
@@ -68,8 +69,9 @@ def test_scores_are_those_of_a_forward_pass_and_the_same_again(guard: GuardClass
     print(found)
     assert guard.labels == ("harmful", "harmful_unread")
     assert not found[:, 1].any()
+    model = exact_model()
     for row, text in list(zip(found, TEXTS, strict=True))[:3]:
-        assert row[0] == pytest.approx(by_forward_pass(guard, text), abs=2e-4)
+        assert row[0] == pytest.approx(by_forward_pass(guard, model, text), abs=2e-4)
     assert 0 < found[3, 0] < 1, "the longest text is read in windows"
     assert np.array_equal(guard.score(TEXTS[::-1])[::-1], found)
 
