@@ -6,10 +6,13 @@ decide what is written.
 """
 
 from stillhouse.schemas.config.curation import (
+    BalanceConfig,
     DecontaminationConfig,
     EvaluationConfig,
     IdentityConfig,
+    LanguageConfig,
     LowInformationConfig,
+    QuotaConfig,
     RefusalsConfig,
 )
 from stillhouse.schemas.config.data import (
@@ -31,6 +34,7 @@ from stillhouse.schemas.config.section import ConfigError, Section, checked_loca
 from stillhouse.schemas.config.teacher import GenerateConfig, SamplingConfig, TargetsConfig, TeacherConfig
 
 __all__ = [
+    "BalanceConfig",
     "ClassifierConfig",
     "Config",
     "ConfigError",
@@ -41,10 +45,12 @@ __all__ = [
     "GenerateConfig",
     "IdentityConfig",
     "IngestConfig",
+    "LanguageConfig",
     "LowInformationConfig",
     "PersonalConfig",
     "ProfanityCheckConfig",
     "PublishConfig",
+    "QuotaConfig",
     "RefusalsConfig",
     "ResourcesConfig",
     "ReviewConfig",

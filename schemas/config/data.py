@@ -4,7 +4,7 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
-from stillhouse.schemas.config.curation import IdentityConfig, LowInformationConfig, RefusalsConfig
+from stillhouse.schemas.config.curation import IdentityConfig, LanguageConfig, LowInformationConfig, RefusalsConfig
 from stillhouse.schemas.config.section import Count, Fraction, Section, added, checked_location, free
 
 
@@ -123,7 +123,8 @@ class DetoxifyConfig(Section):
     thresholds: dict[str, Fraction] = {"toxicity": 0.8, "severe_toxicity": 0.3, "threat": 0.5}
     """Drop at or above this score, per label. Labels without a threshold are scored and kept."""
     batch_size: Count = 32
-    """Windows per forward pass. Decides the data, if only in a score's sixth digit: padding changes rounding."""
+    """Windows of full length per forward pass; of shorter ones as many as have no more tokens. Decides the data, if
+    only in a score's sixth digit: padding changes rounding."""
 
     @model_validator(mode="after")
     def _verified(self) -> "DetoxifyConfig":
@@ -145,6 +146,8 @@ class ScreenConfig(Section):
     """Applied to every user turn here and to every answer in review."""
     low_information: Annotated[LowInformationConfig | None, added] = None
     """Prompts that ask nothing; null keeps them, unmarked."""
+    language: Annotated[LanguageConfig | None, added] = None
+    """Find the language of prompts; null believes the source."""
     max_dropped_fraction: Annotated[Fraction, free] = 0.5
     """Fail when more than this share is dropped."""
 

@@ -60,7 +60,8 @@ class DetoxifyClassifier:
         self.overlap = (self.max_tokens - detoxify.tokenizer.num_special_tokens_to_add()) // 4
         """Tokens that a window shares with the one before it."""
         self._model, self._tokenizer = detoxify.model.eval(), detoxify.tokenizer
-        self._batch_size = config.batch_size
+        self.batch_tokens = config.batch_size * self.max_tokens
+        """Tokens of a batch, padding included."""
 
     def score(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Probabilities [N, L]. Raises `ValueError` when the model returns something that is not a number."""
@@ -84,23 +85,22 @@ class DetoxifyClassifier:
         return encoded["input_ids"], np.asarray(encoded["overflow_to_sample_mapping"], np.int64)
 
     def _score_windows(self, windows: list[list[int]]) -> NDArray[np.float32]:
-        """Scores [W, L]. Windows of similar length share a batch, because padding costs as much as text."""
+        """Scores [W, L]. Windows of similar length share a batch, because padding costs as much as text; a batch has
+        so many tokens, not windows, because short ones keep no processor busy."""
         import torch
 
         device, L = self._model.device, len(self.labels)
         scores_WL = np.empty((len(windows), L), np.float32)
-        order_W = np.argsort([len(ids) for ids in windows], kind="stable")
-        for start in range(0, len(windows), self._batch_size):
-            batch = order_W[start : start + self._batch_size]
+        for batch in batches([len(ids) for ids in windows], self.batch_tokens):
             ids_BT = np.full((len(batch), len(windows[batch[-1]])), self._tokenizer.pad_token_id, np.int64)
             mask_BT = np.zeros_like(ids_BT)
             for row, window in enumerate(batch):
                 ids_BT[row, : len(windows[window])] = windows[window]
                 mask_BT[row, : len(windows[window])] = 1
             with torch.inference_mode():
-                logits_BL = self._model(
-                    input_ids=torch.from_numpy(ids_BT).to(device), attention_mask=torch.from_numpy(mask_BT).to(device)
-                )[0]
+                # Without padding no mask is needed, and attention without one is faster.
+                mask = None if mask_BT.all() else torch.from_numpy(mask_BT).to(device)
+                logits_BL = self._model(input_ids=torch.from_numpy(ids_BT).to(device), attention_mask=mask)[0]
                 scores_WL[batch] = torch.sigmoid(logits_BL)[:, :L].cpu().numpy()
         if num_bad := int((~np.isfinite(scores_WL)).any(axis=1).sum()):
             # NaN is at or above no threshold, so a broken checkpoint would let everything through.
@@ -109,6 +109,19 @@ class DetoxifyClassifier:
                 "use another checkpoint"
             )
         return scores_WL
+
+
+def batches(lengths: Sequence[int], budget: int) -> list[NDArray[np.int64]]:
+    """Windows of these lengths in batches, by number: sorted by length, as many as fit into `budget` tokens with
+    padding, a longer one alone. They follow from the lengths alone, so that a shard's scores do not depend on who makes
+    it."""
+    order_W = np.argsort(lengths, kind="stable")
+    found, start = [], 0
+    for end, window in enumerate(order_W.tolist()):
+        if end > start and lengths[window] * (end - start + 1) > budget:
+            found.append(order_W[start:end])
+            start = end
+    return [*found, order_W[start:]] if len(order_W) else []
 
 
 def _released_checkpoint(model: str) -> Path:

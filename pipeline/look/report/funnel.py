@@ -10,6 +10,7 @@ STAGES = {
     "ingest": "prompts read",
     "dedupe": "without duplicates",
     "screen": "safe prompts",
+    "balance": "prompts within the quotas",
     "generate": "answered by the teacher",
     "review": "good answers",
 }
