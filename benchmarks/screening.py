@@ -7,7 +7,10 @@ is scaled so that scores spread over 0 to 1: else any two ways would agree.
 `predict` gets batches of 32 prompts in the order of the file, as its own documentation has it, and cuts texts off after
 512 tokens; the classifier reads all of them. Only prompts that fit into one window are compared.
 
-    python -m benchmarks.screening [--rows 512] [--threads 2] [--checkpoint FILE --config FOLDER]
+`kinds` times language, code, task and topic on the same prompts: one core, and 64 topics of `--rows` of them repeated.
+
+    python -m benchmarks.screening detoxify [--rows 512] [--threads 2] [--checkpoint FILE --config FOLDER]
+    python -m benchmarks.screening kinds [--rows 100000]
 """
 
 import argparse
@@ -60,6 +63,13 @@ def stand_in(folder: Path, texts: list[str]) -> Path:
     return save(folder / "stand-in.ckpt", model, str(folder), names)
 
 
+def timed(function: Any) -> tuple[tuple[float, float], Any]:
+    """Seconds of the clock and of all processors; on a busy machine only the latter tell."""
+    started, cpu = time.monotonic(), time.process_time()
+    result = function()
+    return (time.monotonic() - started, time.process_time() - cpu), result
+
+
 def measure(texts: list[str], checkpoint: Path, folder: Path) -> dict[str, Any]:
     import torch
     from detoxify import Detoxify
@@ -80,13 +90,11 @@ def measure(texts: list[str], checkpoint: Path, folder: Path) -> dict[str, Any]:
     lengths = np.array([len(ids) for ids in plain.tokenizer(texts, verbose=False)["input_ids"]])
     plain.predict(texts[:2])
     classifier.score(texts[:2])  # both are warm
-    started = time.monotonic()
-    parts = [plain.predict(texts[start : start + BATCH]) for start in range(0, len(texts), BATCH)]
-    of_predict = time.monotonic() - started
+    of_predict, parts = timed(
+        lambda: [plain.predict(texts[start : start + BATCH]) for start in range(0, len(texts), BATCH)]
+    )
     expected_NL = np.concatenate([np.array([part[label] for label in classifier.labels]).T for part in parts])
-    started = time.monotonic()
-    scores_NL = classifier.score(texts)
-    of_classifier = time.monotonic() - started
+    of_classifier, scores_NL = timed(lambda: classifier.score(texts))
     fits_N = lengths <= MAX_TOKENS
     return {
         "rows": len(texts),
@@ -96,9 +104,9 @@ def measure(texts: list[str], checkpoint: Path, folder: Path) -> dict[str, Any]:
             "median": int(np.median(lengths)),
             "cut by predict": int((~fits_N).sum()),
         },
-        "predict rows/s": round(len(texts) / of_predict, 2),
-        "classifier rows/s": round(len(texts) / of_classifier, 2),
-        "times as fast": round(of_predict / of_classifier, 2),
+        "seconds of predict": [round(value, 1) for value in of_predict],
+        "seconds of the classifier": [round(value, 1) for value in of_classifier],
+        "times as fast": [round(a / b, 2) for a, b in zip(of_predict, of_classifier, strict=True)],
         "largest difference": float(np.abs(scores_NL - expected_NL)[fits_N].max()),
         "deviation of scores": round(float(expected_NL.std()), 3),
     }
@@ -115,14 +123,52 @@ def run(num_rows: int, threads: int, checkpoint: Path | None, config: Path | Non
         return measure(texts, checkpoint or stand_in(folder, texts), folder)
 
 
+def kinds(num_rows: int) -> dict[str, Any]:
+    import resource
+
+    from stillhouse.stages.kinds.code import code_share
+    from stillhouse.stages.kinds.language import Languages
+    from stillhouse.stages.kinds.tasks import task
+    from stillhouse.stages.kinds.topics import terms, topics
+
+    texts = prompts_of_quickstart(num_rows)
+    languages = Languages(0.5)
+    found: dict[str, Any] = {"prompts": len(texts), "characters": round(sum(map(len, texts)) / len(texts))}
+    for name, judge in (("language", languages.find), ("code", code_share), ("task", task), ("terms", terms)):
+        started = time.process_time()
+        for text in texts:
+            judge(text)
+        found[f"{name}, rows/s of a core"] = round(len(texts) / (time.process_time() - started))
+    every = [terms(text) for text in texts]
+    rng = np.random.default_rng(1)
+    # Other rows than those: of each, half the words.
+    parts = [
+        np.sort(rng.permutation(every[i % len(every)])[: 1 + len(every[i % len(every)]) // 2]) for i in range(num_rows)
+    ]
+    before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
+    topic = topics(parts, 64, 1)
+    found |= {
+        "rows in topics": num_rows,
+        "seconds": round(time.monotonic() - started, 1),
+        "MiB more at most": (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) >> 10,
+        "largest topic": int(np.bincount(topic[topic >= 0]).max()),
+    }
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=512)
+    parser.add_argument("what", choices=["detoxify", "kinds"])
+    parser.add_argument("--rows", type=int)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--checkpoint", type=Path)
     parser.add_argument("--config", type=Path, help="folder with the checkpoint's config and tokenizer")
     arguments = parser.parse_args()
-    print(json.dumps(run(arguments.rows, arguments.threads, arguments.checkpoint, arguments.config), indent=1))
+    if arguments.what == "kinds":
+        found = kinds(arguments.rows or 100_000)
+    else:
+        found = run(arguments.rows or 512, arguments.threads, arguments.checkpoint, arguments.config)
+    print(json.dumps(found, indent=1))
 
 
 if __name__ == "__main__":

@@ -62,10 +62,13 @@ def test_languages_and_quotas_drop_what_they_should(run: Path) -> None:
     assert {row["prompt_id"][:2] for row in ledger} == {"fr"}
     assert all(score["score"] > 0.5 for row in ledger for score in row["scores"] if score["label"] == "language")
     published = read(run / "dataset/data")
-    assert Counter(published["prompt_language"].to_pylist()) == {"en": 5, "de": 5, None: 1}
+    balanced = read(run / "balance")
+    assert Counter(balanced["prompt_language"].to_pylist()) == {"en": 5, "de": 5, None: 1}
+    assert set(published["prompt_id"].to_pylist()) <= set(balanced["prompt_id"].to_pylist())
     assert [field.name for field in published.schema.field("prompt_scores").type] == ["language", "code"]
-    assert set(published["prompt_task"].to_pylist()) == {"question", "math"}
-    assert set(published["prompt_topic"].to_pylist()) <= {0, 1, None}
+    assert set(balanced["prompt_task"].to_pylist()) == {"question", "math"}
+    assert set(balanced["prompt_topic"].to_pylist()) <= {0, 1, None}
+    assert {"prompt_language", "prompt_task", "prompt_topic"} <= set(published.column_names)
     assert "weight" not in published.column_names
     assert verify(str(run), 1)["problems"] == []
 
