@@ -90,7 +90,7 @@ def assign(sketches: Iterable[pa.Table], config: BalanceConfig) -> list[pa.Table
     weight_R = np.ones(sketch.num_rows)
     for number, quota in enumerate(config.quotas):
         group_R = _groups([values[kind] for kind in quota.by])
-        mass_G = np.bincount(group_R, weights=weight_R, minlength=1)
+        mass_G = np.bincount(group_R, weights=weight_R, minlength=1).astype(np.float64)
         most = _most(mass_G, quota, f"balance.quotas[{number}]")
         if config.over == "weight":
             weight_R *= np.minimum(1.0, most / np.maximum(mass_G, 1e-9))[group_R]
@@ -101,7 +101,7 @@ def assign(sketches: Iterable[pa.Table], config: BalanceConfig) -> list[pa.Table
         "prompt_task": sketch["task"],
         "prompt_topic": pa.array(topic_R, mask=topic_R < 0),
         "weight": pa.array(weight_R.astype(np.float32)),
-        "drop_reason": pa.array(np.where(weight_R > 0, None, OVER), pa.string()),
+        "drop_reason": pa.array([None if weight else OVER for weight in weight_R.tolist()], pa.string()),
     }
     schema = assignment_schema(config)
     assignment = pa.table([columns[name] for name in schema.names], schema=schema)

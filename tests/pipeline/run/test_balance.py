@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from stillhouse.pipeline import cli
 from stillhouse.pipeline.dataset.join import join
@@ -15,7 +16,7 @@ from stillhouse.pipeline.look import report
 from stillhouse.pipeline.look.place import open_place
 from stillhouse.pipeline.look.reasons import decided_by
 from stillhouse.pipeline.look.trail import trail
-from stillhouse.schemas.config import BalanceConfig, Config, config_hash, deciding_values
+from stillhouse.schemas.config import BalanceConfig, Config, config_hash, deciding_values, load
 from tests.support.command import Command, contents, read
 from tests.support.data import make_raw_config
 from tests.support.inline_pool import run_inline
@@ -48,13 +49,17 @@ def raw_of(folder: Path, **sections: Any) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    raw = raw_of(tmp_path_factory.mktemp("balance"))
-    run_inline(Config.model_validate(raw))
+    folder = tmp_path_factory.mktemp("balance")
+    raw = raw_of(folder)
+    (folder / "config.yaml").write_text(yaml.safe_dump(raw))
+    run_inline(load(folder / "config.yaml"))
     return Path(raw["run_dir"])
 
 
 def test_languages_and_quotas_drop_what_they_should(run: Path) -> None:
-    stages = json.loads((run / "dataset/manifest.json").read_text())["stages"]
+    manifest = json.loads((run / "dataset/manifest.json").read_text())
+    stages = manifest["stages"]
+    assert {"py3langid", "scikit-learn"} <= set(manifest["software"])
     assert list(stages) == ["ingest", "dedupe", "screen", "balance", "generate", "review"]
     assert stages["screen"]["dropped"] == {"language": 8}
     assert stages["balance"]["dropped"] == {"over_quota": 6}
