@@ -12,14 +12,17 @@ from stillhouse.pipeline import cli
 from stillhouse.pipeline.dataset.join import join
 from stillhouse.pipeline.dataset.verify import verify
 from stillhouse.pipeline.dataset.withhold import withhold
+from stillhouse.pipeline.folder import open_folder, shard
 from stillhouse.pipeline.look import report
 from stillhouse.pipeline.look.place import open_place
 from stillhouse.pipeline.look.reasons import decided_by
 from stillhouse.pipeline.look.trail import trail
+from stillhouse.pipeline.run.purge import purge
 from stillhouse.schemas.config import BalanceConfig, Config, config_hash, deciding_values, load
 from tests.support.command import Command, contents, read
 from tests.support.data import make_raw_config
 from tests.support.inline_pool import run_inline
+from tests.support.s3 import bucket  # noqa: F401 (a fixture)
 
 ASKED = {
     "en": "How do I bake bread with {} at home, and what do I need for it?",
@@ -121,6 +124,24 @@ def test_any_number_of_workers_gives_the_same_bytes(run: Path, tmp_path: Path) -
     names = [name for name in ours if name.endswith(".parquet")]
     assert len(names) > 20
     assert {name: theirs[name] for name in names} == {name: ours[name] for name in names}
+
+
+@pytest.mark.long
+def test_purged_rows_leave_what_balance_keeps_too(bucket: str, tmp_path: Path) -> None:  # noqa: F811
+    raw = raw_of(tmp_path, run_dir=f"{bucket}/balanced")
+    config = Config.model_validate(raw)
+    run_inline(config)
+    folder, key = open_folder(config.run_dir), "balance/00000.parquet"
+    name = shard.read(folder, key, ["prompt_id"])["prompt_id"][0].as_py()
+    purge(config.run_dir, [name])
+    for kept in (key, "state/balance/sketches/00000.parquet", "state/balance/assignments/00000.parquet"):
+        assert name not in shard.read(folder, kept, ["prompt_id"])["prompt_id"].to_pylist()
+    assert verify(config.run_dir, 1)["problems"] == []
+    left = folder.get(key)
+    for gone in (key, "dataset/manifest.json", min(folder.walk("dataset/data"))):
+        folder.delete(gone)
+    run_inline(config)
+    assert folder.get(key) == left, "made again from its sketch and assignment"
 
 
 @pytest.mark.long

@@ -136,6 +136,21 @@ def test_a_batch_is_no_larger_than_configured(tiny: Tiny, prompts: list[str], mo
     assert sum(rows for rows, _ in seen) == len(classifier._windows(texts)[0])
 
 
+def test_bytes_do_not_depend_on_how_many_processors_there_are(tiny: Tiny, prompts: list[str]) -> None:
+    import torch
+
+    texts = [text for text in prompts if len(text) < 2000][:120]
+    found = []
+    for threads in (1, 2, 5):
+        torch.set_num_threads(threads)
+        classifier = DetoxifyClassifier(tiny.config(batch_size=4))
+        assert classifier.num_threads == threads
+        found.append(classifier.score(texts).tobytes())
+        assert torch.get_num_threads() == threads, "what others set is left as it was"
+    torch.set_num_threads(1)
+    assert len(set(found)) == 1
+
+
 def test_groups_cover_every_text_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("stillhouse.stages.filters.detoxify.GROUP_CHARACTERS", 10)
     texts = ["", "a" * 4, "b" * 6, "c" * 25, "", "d", "e" * 10]
