@@ -13,12 +13,13 @@ from stillhouse.stages.kinds.code import without_code
 
 LANGUAGE = "language"
 
-LONGEST = 1500
-"""Characters that are read: no language is told better by more."""
+LONGEST = 500
+"""Characters that are read, those of the beginning: no language is told better by more, and time grows with them."""
 LEAST = 12
 """Letters that a text needs; a character of a script without spaces counts as three."""
 PART = 18
 """Letters of a part, such as a sentence or a quotation, by which a text can be in two languages."""
+MOST_PARTS = 12
 OTHER = 0.25
 """The share of a text that makes it one in two languages."""
 SURE = 0.8
@@ -71,7 +72,7 @@ class Languages:
 
     def find(self, text: str) -> tuple[str | None, float]:
         """The ISO 639 code of a text's language, and how certain it is, 0 to 1; (None, 0) where it cannot be told."""
-        text = _NO_WORDS.sub(" ", without_code(text)[: 2 * LONGEST])[:LONGEST]
+        text = _NO_WORDS.sub(" ", without_code(text)[: 4 * LONGEST])[:LONGEST]
         letters = _letters(text)
         if sum(letters.values()) < LEAST:
             return None, 0.0
@@ -95,12 +96,10 @@ class Languages:
     def _is_mixed(self, text: str, code: str, total: int) -> bool:
         """Whether parts that are surely in another language make up much of a text."""
         others = 0
-        parts = [part for part in _ENDS.split(text) if part.strip()]
-        if len(parts) < 2:
-            return False
-        for part in parts:
-            size = sum(_letters(part).values())
-            if size >= PART:
+        # Sentences that say next to nothing of a long text are not asked.
+        sized = [(part, sum(_letters(part).values())) for part in _ENDS.split(text)]
+        for part, size in sized:
+            if max(PART, total / MOST_PARTS) <= size < total:
                 found, score = self._judge(part)
                 others += size if found != code and score >= SURE else 0
         return others >= OTHER * total
