@@ -106,6 +106,13 @@ def test_quotas_apply_one_after_the_other_and_together() -> None:
     assert len([row for row in one.values() if row["drop_reason"] is None]) == 32
 
 
+def test_rows_that_are_gone_take_no_place_of_others() -> None:
+    rows = [{"id": f"{size}-{i}", "turns": ["x" * size]} for size, many in ((10, 60), (100, 4)) for i in range(many)]
+    quotas = [{"by": ["length"], "max_rows": 4}, {"by": ["language"], "max_rows": 7}]
+    found = balanced(rows, BalanceConfig.model_validate({"quotas": quotas}))
+    assert sum(row["drop_reason"] is None for row in found.values()) == 7
+
+
 def test_weights_make_groups_count_as_much_as_rows_would() -> None:
     counts: dict[str | None, int] = {"en": 80, "de": 15, "fr": 5}
     config = BalanceConfig.model_validate({"quotas": [{"by": ["language"], "max_rows": 10}], "over": "weight"})

@@ -94,10 +94,8 @@ def worth_a_look(manifest: dict[str, Any], stages: list[dict[str, Any]], rows: R
     if not manifest["fidelity"].get("probed_tokens"):
         found.append("No token was compared with the teacher's whole distribution (no KL; Targets says why).")
     if rows.num_rows and "language" in rows.words and _share(rows, "language", LANGUAGELESS.__contains__) == 1:
-        finds = "prompt_language" in rows.words
-        found.append(
-            f"The source names no row's language, so ingest.languages cannot choose{'' if finds else '; screen.language can'}."
-        )
+        others = "" if "prompt_language" in rows.words else "; screen.language can"
+        found.append(f"The source names no row's language, so ingest.languages cannot choose{others}.")
     if manifest["set_aside"]:
         found.append(
             f"{len(manifest['set_aside'])} shards were set aside and are not in it; `stillhouse run --retry-set-aside` "

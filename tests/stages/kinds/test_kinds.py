@@ -70,6 +70,7 @@ def test_languages_are_found_or_left_open(languages: Languages) -> None:
         ("def f(x):\n    return x\n", None),
         ("Was macht dieser Code hier?\n```python\nfor item in the_list_of_words:\n    print(item)\n```", "de"),
         ("Schau dir https://www.example.com/the/best/english/words/you/can/read an und erzähl mir davon", "de"),
+        ("Was genau steht da? https://example.com/the/house/of/the/old/man/and/the/sea/written/by/him", "de"),
         ("帮我用Python写一个快速排序算法", "zh"),
         ("日本語で東京の歴史を説明してください", "ja"),
         ("天気", None),
@@ -106,6 +107,7 @@ def test_tasks_are_told_by_what_is_asked() -> None:
 def test_the_share_of_code_is_that_of_its_characters() -> None:
     assert code_share("print('hello world')") == 1.0
     assert code_share("```\n" + "x" * 50 + "\n```\n" + "y" * 50) == pytest.approx(0.5)
+    assert code_share("What does this line of my notes from yesterday mean?\nx = 5") == 0.0
     assert code_share("") == code_share(" \n") == 0.0
     assert without_code("Was macht das?\n```\nfor x in y:\n```\nprint(1)\nDanke").split() == [
         "Was", "macht", "das?", "Danke"
