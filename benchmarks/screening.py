@@ -25,6 +25,8 @@ import numpy as np
 import pyarrow.parquet as pq
 
 QUICKSTART = Path("data/quickstart")
+MAX_CHARACTERS = 4000
+"""Longer prompts are pasted files. `predict` would cut them off, and the classifier reads them: no comparison."""
 MAX_TOKENS = 512
 BATCH = 32
 
@@ -32,7 +34,7 @@ BATCH = 32
 def prompts_of_quickstart(num_rows: int) -> list[str]:
     conversations = pq.read_table(QUICKSTART / "conversations.parquet", columns=["conversation"]).column(0).to_pylist()
     turns = (next((m["content"] for m in rows if m["role"] == "user"), "") for rows in conversations)
-    every = [turn for turn in turns if turn.strip()]
+    every = [turn for turn in turns if turn.strip() and len(turn) <= MAX_CHARACTERS]
     step = max(1, len(every) // num_rows)
     return every[::step][:num_rows]
 
@@ -112,12 +114,14 @@ def measure(texts: list[str], checkpoint: Path, folder: Path) -> dict[str, Any]:
     }
 
 
-def run(num_rows: int, threads: int, layers: int, checkpoint: Path | None, config: Path | None) -> dict[str, Any]:
+def beside(
+    texts: list[str], threads: int, layers: int = 12, checkpoint: Path | None = None, config: Path | None = None
+) -> dict[str, Any]:
+    """Both on the same texts, in one process."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     import torch
 
     torch.set_num_threads(threads)
-    texts = prompts_of_quickstart(num_rows)
     with tempfile.TemporaryDirectory() as name:
         folder = config or Path(name)
         return measure(texts, checkpoint or stand_in(folder, texts, layers), folder)
@@ -168,7 +172,8 @@ def main() -> None:
     if arguments.what == "kinds":
         found = kinds(arguments.rows or 100_000)
     else:
-        found = run(arguments.rows or 512, arguments.threads, arguments.layers, arguments.checkpoint, arguments.config)
+        texts = prompts_of_quickstart(arguments.rows or 512)
+        found = beside(texts, arguments.threads, arguments.layers, arguments.checkpoint, arguments.config)
     print(json.dumps(found, indent=1))
 
 

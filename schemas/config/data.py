@@ -123,8 +123,8 @@ class DetoxifyConfig(Section):
     thresholds: dict[str, Fraction] = {"toxicity": 0.8, "severe_toxicity": 0.3, "threat": 0.5}
     """Drop at or above this score, per label. Labels without a threshold are scored and kept."""
     batch_size: Count = 32
-    """Windows of full length per forward pass; of shorter ones as many as have no more tokens. Decides the data, if
-    only in a score's sixth digit: padding changes rounding."""
+    """Windows of full length per forward pass on a GPU; of shorter ones as many as have no more tokens. A CPU takes
+    2,048 tokens at most. Decides the data, if only in a score's sixth digit: padding changes rounding."""
 
     @model_validator(mode="after")
     def _verified(self) -> "DetoxifyConfig":
