@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import unquote
 
 from stillhouse.schemas.config import SourceConfig
-from stillhouse.stages.sources.formats import format_of, is_known, known_suffixes
+from stillhouse.stages.sources.formats import format_of, is_known, known_suffixes, without_tables
 from stillhouse.stages.sources.hub import download, hub_names
 from stillhouse.stages.sources.object_store import open_store, reason, with_retries
 from stillhouse.stages.sources.row import SourceError
@@ -73,10 +73,11 @@ def open_file(path: str) -> "Reader":
 
 
 def _readable(name: str, root: str = "") -> bool:
-    """Whether a file found in a folder is data: it has a known suffix, is none of what `datasets` writes beside it,
-    and no part of its path below the root is hidden."""
+    """Whether a file found in a folder is data: it has a known suffix, is none of what `datasets` writes beside it
+    (`cache-….arrow` is what a `map` left), and no part of its path below the root is hidden."""
     parts = PurePosixPath(name).relative_to(root).parts if root else PurePosixPath(name).parts
-    return is_known(name) and parts[-1] not in _NOT_DATA and not any(part.startswith((".", "_")) for part in parts)
+    is_beside = parts[-1] in _NOT_DATA or fnmatchcase(parts[-1], "cache-*.arrow")
+    return is_known(name) and not is_beside and not any(part.startswith((".", "_")) for part in parts)
 
 
 def _require(names: Sequence[str], where: str, num_seen: int) -> None:
@@ -105,7 +106,7 @@ def _walk(folder: str, where: str) -> list[str]:
     root = Path(folder).as_posix()
     readable = sorted(name for name in found if _readable(name, root))
     _require(readable, where, len(found))
-    return readable
+    return without_tables(readable)
 
 
 def _open_hub(dataset: str, commit: str | None, name: str) -> "Reader":
@@ -144,7 +145,7 @@ def _store_files(url: str) -> Iterator[File]:
             found = [key]
         else:
             listed = _list(store, key)
-            found = [name for name in listed if _readable(name, key)]
+            found = without_tables([name for name in listed if _readable(name, key)])
             if not listed and _is_object(store, key):
                 format_of(url)
             _require(found, url, len(listed))
