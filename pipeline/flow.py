@@ -44,10 +44,12 @@ class Stage:
 
 def of(config: Config) -> tuple[Stage, ...]:
     """The stages of a run, in order."""
+    balance = Stage("balance", _balance, sketch=_balance_sketch, assign=_balance_assign)  # only where there are quotas
     return (
         Stage("ingest", _ingest),  # reads the source and fixes the shards
         Stage("dedupe", _dedupe, sketch=_dedupe_sketch, assign=_dedupe_assign),
         Stage("screen", _screen),
+        *([] if config.balance is None else [balance]),
         Stage("generate", _generate, is_async=True),
         Stage(
             "review",
@@ -144,6 +146,26 @@ def _index(
 
     items = (read_evaluation(one, key) for one in sets)
     return Contamination(matches, itertools.chain.from_iterable(items), label)
+
+
+def _balance(config: Config) -> Transform:
+    from stillhouse.stages.balance import mark
+
+    return mark
+
+
+def _balance_sketch(config: Config) -> Transform:
+    from stillhouse.stages.balance import Sketch
+
+    assert config.balance is not None
+    return Sketch(config.balance)
+
+
+def _balance_assign(sketches: Iterable[pa.Table], config: Config) -> list[pa.Table]:
+    from stillhouse.stages.balance import assign
+
+    assert config.balance is not None
+    return assign(sketches, config.balance)
 
 
 def _generate(config: Config) -> Transform:

@@ -18,8 +18,8 @@ from stillhouse.schemas.tables import LEDGER
 
 Kind = Literal["run", "stage", "dataset", "export", "shard"]
 
-STAGES = ("ingest", "dedupe", "screen", "generate", "review", keys.PUBLISH)
-"""As `flow.of` has them, which needs a configuration."""
+STAGES = ("ingest", "dedupe", "screen", "balance", "generate", "review", keys.PUBLISH)
+"""As `flow.of` has them, which needs a configuration; not every run has a stage balance (`Place.order`)."""
 SUFFIXES = (".parquet", ".jsonl")
 LOOSE = "ledger"
 """The stage of ledger files that lie alone: their rows name it."""
@@ -50,6 +50,12 @@ class Place:
     """`folder` is a run folder, so that the files of other stages can be there (`run`)."""
     notes: list[str]
     """Sentences for people on what is damaged or missing."""
+
+    @cached_property
+    def order(self) -> tuple[str, ...]:
+        """The stages of the run that it is or comes from."""
+        has_balance = "balance" in self.stages | self.ledger or any(k.startswith("balance.") for k in self.config or {})
+        return tuple(stage for stage in STAGES if stage != "balance" or has_balance)
 
     @cached_property
     def run(self) -> "Place | None":

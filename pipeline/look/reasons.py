@@ -1,5 +1,6 @@
 """Why rows are dropped, in words: clauses that can follow "because"; and the settings that decide it."""
 
+import re
 from typing import Any
 
 REASONS = {
@@ -30,6 +31,7 @@ REASONS = {
     "contaminated": "it holds an item of an evaluation set",
     "jailbreak_template": "it holds a known jailbreak template",
     "low_information": "the prompt asks nothing",
+    "over_quota": "enough prompts of its kind are kept",
     "template_refused": "the chat template refused the prompt",
     "too_long": "the prompt is too long",
     "teacher_failed": "the teacher failed",
@@ -59,6 +61,8 @@ _DECIDED_BY = {
     ("screen", "low_information"): ("screen.low_information.keep",),
     ("review", "refusal"): ("review.refusals.keep_refusals",),
     ("review", "hedge"): ("review.refusals.keep_hedges",),
+    ("screen", "language"): ("screen.language.keep",),
+    ("balance", "over_quota"): ("balance.quotas",),
     ("screen", "moderation_flagged"): ("screen.drop_flagged",),
     ("generate", "unfinished_answer"): ("teacher.max_model_len", "sampling.max_tokens"),
     ("review", "degenerate_answer"): ("review.loop_tokens", "review.loop_repeats"),
@@ -74,6 +78,7 @@ def words(reason: str) -> str:
 
 def decided_by(stage: str, reason: str, settings: dict[str, Any]) -> str | None:
     """The settings behind a reason with their values, such as `ingest.max_prompt_tokens 512`; None where none is."""
-    known = [(key, settings.get(key)) for key in _DECIDED_BY.get((stage, reason), ())]
+    keys = _DECIDED_BY.get((stage, reason), ())
+    known = [(name, value) for key in keys for name, value in settings.items() if re.fullmatch(rf"{key}(\[.*)?", name)]
     told = [key if value is True else f"{key} {value}" for key, value in known if value is not None]
     return ", ".join(told) or None

@@ -6,12 +6,15 @@ decide what is written.
 """
 
 from stillhouse.schemas.config.curation import (
+    BalanceConfig,
     DecontaminationConfig,
     EvaluationConfig,
     IdentityConfig,
     JailbreaksConfig,
+    LanguageConfig,
     LowInformationConfig,
     MatchesConfig,
+    QuotaConfig,
     RefusalsConfig,
     SemanticConfig,
 )
@@ -35,6 +38,7 @@ from stillhouse.schemas.config.section import ConfigError, Section, checked_loca
 from stillhouse.schemas.config.teacher import GenerateConfig, SamplingConfig, TargetsConfig, TeacherConfig
 
 __all__ = [
+    "BalanceConfig",
     "ClassifierConfig",
     "Config",
     "ConfigError",
@@ -47,12 +51,14 @@ __all__ = [
     "IdentityConfig",
     "IngestConfig",
     "JailbreaksConfig",
+    "LanguageConfig",
     "LowInformationConfig",
     "MatchesConfig",
     "PersonalConfig",
     "ProfanityCheckConfig",
     "PublishConfig",
     "QuestionConfig",
+    "QuotaConfig",
     "RefusalsConfig",
     "ResourcesConfig",
     "ReviewConfig",

@@ -1,9 +1,10 @@
-"""Filters of content, each off until it is configured: evaluation sets, low information, identity, refusals.
+"""Filters of content, each off until it is configured: evaluation sets, low information, language, identity, refusals,
+balance.
 
 docs/curation.md says what each of them finds, and how well.
 """
 
-from typing import Annotated
+from typing import Annotated, Literal, Self, get_args
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
@@ -111,6 +112,57 @@ class LowInformationConfig(Section):
 
     keep: Fraction = 0.0
     """Share of them that is kept, chosen by their ids."""
+
+
+class LanguageConfig(Section):
+    """Find the language of every prompt, whatever the source says, and how much of it is code."""
+
+    keep: list[Annotated[str, Field(pattern="^[a-z]{2,3}$")]] | None = None
+    """Drop prompts in other languages than these, by ISO 639 code such as en; null keeps every language."""
+    unsure: Literal["keep", "drop"] = "keep"
+    """What becomes of prompts whose language cannot be told (short ones, lists of names, more than one language) where
+    `keep` names some."""
+    min_score: Fraction = 0.5
+    """A language that is less certain than this is none."""
+
+
+Kind = Literal["language", "length", "task", "topic"]
+
+
+class QuotaConfig(Section):
+    """The most rows that a kind of prompt may have."""
+
+    by: Annotated[list[Kind], Field(min_length=1)]
+    """What makes a group; with several, the values that rows have together."""
+    max_rows: Count | None = None
+    """Rows of each group that are kept."""
+    max_share: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
+    """The largest share of the rows that are kept in the end which a group may have."""
+
+    @model_validator(mode="after")
+    def _one_limit(self) -> Self:
+        if (self.max_rows is None) == (self.max_share is None):
+            raise ValueError("set exactly one of `max_rows` and `max_share`")
+        return self
+
+
+class BalanceConfig(Section):
+    """Keep kinds of prompts from having too many rows. A stage of its own, after screen."""
+
+    quotas: Annotated[list[QuotaConfig], Field(min_length=1)]
+    """Applied one after the other."""
+    over: Literal["drop", "weight"] = "drop"
+    """drop: rows over a quota go, chosen by their ids. weight: all stay, and the column `weight` makes each group count
+    as much as its quota allows."""
+    topics: Annotated[int, Field(ge=2, le=10_000)] = 64
+    """Clusters of prompts, where a quota is by topic."""
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 1
+    """Of the clusters."""
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """What the quotas need to know of a row, always in the same order."""
+        return tuple(kind for kind in get_args(Kind) if any(kind in quota.by for quota in self.quotas))
 
 
 class IdentityConfig(Section):

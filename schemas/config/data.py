@@ -7,6 +7,7 @@ from pydantic import Field, field_validator, model_validator
 from stillhouse.schemas.config.curation import (
     IdentityConfig,
     JailbreaksConfig,
+    LanguageConfig,
     LowInformationConfig,
     RefusalsConfig,
     SemanticConfig,
@@ -132,7 +133,8 @@ class DetoxifyConfig(Section):
     thresholds: dict[str, Fraction] = {"toxicity": 0.8, "severe_toxicity": 0.3, "threat": 0.5}
     """Drop at or above this score, per label. Labels without a threshold are scored and kept."""
     batch_size: Count = 32
-    """Windows per forward pass. Decides the data, if only in a score's sixth digit: padding changes rounding."""
+    """Windows of full length per forward pass on a GPU; of shorter ones as many as have no more tokens. A CPU takes
+    2,048 tokens at most. Decides the data, if only in a score's sixth digit: padding changes rounding."""
 
     @model_validator(mode="after")
     def _verified(self) -> "DetoxifyConfig":
@@ -156,6 +158,8 @@ class ScreenConfig(Section):
     """Prompts that ask nothing; null keeps them, unmarked."""
     jailbreaks: Annotated[JailbreaksConfig | None, added] = None
     """Prompts that hold a known jailbreak template; null keeps them, unmarked."""
+    language: Annotated[LanguageConfig | None, added] = None
+    """Find the language of prompts; null believes the source."""
     max_dropped_fraction: Annotated[Fraction, free] = 0.5
     """Fail when more than this share is dropped."""
 

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field, model_validator
 
-from stillhouse.schemas.config.curation import DecontaminationConfig
+from stillhouse.schemas.config.curation import BalanceConfig, DecontaminationConfig
 from stillhouse.schemas.config.data import (
     DedupeConfig,
     IngestConfig,
@@ -43,6 +43,7 @@ class ResourcesConfig(Section):
     ingest: WorkersConfig = WorkersConfig()
     dedupe: WorkersConfig = WorkersConfig(max_workers=2)
     screen: WorkersConfig = WorkersConfig()
+    balance: WorkersConfig = WorkersConfig()
     generate: WorkersConfig = WorkersConfig(shards_in_flight=2)
     review: WorkersConfig = WorkersConfig()
     publish: WorkersConfig = WorkersConfig(max_workers=2)
@@ -66,6 +67,8 @@ class Config(Section):
     decontamination: Annotated[DecontaminationConfig | None, added] = None
     """Evaluation sets that prompts and answers must not hold; null looks for none."""
     screen: ScreenConfig = ScreenConfig()
+    balance: Annotated[BalanceConfig | None, added] = None
+    """Quotas for kinds of prompts; null keeps them as they come."""
     personal: Annotated[PersonalConfig | None, added] = None
     """Look for personal information; by default nobody does."""
     teacher: TeacherConfig
