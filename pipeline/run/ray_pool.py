@@ -125,14 +125,18 @@ class RayPool:
         ended, needed = threading.Event(), needed_by(job.resources)
 
         def watch() -> None:
-            is_begun = False
+            is_begun, told = False, set[str]()
             while not ended.wait(ACTIVITY_EVERY_S):
                 with contextlib.suppress(ray.exceptions.RayError):  # it tells what goes on, and nothing depends on it
-                    replicas.draining = _draining()
+                    replicas.draining, gone = _draining(), {*replicas.gone}
                     for activity, node in ray.get(self._board.read.remote(), timeout=5):
                         is_begun = True
-                        replicas.nodes[activity.worker] = node
-                        on_activity(activity)
+                        if activity.worker not in gone:
+                            replicas.nodes[activity.worker] = node
+                            on_activity(activity)
+                    for name in gone - told:
+                        on_activity(Activity(name, job.stage, job.step, is_starting=False, has_ended=True))
+                    told |= gone
                     free = {} if is_begun else ray.available_resources()
                     if not is_begun and not has_room(free, needed):
                         of_them = spelled({name: free.get(name, 0) for name in needed})

@@ -55,13 +55,15 @@ class Replicas:
             open_folder(config.run_dir), job.run_id, job.stage, job.step, config.resources.max_attempts
         )
         self._replicas: list[_Replica] = []
-        self._ending: dict[Any, Any] = {}  # actors by the references to their ends
+        self._ending: dict[Any, _Replica] = {}  # by the references to their ends
         self._orphans: list[tuple[float, str, list[str]]] = []
         self._num_failed_starts = 0
         self.draining: dict[str, float] = {}
         """Deadlines (Unix time in s, 0: none) of nodes that are to leave, by their ids; the pool's watch sets it."""
         self.nodes: dict[str, str] = {}
         """Nodes of replicas by their names, those that start included; it sets this as well."""
+        self.gone: set[str] = set()
+        """Names of those that are gone."""
 
     def results(self, shards: Sequence[str]) -> Iterator[ShardResult]:
         """Of each shard or piece of one, as it is ready."""
@@ -84,12 +86,12 @@ class Replicas:
             if is_done and replica.is_ready:
                 self._end(replica)
             else:
-                _kill(replica.actor)
+                self._kill(replica)
         if self._ending and is_done:
             with contextlib.suppress(ray.exceptions.RayError):
                 ray.wait([*self._ending], num_returns=len(self._ending), timeout=CLOSE_TIMEOUT_S)
-        for actor in self._ending.values():
-            _kill(actor)
+        for replica in self._ending.values():
+            self._kill(replica)
 
     def _start(self, num_left: int) -> None:
         import ray
@@ -143,7 +145,7 @@ class Replicas:
         dead: dict[_Replica, Any] = {}
         for reference in done:
             if reference not in of_replica:
-                _kill(self._ending.pop(reference))
+                self._kill(self._ending.pop(reference))
                 continue
             replica = of_replica[reference]
             try:
@@ -163,7 +165,7 @@ class Replicas:
     def _bury(self, replica: _Replica, error: Any) -> None:
         """What a dead replica held is done again, when it is known whether it died with its node."""
         self._replicas.remove(replica)
-        _kill(replica.actor)  # where it only cannot be reached
+        self._kill(replica)  # where it only cannot be reached
         node = replica.node or self.nodes.get(replica.name, "")
         is_leaving = error.preempted or node in self.draining
         if not replica.is_ready and not is_leaving:
@@ -210,7 +212,7 @@ class Replicas:
                 self._end(replica)
             elif deadline and time.time() > deadline - NOTICE_LEFT_S:
                 self._replicas.remove(replica)
-                _kill(replica.actor)
+                self._kill(replica)
                 self._forgive(replica.units.values())
                 given_back += replica.units.values()
         return given_back
@@ -223,9 +225,16 @@ class Replicas:
         """Has it end what it has started (an engine's processes); `_done` sees the end."""
         self._replicas.remove(replica)
         if replica.is_ready:
-            self._ending[replica.actor.close.remote()] = replica.actor
+            self._ending[replica.actor.close.remote()] = replica
         else:
-            _kill(replica.actor)
+            self._kill(replica)
+
+    def _kill(self, replica: _Replica) -> None:
+        import ray
+
+        self.gone.add(replica.name)
+        with contextlib.suppress(ray.exceptions.RayError):
+            ray.kill(replica.actor)
 
 
 class Board:
@@ -277,10 +286,3 @@ class StageWorker:
         self._ending.close()
         if self._failure is None:
             self._worker.close()
-
-
-def _kill(actor: Any) -> None:
-    import ray
-
-    with contextlib.suppress(ray.exceptions.RayError):
-        ray.kill(actor)

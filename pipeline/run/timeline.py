@@ -38,6 +38,8 @@ class Timeline:
         run = f"{self._began:%Y%m%dT%H%M%S}-{secrets.token_hex(2)}"
         self._rows_key, self._now_key = f"{keys.TIMELINE}/{run}.parquet", f"{keys.NOW}/{run}.json"
         self._rows: list[dict[str, Any]] = []
+        self._batches: list[pa.RecordBatch] = []
+        """Rows that have been written: a tenth of the memory."""
         self._next_rows = self._next_now = time.monotonic()
         self._has_now = False
         self._writing = threading.Lock()
@@ -99,5 +101,9 @@ class Timeline:
             self._folder.put(self._now_key, json.dumps(facts | dataclasses.asdict(snapshot)).encode())
 
     def _write_rows(self) -> None:
-        table = pa.Table.from_pylist(self._rows[:], schema=TIMELINE)
+        if number := len(self._rows):  # others may come meanwhile
+            self._batches.append(pa.RecordBatch.from_pylist(self._rows[:number], schema=TIMELINE))
+            del self._rows[:number]
+        table = pa.Table.from_batches(self._batches, schema=TIMELINE).combine_chunks()
+        self._batches = table.to_batches()
         self._folder.put(self._rows_key, shards.encode(table))

@@ -14,19 +14,15 @@ from typing import Any
 import pytest
 
 from stillhouse.pipeline.cluster.submission import run_id
-from tests.ray.conftest import BIN, Head
 from tests.support.command import Command, contents, copy_of, without_answers
 from tests.support.data import ROOT
+from tests.support.nodes import BIN, Head
 from tests.support.submitting import configuration, ended, folder_that_travels, start
 
 
 def job_of(head: Head, submission_id: str) -> dict[str, Any]:
     """As the head's own HTTP interface has it."""
-    request = urllib.request.Request(
-        f"{head.dashboard}/api/jobs/{submission_id}",
-        headers={"Authorization": f"Bearer {head.token['RAY_AUTH_TOKEN']}"},
-    )
-    with urllib.request.urlopen(request, timeout=30) as answer:
+    with urllib.request.urlopen(head.request(f"api/jobs/{submission_id}"), timeout=30) as answer:
         return json.load(answer)
 
 

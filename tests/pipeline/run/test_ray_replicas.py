@@ -1,4 +1,4 @@
-"""Who is given what on a cluster whose nodes come and go, without a cluster: tests/slow/test_cluster.py has real ones."""
+"""Who is given what where nodes come and go, without a cluster: tests/slow/test_cluster.py has real ones."""
 
 import sys
 import time
