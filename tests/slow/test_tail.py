@@ -12,19 +12,9 @@ from stillhouse.pipeline.run import driver, sharing
 from stillhouse.pipeline.run.pool import LocalPool
 from stillhouse.schemas.config import Config
 from tests.support.inline_pool import Kept
+from tests.support.timed_teacher import idle, spans_of
 
 NUM_WORKERS = 8
-
-
-def idle(log: Path) -> tuple[float, float]:
-    """Share of the time from the moment when all workers have begun during which fewer than half of them answer, and
-    the seconds of all that time."""
-    spans = [np.loadtxt(file, ndmin=2) for file in log.iterdir()]
-    assert len(spans) == NUM_WORKERS
-    began, end = max(span[:, 0].min() for span in spans), max(span[:, 1].max() for span in spans)
-    grid = np.linspace(began, end, 4001)
-    busy = sum(((span[:, :1] <= grid) & (grid <= span[:, 1:])).any(axis=0).astype(int) for span in spans)
-    return float(np.mean(np.less(busy, NUM_WORKERS / 2))), end - began
 
 
 def config_of(folder: Path, raw: dict[str, Any], rows: list[int], most: int, shards_in_flight: int) -> Config:
@@ -83,9 +73,11 @@ def test_workers_are_busy_until_the_end(
         monkeypatch.setattr(sharing, "shared", lambda shards, *rest: [*shards])
     driver.run(config, Kept(), LocalPool(), until="generate")
     assert len(open_folder(config.run_dir).names("generate")) == num_shards
-    share, seconds = idle(log)
-    answers = sum(len(file.read_text().splitlines()) for file in log.iterdir())
-    assert answers == sum(rows)
+    spans = spans_of(log)
+    assert len(spans) == NUM_WORKERS
+    assert sum(len(span) for span in spans) == sum(rows)
+    began, end = max(span[:, 0].min() for span in spans), max(span[:, 1].max() for span in spans)
+    share, seconds = idle(spans, began, end), end - began
     print(
         f"\n{way}: {num_shards} shards, cost {costs}, {shards_in_flight} in flight: fewer than half at work "
         f"{share:.1%} of {seconds:.1f} s"

@@ -47,3 +47,15 @@ class TimedTeacher:
 
     def shutdown(self) -> None:
         self._log.close()
+
+
+def spans_of(log: Path) -> list[npt.NDArray[np.float64]]:
+    """When each worker's answers began and ended: [answers, 2] seconds of Unix time."""
+    return [np.loadtxt(file, ndmin=2) for file in log.iterdir()]
+
+
+def idle(spans: list[npt.NDArray[np.float64]], since: float, until: float) -> float:
+    """Share of the time between two moments in which fewer than half of the workers answer."""
+    grid = np.linspace(since, until, 4001)
+    busy = sum(((span[:, :1] <= grid) & (grid <= span[:, 1:])).any(axis=0).astype(int) for span in spans)
+    return float(np.mean(np.less(busy, len(spans) / 2)))
