@@ -74,7 +74,7 @@ def main(argv: Sequence[str] | None = None, results: TextIO | None = None, *, is
         **cluster.COMMANDS,
     }
     command = commands[arguments.command]
-    if is_process and arguments.command != "run":  # Ray Data may want pandas
+    if is_process:
         keep_pandas_out()
     try:
         with contextlib.redirect_stdout(sys.stderr):

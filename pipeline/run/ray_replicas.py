@@ -16,6 +16,7 @@ from stillhouse.pipeline.folder import open_folder
 from stillhouse.pipeline.run.attempts import Attempts
 from stillhouse.pipeline.run.pool import ACTIVITY_EVERY_S, CLOSE_TIMEOUT_S, Job, reporting
 from stillhouse.pipeline.run.result import Activity, ShardResult
+from stillhouse.schemas.arrow import keep_pandas_out
 
 NOTICE_LEFT_S = 5.0
 """So long before its node has to be gone a replica is ended, and what it has not finished is given to others."""
@@ -258,6 +259,7 @@ class StageWorker:
     def __init__(self, job: Job, name: str, board: Any) -> None:
         import ray
 
+        keep_pandas_out()
         self._name, self._node = name, ray.get_runtime_context().get_node_id()
         self._failure: ShardResult | None = None
         self._ending = contextlib.ExitStack()
