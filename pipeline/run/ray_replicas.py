@@ -82,9 +82,8 @@ class Replicas:
         """Ends all: each by itself where the work is done, else at once."""
         import ray
 
-        replicas, self._replicas = self._replicas, []
-        for replica in replicas:
-            if is_done and replica.is_ready:
+        for replica in [*self._replicas]:
+            if is_done:
                 self._end(replica)
             else:
                 self._kill(replica)
@@ -110,7 +109,6 @@ class Replicas:
                     max_concurrency=in_flight + 2,  # its start and its end beside them
                     max_restarts=0,
                     max_task_retries=0,
-                    scheduling_strategy="SPREAD",
                 )
                 .remote(self._job, name, self._board)
             )

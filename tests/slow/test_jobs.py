@@ -1,4 +1,4 @@
-"""The ways of a job that tests/ray has no time for: detached, followed by another, failed; no head, or another token."""
+"""The ways of a job that tests/ray has no time for: detached, followed by another, failed; no head, another token."""
 
 import signal
 import time
