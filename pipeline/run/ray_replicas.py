@@ -152,7 +152,7 @@ class Replicas:
             except ray.exceptions.RayActorError as error:
                 dead[replica] = error
                 continue
-            if reference is replica.begun:
+            if reference == replica.begun:
                 replica.node, replica.is_ready = value, True
                 self._num_failed_starts = 0
             else:
