@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from stillhouse.pipeline.folder.identity import run_date
-from stillhouse.schemas.config import Config
+from stillhouse.schemas.config import Config, ConfigError
 
 if TYPE_CHECKING:
     from stillhouse.stages.generate import Generate
@@ -69,6 +69,13 @@ def previous(config: Config, name: str) -> str:
     """The stage whose shards `name` reads."""
     names = [stage.name for stage in of(config)]
     return names[names.index(name) - 1]
+
+
+def require_end(config: Config, until: str) -> None:
+    """Raises `ConfigError` where a run cannot stop after the stage `until`, because it is the last or there is none."""
+    names = [stage.name for stage in of(config)[:-1]]
+    if until not in names:
+        raise ConfigError(f"--until: a run cannot stop after {until!r}; name one of {', '.join(names)}")
 
 
 def _ingest(config: Config) -> Transform:

@@ -12,14 +12,17 @@ import os
 import secrets
 import signal
 import threading
+import warnings
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import Any
 
 from stillhouse.pipeline.errors import RunError, safe_message
+from stillhouse.pipeline.run import placement
+from stillhouse.pipeline.run.placement import has_room, needed_by, spelled
 from stillhouse.pipeline.run.pool import ACTIVITY_EVERY_S, Job, Task, reporting
 from stillhouse.pipeline.run.ray_address import check_address
 from stillhouse.pipeline.run.result import Activity, ShardResult
-from stillhouse.schemas.config import Config, ConfigError, WorkersConfig
+from stillhouse.schemas.config import Config, ConfigError
 
 NODE_GROUP_LABEL = "ray.io/node-group"
 """On the nodes of clusters that an autoscaler made (`ray up`, KubeRay; ray/_private/resource_and_label_spec.py 2.60):
@@ -43,17 +46,18 @@ class RayPool:
         import ray
 
         nodes = [node for node in ray.nodes() if node["Alive"]]
+        resources = [node["Resources"] for node in nodes]
         found = "; ".join(spelled(node["Resources"]) for node in nodes[:MAX_NODES_NAMED])
         found += f"; {len(nodes) - MAX_NODES_NAMED} more" if len(nodes) > MAX_NODES_NAMED else ""
         may_grow = any(NODE_GROUP_LABEL in node.get("Labels", {}) for node in nodes)
         waits = []
         for stage in stages:
-            needed = needed_by(getattr(config.resources, stage))
-            if any(has_room(node["Resources"], needed) for node in nodes):
+            parts = placement.pieces(config, stage)
+            if placement.can_hold(resources, parts):
                 continue
-            sentence = f"resources.{stage}: each worker needs {spelled(needed)}, and no node has that ({found})"
+            sentence = placement.lacking(stage, parts, found)
             if not may_grow:
-                raise RunError(f"{sentence}; lower it, or add such a node")
+                raise RunError(f"{sentence}; lower it, or add such a node{placement.hint(config, stage)}")
             waits.append(f"{sentence}; the run waits for the autoscaler to add one")
         return waits
 
@@ -64,6 +68,7 @@ class RayPool:
         import ray
 
         resources, in_flight = job.resources, job.shards_in_flight
+        groups = placement.Groups(job.config, job.stage)
         dataset = ray.data.from_items(
             [{"shard": shard} for shard in shards], override_num_blocks=len(shards)
         ).map_batches(
@@ -80,10 +85,14 @@ class RayPool:
             num_cpus=resources.num_cpus,
             num_gpus=resources.num_gpus or None,
             resources=resources.resources or None,
+            ray_remote_args_fn=groups.options,
         )
-        with _explained(job.stage), self._watched(job, on_activity):
-            for row in dataset.iter_rows():
-                yield ShardResult.from_json(json.loads(row["result"]))
+        try:
+            with _explained(job.stage), self._watched(job, on_activity):
+                for row in dataset.iter_rows():
+                    yield ShardResult.from_json(json.loads(row["result"]))
+        finally:
+            groups.close()
 
     def run_task(self, config: Config, stage: str, task: Task, *arguments: Any) -> Iterator[ShardResult]:
         """As one Ray task, which streams what it yields."""
@@ -115,6 +124,7 @@ class RayPool:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         import ray
         from ray.data import DataContext
+        from ray.util.annotations import RayDeprecationWarning
 
         if not ray.is_initialized():
             address = os.environ.get("RAY_ADDRESS", "local")
@@ -132,6 +142,8 @@ class RayPool:
         context = DataContext.get_current()
         context.enable_progress_bars = False
         context.print_on_execution_start = False
+        # By that argument only does Ray Data 2.60 place its actors as `placement.Groups` asks.
+        warnings.filterwarnings("ignore", message=".*ray_remote_args_fn", category=RayDeprecationWarning)
         logging.getLogger("ray.data").setLevel(logging.ERROR)
         self._board = ray.remote(_Board).options(num_cpus=0).remote()
         self._is_started = True
@@ -165,22 +177,6 @@ class RayPool:
             thread.join()
 
 
-def needed_by(resources: WorkersConfig) -> dict[str, float]:
-    """What Ray sets aside for one worker."""
-    needed = {"CPU": resources.num_cpus, "GPU": resources.num_gpus, **resources.resources}
-    return {name: amount for name, amount in needed.items() if amount}
-
-
-def has_room(there: dict[str, float], needed: dict[str, float]) -> bool:
-    return all(there.get(name, 0) >= amount for name, amount in needed.items())
-
-
-def spelled(resources: dict[str, float]) -> str:
-    """Such as 8 CPU, 1 GPU. A node's memory, its name and the kinds of its accelerators are left out."""
-    named = {name: amount for name, amount in resources.items() if "memory" not in name and ":" not in name}
-    return ", ".join(f"{amount:g} {name}" for name, amount in sorted(named.items())) or "nothing"
-
-
 class _Board:
     """An actor to which workers say what they are doing."""
 
@@ -202,6 +198,9 @@ class _Actor:
         self._failure: ShardResult | None = None
         self._ending = contextlib.ExitStack()
         self._name = secrets.token_hex(4)
+        self._is_spread = placement.is_spread(job.config, job.stage)
+        if self._is_spread:
+            placement.enter()
         reporter = self._ending.enter_context(reporting(job, self._name, board.write.remote))
         try:
             self._worker = reporter.worker = job.build()
@@ -222,6 +221,8 @@ class _Actor:
         self._ending.close()
         if hasattr(self, "_worker"):
             self._worker.close()
+        if self._is_spread:
+            placement.leave()
 
 
 class _AsyncActor(_Actor):
