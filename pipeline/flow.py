@@ -31,7 +31,7 @@ class Stage:
     name: str
     build: Callable[[Config], Transform]
     sketch: Callable[[Config], Transform] | None = None
-    assign: Callable[[Iterable[pa.Table], Config], list[pa.Table]] | None = None
+    assign: Callable[[Iterable[pa.Table], Config], Iterable[pa.Table]] | None = None
     sketch_columns: tuple[str, ...] | None = None
     """What the sketch reads of the shards before it; None is every column."""
     is_async: bool = False
@@ -112,7 +112,7 @@ def _dedupe_sketch(config: Config) -> Transform:
     return Sketch(config.dedupe)
 
 
-def _dedupe_assign(sketches: Iterable[pa.Table], config: Config) -> list[pa.Table]:
+def _dedupe_assign(sketches: Iterable[pa.Table], config: Config) -> Iterable[pa.Table]:
     from stillhouse.stages.dedupe import assign
 
     return assign(sketches, config.dedupe)
@@ -163,7 +163,7 @@ def _review_sketch(config: Config) -> Transform:
     return Sketch(config.review)
 
 
-def _review_assign(sketches: Iterable[pa.Table], config: Config) -> list[pa.Table]:
+def _review_assign(sketches: Iterable[pa.Table], config: Config) -> Iterable[pa.Table]:
     from stillhouse.stages.review import assign
 
     return assign(sketches, config.review)
