@@ -1,9 +1,7 @@
 """A cluster of two nodes on which much is wrong, and environments that nodes make: what tests/ray has no time for."""
 
-import contextlib
 import shutil
 import subprocess
-import tempfile
 import time
 import zipfile
 from collections.abc import Iterator
@@ -14,10 +12,9 @@ import ray
 import yaml
 
 from stillhouse.pipeline.cluster.submission import run_id
-from tests.ray.conftest import BIN, Head
+from tests.ray.conftest import Head
 from tests.support.command import Command, contents, copy_of, without_answers
-from tests.support.ports import free_port
-from tests.support.processes import descendants, end_all
+from tests.support.joining import joined
 from tests.support.submitting import ended, folder_that_travels, start
 
 CAN_UNSHARE = subprocess.run(["unshare", "-m", "true"], capture_output=True, check=False).returncode == 0
@@ -29,26 +26,8 @@ def second_node(head: Head, tmp_path: Path) -> Iterator[Path]:
     at the folder that this returns."""
     place = tmp_path / "mounted"
     place.mkdir()
-    folder = tempfile.mkdtemp(prefix="ray-")
-    join = (
-        f"exec {BIN}/ray start --address={head.address} --block --num-cpus=1 --num-gpus=1 --disable-usage-stats "
-        f"--temp-dir={folder} --dashboard-agent-listen-port={free_port()}"
-    )
-    process = subprocess.Popen(
-        ["unshare", "-m", "sh", "-c", f"mount -t tmpfs none {place} && {join}"],
-        env=head.environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    try:
-        time.sleep(20)
-        assert process.poll() is None
+    with joined(head, "--num-cpus=1", "--num-gpus=1", mounted=place):
         yield place
-    finally:
-        family = descendants(process.pid)
-        process.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(3)
-        end_all(process, family)
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def problems(head: Head, file: Path, *arguments: object) -> list[str]:
