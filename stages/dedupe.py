@@ -11,9 +11,10 @@ Shape legend: N rows, T distinct readings, P permutations.
 """
 
 import hashlib
+import tempfile
 import zlib
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import repeat
 from typing import Any
 
@@ -103,7 +104,7 @@ class Sketch:
         return _blake2b([system, "\n".join(found)], 8)  # no unit holds a line break
 
 
-def assign(sketches: Iterable[pa.Table], config: DedupeConfig) -> list[pa.Table]:
+def assign(sketches: Iterable[pa.Table], config: DedupeConfig) -> Iterator[pa.Table]:
     """Sketches of all shards in, one `ASSIGNMENT` table per shard out, row for row, in the same order.
 
     The verdict on a prompt depends on the set of prompts alone, not on their order or on how they are sharded: rows
@@ -113,57 +114,62 @@ def assign(sketches: Iterable[pa.Table], config: DedupeConfig) -> list[pa.Table]
     its leader among them, keep their first row. `cluster_id` is the `prompt_id` of the leader's first row;
     `cluster_size` counts all rows of the cluster, dropped ones included.
 
-    Memory: P x 5 bytes per row, plus about 500 bytes per row. `sketches` may be a generator.
+    Signatures go to a temporary file ($TMPDIR), P x 4 bytes per row, and `leaders` writes 8 bytes per row and band to
+    another. Memory: about 300 bytes per row; `sketches` may be a generator. Raises OSError where the disk is full.
     """
     schema = sketch_schema(config.num_perm)
-    columns: dict[str, list[Any]] = {name: [] for name in schema.names}
-    for shard, sketch in enumerate(sketches):
-        if not sketch.schema.equals(schema):
-            raise ValueError(
-                f"dedupe: the sketch of shard {shard} does not have the columns of {config.num_perm} permutations; "
-                "sketch all shards with the same configuration"
-            )
-        columns["prompt_id"].append(sketch["prompt_id"].cast(pa.large_string()))
-        for name in ("text_hash", "reading_hash", "units_digest"):
-            columns[name].append(_flat(sketch[name]).view(np.uint64))
-        columns["demoted"].append(sketch["demoted"].to_numpy())
-        columns["signature"].append(sketch["signature"])
-        del sketch
-    ids = columns.pop("prompt_id")
-    sizes = [len(column) for column in ids]
-    if sum(sizes) == 0:
-        return [ASSIGNMENT.empty_table() for _ in sizes]
-    id_N = pa.chunked_array([chunk for column in ids for chunk in column.chunks], pa.large_string()).combine_chunks()
-    del ids
-
-    by_id = pc.sort_indices(id_N).to_numpy()
-    rank_N = np.empty(len(by_id), np.int64)
-    rank_N[by_id] = np.arange(len(by_id))
-    order_N = np.lexsort((rank_N, np.concatenate(columns.pop("demoted"))))
-    reading_N, first_T = _distinct(np.concatenate(columns.pop("reading_hash")).reshape(-1, 2), order_N)
-    units_T = np.concatenate(columns.pop("units_digest"))[first_T]
-    signature_TP = _gather(columns.pop("signature"), first_T, config.num_perm)
-    leader_T = leaders(signature_TP, units_T, config.threshold)
-    del signature_TP
+    columns: dict[str, list[Any]] = {name: [] for name in schema.names if name != "signature"}
+    with tempfile.TemporaryFile() as signatures:
+        for shard, sketch in enumerate(sketches):
+            if not sketch.schema.equals(schema):
+                raise ValueError(
+                    f"dedupe: the sketch of shard {shard} does not have the columns of {config.num_perm} permutations; "
+                    "sketch all shards with the same configuration"
+                )
+            columns["prompt_id"].append(sketch["prompt_id"].cast(pa.large_string()))
+            for name in ("text_hash", "reading_hash", "units_digest"):
+                columns[name].append(_flat(sketch[name]).view(np.uint64))
+            columns["demoted"].append(sketch["demoted"].to_numpy())
+            signatures.write(np.ascontiguousarray(_flat(sketch["signature"])))
+            del sketch
+        signatures.flush()
+        ids = columns.pop("prompt_id")
+        sizes = [len(column) for column in ids]
+        if sum(sizes) == 0:
+            return iter([ASSIGNMENT.empty_table() for _ in sizes])
+        id_N = pa.chunked_array([chunk for column in ids for chunk in column.chunks], pa.large_string())
+        id_N = id_N.combine_chunks()
+        del ids
+        rank_N = np.empty(len(id_N), np.int64)
+        rank_N[pc.sort_indices(id_N).to_numpy()] = np.arange(len(id_N))
+        order_N = np.lexsort((rank_N, np.concatenate(columns.pop("demoted"))))
+        del rank_N
+        reading_N, first_T = _distinct(np.concatenate(columns.pop("reading_hash")).reshape(-1, 2), order_N)
+        del order_N
+        units_T = np.concatenate(columns.pop("units_digest"))[first_T]
+        signature_NP = np.memmap(signatures, np.uint32, "r", shape=(len(id_N), config.num_perm))
+        leader_T = leaders(signature_NP, units_T, config.threshold, first_T)
+        del signature_NP
 
     kept_T = _places(leader_T) < config.max_per_cluster
     text_N2 = np.concatenate(columns.pop("text_hash")).reshape(-1, 2)
     is_equal_N = (text_N2 == text_N2[first_T[reading_N]]).all(axis=1)
+    del text_N2
     reason_N = np.where(is_equal_N & kept_T[reading_N], 1, 2).astype(np.int8)
     reason_N[first_T[kept_T]] = 0
     cluster_N = leader_T[reading_N]
     size_N = np.bincount(cluster_N)[cluster_N]
     best_N = first_T[cluster_N]
-
+    del is_equal_N, reading_N, leader_T, cluster_N
     reasons = pa.array([None, EXACT, NEAR], pa.string())
-    assignments = []
-    for end, size in zip(np.cumsum(sizes), sizes, strict=True):
-        rows = slice(end - size, end)
+
+    def assignment(rows: slice) -> pa.Table:
         verdict = [id_N.take(pa.array(best_N[rows])), pa.array(size_N[rows]), reasons.take(pa.array(reason_N[rows]))]
-        assignments.append(
-            pa.table([column.cast(field.type) for column, field in zip(verdict, ASSIGNMENT, strict=True)], ASSIGNMENT)
+        return pa.table(
+            [column.cast(field.type) for column, field in zip(verdict, ASSIGNMENT, strict=True)], ASSIGNMENT
         )
-    return assignments
+
+    return (assignment(slice(end - size, end)) for end, size in zip(np.cumsum(sizes), sizes, strict=True))
 
 
 def mark(table: pa.Table, assignment: pa.Table) -> pa.Table:
@@ -210,24 +216,6 @@ def _blake2b(texts: list[str], num_bytes: int) -> bytes:
         digest.update(len(data).to_bytes(8, "little"))  # so that ["ab"] and ["a", "b"] differ
         digest.update(data)
     return digest.digest()
-
-
-def _gather(signatures: list[pa.ChunkedArray], rows: NDArray[np.int64], num_perm: int) -> NDArray[np.uint32]:
-    """The signatures [N, P] of `rows`, which are counted over all shards. Empties the list on the way, so that the
-    signatures are never in memory twice."""
-    out_NP = np.empty((len(rows), num_perm), np.uint32)
-    position = np.argsort(rows, kind="stable")
-    rows = rows[position]
-    end = sum(len(column) for column in signatures)
-    while signatures:
-        column = signatures.pop()
-        # Otherwise Arrow keeps the freed memory for itself.
-        pa.default_memory_pool().release_unused()
-        start = end - len(column)
-        low, high = np.searchsorted(rows, [start, end])
-        out_NP[position[low:high]] = _flat(column).reshape(-1, num_perm)[rows[low:high] - start]
-        end = start
-    return out_NP
 
 
 def _flat(column: pa.ChunkedArray) -> NDArray[Any]:

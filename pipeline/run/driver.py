@@ -26,7 +26,7 @@ from stillhouse.pipeline.run.partition import ingest_task
 from stillhouse.pipeline.run.pool import Job, Pool
 from stillhouse.pipeline.run.progress import Report
 from stillhouse.pipeline.run.result import ShardResult
-from stillhouse.schemas.config import Config, ConfigError
+from stillhouse.schemas.config import Config
 
 MAX_DAMAGE = 3
 """How often one file may be found damaged or gone in a run, being made again each time."""
@@ -42,9 +42,8 @@ def run(
     when a stage drops more than its budget, fails as a whole, or nothing is left; `ConfigError` where no stage before
     the last is called `until`.
     """
-    names = [stage.name for stage in flow.of(config)[:-1]]
-    if until is not None and until not in names:
-        raise ConfigError(f"--until: a run cannot stop after {until!r}; name one of {', '.join(names)}")
+    if until is not None:
+        flow.require_end(config, until)
     folder = open_run(config)
     purge.finish(config, report.trouble)
     if retry_set_aside:

@@ -13,11 +13,13 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from stillhouse.pipeline.errors import RunError, safe_message
+from stillhouse.pipeline.run import placement
+from stillhouse.pipeline.run.placement import has_room, needed_by, spelled
 from stillhouse.pipeline.run.pool import ACTIVITY_EVERY_S, Job, Task
 from stillhouse.pipeline.run.ray_address import check_address
 from stillhouse.pipeline.run.ray_replicas import Board, Replicas
 from stillhouse.pipeline.run.result import Activity, ShardResult
-from stillhouse.schemas.config import Config, ConfigError, WorkersConfig
+from stillhouse.schemas.config import Config, ConfigError
 
 NODE_GROUP_LABEL = "ray.io/node-group"
 """On the nodes of clusters that an autoscaler made (`ray up`, KubeRay; ray/_private/resource_and_label_spec.py 2.60):
@@ -41,17 +43,18 @@ class RayPool:
         import ray
 
         nodes = [node for node in ray.nodes() if node["Alive"]]
+        resources = [node["Resources"] for node in nodes]
         found = "; ".join(spelled(node["Resources"]) for node in nodes[:MAX_NODES_NAMED])
         found += f"; {len(nodes) - MAX_NODES_NAMED} more" if len(nodes) > MAX_NODES_NAMED else ""
         may_grow = any(NODE_GROUP_LABEL in node.get("Labels", {}) for node in nodes)
         waits = []
         for stage in stages:
-            needed = needed_by(getattr(config.resources, stage))
-            if any(has_room(node["Resources"], needed) for node in nodes):
+            parts = placement.pieces(config, stage)
+            if placement.can_hold(resources, parts):
                 continue
-            sentence = f"resources.{stage}: each worker needs {spelled(needed)}, and no node has that ({found})"
+            sentence = placement.lacking(stage, parts, found)
             if not may_grow:
-                raise RunError(f"{sentence}; lower it, or add such a node")
+                raise RunError(f"{sentence}; lower it, or add such a node{placement.hint(config, stage)}")
             waits.append(f"{sentence}; the run waits for the autoscaler to add one")
         return waits
 
@@ -150,22 +153,6 @@ class RayPool:
         finally:
             ended.set()
             thread.join()
-
-
-def needed_by(resources: WorkersConfig) -> dict[str, float]:
-    """What Ray sets aside for one worker."""
-    needed = {"CPU": resources.num_cpus, "GPU": resources.num_gpus, **resources.resources}
-    return {name: amount for name, amount in needed.items() if amount}
-
-
-def has_room(there: dict[str, float], needed: dict[str, float]) -> bool:
-    return all(there.get(name, 0) >= amount for name, amount in needed.items())
-
-
-def spelled(resources: dict[str, float]) -> str:
-    """Such as 8 CPU, 1 GPU. A node's memory, its name and the kinds of its accelerators are left out."""
-    named = {name: amount for name, amount in resources.items() if "memory" not in name and ":" not in name}
-    return ", ".join(f"{amount:g} {name}" for name, amount in sorted(named.items())) or "nothing"
 
 
 def _draining() -> dict[str, float]:

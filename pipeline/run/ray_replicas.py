@@ -13,6 +13,7 @@ from typing import Any
 
 from stillhouse.pipeline.errors import RunError, safe_message
 from stillhouse.pipeline.folder import open_folder
+from stillhouse.pipeline.run import placement
 from stillhouse.pipeline.run.attempts import Attempts
 from stillhouse.pipeline.run.pool import ACTIVITY_EVERY_S, CLOSE_TIMEOUT_S, Job, reporting
 from stillhouse.pipeline.run.result import Activity, ShardResult
@@ -30,6 +31,7 @@ idle (`NodeDeathInfo.Reason` of Ray 2.60). 2 is unexpected."""
 @dataclass(eq=False)
 class _Replica:
     name: str
+    groups: placement.Groups
     actor: Any
     begun: Any
     """Reference to the id of its node, which is there when the replica has started."""
@@ -99,20 +101,18 @@ class Replicas:
         resources, in_flight = self._job.resources, self._job.shards_in_flight
         num_staying = sum(not replica.is_leaving for replica in self._replicas)
         for _ in range(min(resources.max_workers, ceil(num_left / in_flight)) - num_staying):
-            name = secrets.token_hex(4)
-            actor = (
-                ray.remote(StageWorker)
-                .options(
-                    num_cpus=resources.num_cpus,
-                    num_gpus=resources.num_gpus or None,
-                    resources=resources.resources or None,
-                    max_concurrency=in_flight + 2,  # its start and its end beside them
-                    max_restarts=0,
-                    max_task_retries=0,
-                )
-                .remote(self._job, name, self._board)
-            )
-            self._replicas.append(_Replica(name, actor, actor.node.remote()))
+            name, groups = secrets.token_hex(4), placement.Groups(self._job.config, self._job.stage)
+            options = {
+                "num_cpus": resources.num_cpus,
+                "num_gpus": resources.num_gpus or None,
+                "resources": resources.resources or None,
+                "max_concurrency": in_flight + 2,  # its start and its end beside them
+                "max_restarts": 0,
+                "max_task_retries": 0,
+                **groups.options(),
+            }
+            actor = ray.remote(StageWorker).options(**options).remote(self._job, name, self._board)
+            self._replicas.append(_Replica(name, groups, actor, actor.node.remote()))
 
     def _give(self, todo: deque[str]) -> None:
         able = [replica for replica in self._replicas if replica.is_ready and not replica.is_leaving]
@@ -234,6 +234,7 @@ class Replicas:
         self.gone.add(replica.name)
         with contextlib.suppress(ray.exceptions.RayError):
             ray.kill(replica.actor)
+        replica.groups.close()
 
 
 class Board:
@@ -264,6 +265,8 @@ class StageWorker:
         reporter = self._ending.enter_context(
             reporting(job, name, lambda activity: board.write.remote(activity, self._node))
         )
+        if placement.is_spread(job.config, job.stage):
+            placement.enter()
         try:
             self._worker = reporter.worker = job.build()
         except Exception as error:

@@ -4,7 +4,7 @@ import shutil
 import subprocess
 import time
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -16,7 +16,7 @@ import yaml
 from stillhouse.pipeline.cluster.submission import run_id
 from tests.slow.test_engine_faults import make_config, outcome
 from tests.support.command import Command, contents, copy_of, without_answers
-from tests.support.nodes import Head, Node, joined
+from tests.support.nodes import Head, Node, joined, wait_for
 from tests.support.submitting import ended, folder_that_travels, start
 
 CAN_UNSHARE = subprocess.run(["unshare", "-m", "true"], capture_output=True, check=False).returncode == 0
@@ -123,13 +123,6 @@ def test_nodes_make_their_environment_from_a_lock(head: Head, finished: Command,
 ENGINE = ("--num-cpus=1", '--resources={"engine": 1}')
 
 
-def until(what: Callable[[], bool], seconds: float = 240) -> None:
-    end = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < end
-        time.sleep(0.5)
-
-
 def test_nodes_come_and_go_under_a_real_teacher(head: Head, tmp_path: Path) -> None:
     """A head and three nodes, two of them with an engine. One of these is killed amid answers, one is added, and when
     that one answers the other is drained. The rows are those of an undisturbed run on this machine."""
@@ -163,16 +156,16 @@ def test_nodes_come_and_go_under_a_real_teacher(head: Head, tmp_path: Path) -> N
         submit = start(
             "submit", file, "--working-dir", file.parent, "--address", head.dashboard, "--json", **head.token
         )
-        until(lambda: answers(first) and answers(second))
+        wait_for(lambda: answers(first) and answers(second), 240)
         time.sleep(3)
         say("two engines answer; one's node is killed")
         first.kill()
         third = stack.enter_context(joined(head, "third", *ENGINE, VLLM_CPU_OMP_THREADS_BIND="0"))
         say("another node is there")
-        until(lambda: answers(third))
+        wait_for(lambda: answers(third), 240)
         say("its engine answers; the other's node is drained, with 15 s")
         second.drain(15)
-        until(lambda: not second.is_alive, 30)
+        wait_for(lambda: not second.is_alive, 30)
         say("it has left")
         result, err = ended(submit)
         say(f"the run has ended, {result['state']}")

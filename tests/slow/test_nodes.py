@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.support.command import Command, contents, copy_of, without_answers
-from tests.support.nodes import Head, Node, joined
+from tests.support.nodes import Head, Node, joined, wait_for
 
 ENGINE = ("--num-cpus=1", '--resources={"engine": 1}')
 
@@ -48,13 +48,6 @@ def killed(node: Node) -> None:
     node.kill()
 
 
-def until(what: Callable[[], bool], seconds: float = 90) -> None:
-    end = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < end
-        time.sleep(0.3)
-
-
 @pytest.mark.parametrize(
     ("leave", "counts"), [(drained, False), (asked_to_end, False), (shut_down, False), (killed, True)]
 )
@@ -73,8 +66,8 @@ def test_a_node_that_leaves_gives_its_shards_back(
     command = copy_of(finished, tmp_path, local=False, resources={"max_attempts": 1, "generate": workers})
     without_answers(command)
     run = command.start("run", **head.driver_environment)
-    until(lambda: len(never.replicas()) + len(quick.replicas()) == 2)
-    until(lambda: not quick.replicas())
+    wait_for(lambda: len(never.replicas()) + len(quick.replicas()) == 2, 90)
+    wait_for(lambda: not quick.replicas(), 90)
     assert len(never.replicas()) == 1
     assert run.poll() is None
 
@@ -90,5 +83,5 @@ def test_a_node_that_leaves_gives_its_shards_back(
     assert (max(row["attempts"] for row in made if row["stage"] == "generate") > 1) == counts
     if not counts:
         assert list(command.run_dir.glob("state/attempts/*/*")) == []
-        until(lambda: not never.is_alive, 20)
+        wait_for(lambda: not never.is_alive, 20)
     print(f"\n{leave.__name__}: the run ended {time.monotonic() - left:.0f} s after; attempts counted: {counts}")

@@ -1,6 +1,7 @@
 """A Ray head on loopback, and nodes that join it and leave it: each with its own ports, folder and resources."""
 
 import contextlib
+import functools
 import json
 import os
 import secrets
@@ -11,7 +12,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -53,22 +54,21 @@ class Node:
     def __init__(self, head: Head, name: str, process: "subprocess.Popen[Any]") -> None:
         self._head, self.name, self.process = head, name, process
 
-    @property
+    @functools.cached_property
     def id(self) -> str:
-        return str(next(node["node_id"] for node in _listed(self._head, "nodes") if node["node_name"] == self.name))
+        return str(next(node["node_id"] for node in listed(self._head, "nodes") if node["node_name"] == self.name))
 
     @property
     def is_alive(self) -> bool:
-        nodes = _listed(self._head, "nodes")
-        return any(node["node_name"] == self.name and node["state"] == "ALIVE" for node in nodes)
+        return any(node["node_name"] == self.name for node in listed(self._head, "nodes"))
 
     def replicas(self) -> list[int]:
         """Process ids of those of a run's that are here, once they have started."""
-        actors, mine = _listed(self._head, "actors"), self.id
+        actors = listed(self._head, "actors")
         return [
             int(actor["pid"])
             for actor in actors
-            if actor["class_name"] == "StageWorker" and actor["state"] == "ALIVE" and actor["node_id"] == mine
+            if actor["class_name"] == "StageWorker" and actor["state"] == "ALIVE" and actor["node_id"] == self.id
         ]
 
     def drain(self, notice_s: int) -> None:
@@ -139,11 +139,8 @@ def joined(head: Head, name: str, *options: str, mounted: Path | None = None, **
     )
     node = Node(head, name, process)
     try:
-        until = time.monotonic() + 90
-        while not node.is_alive:
-            assert process.poll() is None
-            assert time.monotonic() < until, f"{name} does not join"
-            time.sleep(0.5)
+        wait_for(lambda: process.poll() is not None or node.is_alive, 90)
+        assert process.poll() is None
         yield node
     finally:
         _end(process)
@@ -158,7 +155,15 @@ def _end(process: "subprocess.Popen[Any]") -> None:
     end_all(process, family)
 
 
-def _listed(head: Head, what: str) -> list[dict[str, Any]]:
+def listed(head: Head, what: str) -> list[dict[str, Any]]:
+    """What the head's HTTP interface says: `nodes`, `actors` or `placement_groups` that are there."""
     with urllib.request.urlopen(head.request(f"api/v0/{what}?detail=1&limit=1000"), timeout=30) as answer:
-        found: list[dict[str, Any]] = json.load(answer)["data"]["result"]["result"]
-    return found
+        found = json.load(answer)["data"]["result"]["result"]
+    return [one for one in found if one.get("state") not in ("DEAD", "REMOVED")]
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 60.0) -> None:
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, f"not within {seconds:g} s"
+        time.sleep(0.5)

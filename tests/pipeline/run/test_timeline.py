@@ -67,7 +67,7 @@ def config(raw_config: dict[str, Any]) -> Config:
 def going(config: Config) -> Any:
     """A run that goes on: three shards of generate, one of which is done."""
     progress = Progress()
-    line = Timeline(open_run(config), progress)
+    line = Timeline(open_run(config).url, progress)
     report = Reports(progress, line)
     report.begin("generate", 3, 30)
     report.activity(Activity("w", "generate", "transform", False, 2, 4, 16, 1000))
@@ -135,7 +135,7 @@ def test_storage_that_fails_ends_no_run_for_a_timeline(going: tuple[Reports, Tim
 
 
 def test_nothing_made_nothing_written(config: Config) -> None:
-    line = Timeline(open_run(config), progress := Progress())
+    line = Timeline(open_run(config).url, progress := Progress())
     line.begin("ingest", 0)
     line.close()
     progress.close()
