@@ -104,7 +104,9 @@ def test_no_more_are_started_than_shards_need(ray: FakeRay, job: Job) -> None:
 
 @pytest.mark.parametrize("deadline", ["none", "far"])
 def test_a_draining_node_ends_what_it_holds_and_gets_no_more(ray: FakeRay, job: Job, deadline: str) -> None:
-    replicas = Replicas(job, None)
+    job.resources.__dict__["shards_in_flight"] = 2
+    names = [f"{n:05d}.parquet" for n in range(12)]
+    replicas, given = Replicas(job, None), dict[int, set[str]]()
     begin(job, f"{NAMES[0]}.0")
 
     def script(tick: int) -> None:
@@ -112,16 +114,18 @@ def test_a_draining_node_ends_what_it_holds_and_gets_no_more(ray: FakeRay, job: 
             replicas.draining = {"node-0": 0.0 if deadline == "none" else time.time() + 1000}
         for number, actor in enumerate(ray.actors):
             actor.start(f"node-{number}")
+            given.setdefault(number, set()).update(actor.given)
             for unit in [*actor.given]:
                 if unit != NAMES[0] or tick > 20:
                     actor.finish(unit)
 
     ray.script = script
-    results = made(replicas)
-    assert sorted(results) == NAMES
+    results = made(replicas, names)
+    assert sorted(results) == names
     assert results[-1] == NAMES[0]
     assert marks(job) == {f"{NAMES[0]}.0"}, "its worker, which ended it, sees to its mark"
     assert len(ray.actors) == 4, "one took its place"
+    assert given[0] == {NAMES[0], NAMES[3]}
 
 
 def test_what_a_draining_node_cannot_end_costs_no_attempt(ray: FakeRay, job: Job) -> None:
@@ -197,6 +201,9 @@ def test_a_replica_that_starts_on_a_draining_node_is_not_waited_for(ray: FakeRay
     def script(tick: int) -> None:
         if tick == 1:
             replicas.nodes, replicas.draining = {ray.actors[0].name: "node-0"}, {"node-0": 0.0}
+        if tick == 2:
+            assert ray.actors[0].is_killed
+            assert len(ray.actors) == 4
         if tick > 1:
             for actor in ray.actors[1:]:
                 actor.start("node-9")
@@ -205,8 +212,6 @@ def test_a_replica_that_starts_on_a_draining_node_is_not_waited_for(ray: FakeRay
 
     ray.script = script
     assert sorted(made(replicas)) == NAMES
-    assert ray.actors[0].is_killed
-    assert not ray.actors[0].given
 
 
 def test_workers_that_die_before_they_begin_end_the_run(ray: FakeRay, job: Job) -> None:
