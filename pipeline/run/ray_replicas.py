@@ -158,8 +158,8 @@ class Replicas:
             else:
                 del replica.units[reference]
                 yield value
-        for replica, error in dead.items():
-            self._bury(replica, error)
+        for replica, death in dead.items():
+            self._bury(replica, death)
 
     def _bury(self, replica: _Replica, error: Any) -> None:
         """What a dead replica held is done again, when it is known whether it died with its node."""

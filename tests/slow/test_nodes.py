@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -23,7 +24,7 @@ ENGINE = ("--num-cpus=1", '--resources={"engine": 1}')
 def nodes(head: Head) -> Iterator[tuple[Node, Node]]:
     """One whose teacher never ends an answer, and one whose teacher does."""
     with ExitStack() as stack:
-        slow = {"FAKE_TEACHER_DELAY_S": "600", "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "12"}
+        slow: dict[str, Any] = {"FAKE_TEACHER_DELAY_S": "600", "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "12"}
         never = stack.enter_context(joined(head, "never", *ENGINE, **slow))
         quick = stack.enter_context(joined(head, "quick", *ENGINE, FAKE_TEACHER_DELAY_S="0.3"))
         yield never, quick

@@ -38,7 +38,7 @@ class Head(NamedTuple):
         return urllib.request.Request(f"{self.dashboard}/{path}", headers=bearer)
 
     @property
-    def driver_environment(self) -> dict[str, str]:
+    def driver_environment(self) -> dict[str, Any]:
         """What a driver on this machine needs beside its own environment."""
         return {"RAY_ADDRESS": self.address, **self.token}
 

@@ -215,7 +215,12 @@ def test_a_replica_that_starts_on_a_draining_node_is_not_waited_for(ray: FakeRay
 
 
 def test_workers_that_die_before_they_begin_end_the_run(ray: FakeRay, job: Job) -> None:
-    ray.script = lambda tick: [actor.die() for actor in ray.actors if not actor.is_killed] and None
+    def script(tick: int) -> None:
+        for actor in ray.actors:
+            if not actor.is_killed:
+                actor.die()
+
+    ray.script = script
     with pytest.raises(RunError, match="its workers died 10 times in a row before they had begun"):
         made(Replicas(job, None))
 
