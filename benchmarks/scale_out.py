@@ -2,9 +2,9 @@
 
 Prints one line of JSON for each measurement. Each needs a folder that it may fill.
 
-    python benchmarks/scale_out.py scale FOLDER [--replicas 1 2 8 32]   answers/s after the start, against one replica
-    python benchmarks/scale_out.py tail FOLDER [--replicas 32]          shards that cost 1 to 10, which nobody knows
-    python benchmarks/scale_out.py driver FOLDER [--shards 100 10000]   the driver's memory, seconds a shard
+    python -m benchmarks.scale_out scale FOLDER [--replicas 1 2 8 32]   answers/s after the start, against one replica
+    python -m benchmarks.scale_out tail FOLDER [--replicas 32]          shards that cost 1 to 10, which nobody knows
+    python -m benchmarks.scale_out driver FOLDER [--shards 100 10000]   the driver's memory, seconds a shard
 
 In `scale` and `tail` each replica writes 8 answers at once. Start is the time until all replicas answer; steady is from
 then until the first of them has nothing left to do; to the end is from then until the last answer.
