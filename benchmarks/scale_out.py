@@ -109,7 +109,7 @@ def answers(spans: list[npt.NDArray[np.float64]], since: float, until: float) ->
 def driver(folder: Path, num_shards: int) -> dict[str, Any]:
     """A run up to dedupe over shards of one row, and the resident memory of its driver while they come."""
     file = configuration(folder, num_shards, 1, {})
-    seconds, sizes = dict[str, float](), dict[str, list[float]]()
+    seconds, sizes = dict[str, float](), dict[str, list[int]]()
     with started_head(folder / "head.log", "--num-cpus=2", PYTHONPATH=str(ROOT)) as head:
         process = started("run", file, "--until", "dedupe", **head.driver_environment)
         step, began = "ingest", time.monotonic()
@@ -120,20 +120,23 @@ def driver(folder: Path, num_shards: int) -> dict[str, Any]:
             if name != step:
                 step, began = name, time.monotonic()
             seconds[step] = time.monotonic() - began
-            sizes.setdefault(step, []).append(megabytes(process.pid))
+            of_step = sizes.setdefault(step, [])
+            of_step.append(megabytes(process.pid))
+            if len(of_step) % 1000 == 0:
+                print(f"{step}: {len(of_step)} shards, {of_step[-1]} MB, {seconds[step]:.0f} s", file=sys.stderr)
         assert process.wait() == 0
     return {
         "shards": num_shards,
         "driver_mb": {
-            step: {str(n): of_step[n - 1] for n in (1, 100, 1000, 10_000) if n <= len(of_step)}
-            for step, of_step in sizes.items()
+            step: {str(n): found[n - 1] for n in (1, 100, 1000, 10_000) if n <= len(found)}
+            for step, found in sizes.items()
         },
         "ms_a_shard": {step: round(1000 * taken / num_shards, 2) for step, taken in seconds.items()},
         "load": os.getloadavg()[0],
     }
 
 
-def megabytes(pid: int) -> float:
+def megabytes(pid: int) -> int:
     """Resident memory of a process."""
     (line,) = [line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmRSS")]
     return int(line.split()[1]) // 1024
