@@ -22,7 +22,7 @@ from tests.support.data import ROOT, TEACHER, make_raw_config
 from tests.support.forward import exact_model, fit, forward, whole_distributions
 
 NUM_DRAWS = 64
-CASES = {
+CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "V2 bfloat16 graphs": ("1", "bfloat16", {}),
     "V1 bfloat16 graphs": ("0", "bfloat16", {}),
     "V2 float32 eager": ("1", "float32", {"enforce_eager": True}),
