@@ -142,6 +142,8 @@ class RayPool:
         context = DataContext.get_current()
         context.enable_progress_bars = False
         context.print_on_execution_start = False
+        # They only write to the log, and one asks `placement.Groups` for a group that nobody then uses or removes.
+        context.issue_detectors_config.detectors = []
         # By that argument only does Ray Data 2.60 place its actors as `placement.Groups` asks.
         warnings.filterwarnings("ignore", message=".*ray_remote_args_fn", category=RayDeprecationWarning)
         logging.getLogger("ray.data").setLevel(logging.ERROR)
