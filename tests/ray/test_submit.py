@@ -98,10 +98,10 @@ def test_a_terminal_may_leave_and_a_job_may_be_stopped(head: Head, finished: Com
 
 
 def test_a_preview_is_submitted_up_to_a_stage(head: Head, command: Command, tmp_path: Path) -> None:
-    """In a folder of its own, of which the look at the cluster speaks too."""
+    """In a folder of its own."""
     file = folder_that_travels(tmp_path / "w", command)
     asked = ("submit", file, "--sample", 20, "--until", "screen", "--working-dir", file.parent)
-    result, err = ended(start(*asked, "--address", head.dashboard, "--json", **head.token))
+    result, _ = ended(start(*asked, "--address", head.dashboard, "--json", **head.token))
     folder = f"{command.run_dir}-sample-20"
     assert (result["job"], result["state"]) == (run_id(folder), "SUCCEEDED")
     assert read(Path(folder) / "ingest").num_rows <= 20
