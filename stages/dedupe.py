@@ -130,7 +130,7 @@ def assign(sketches: Iterable[pa.Table], config: DedupeConfig) -> Iterator[pa.Ta
             for name in ("text_hash", "reading_hash", "units_digest"):
                 columns[name].append(_flat(sketch[name]).view(np.uint64))
             columns["demoted"].append(sketch["demoted"].to_numpy())
-            signatures.write(np.ascontiguousarray(_flat(sketch["signature"])))
+            signatures.write(_flat(sketch["signature"]).tobytes())
             del sketch
         signatures.flush()
         ids = columns.pop("prompt_id")

@@ -286,7 +286,7 @@ def _plan(config: Config, facts: Facts) -> dict[str, Any]:
     later = placement.how_many([one for t in facts["node_types"] for one in _all_of(t, enough)], parts)
     replicas = min(fit, workers.max_workers)
     most = min(max(fit, later), workers.max_workers)
-    plan = {"nodes": len(facts["nodes"]), "replicas": replicas, "max_replicas": most}
+    plan: dict[str, Any] = {"nodes": len(facts["nodes"]), "replicas": replicas, "max_replicas": most}
     estimate = facts.get("check", {}).get("estimate")
     if estimate is not None:
         rate = estimate["tokens_per_second_per_replica"] * most

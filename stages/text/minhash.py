@@ -74,7 +74,7 @@ def _components(signature_NP: NDArray[np.uint32], row_T: NDArray[np.int64], thre
             some_NP = np.asarray(signature_NP[start : start + _AT_ONCE])
             for band in range(num_bands):
                 file.seek((band * num_rows + start) * 8)
-                file.write(_band_keys(some_NP[:, band * width : (band + 1) * width]))
+                file.write(_band_keys(some_NP[:, band * width : (band + 1) * width]).tobytes())
         file.flush()
         for key_N in np.memmap(file, np.uint64, "r", shape=(num_bands, num_rows)):
             first_E, member_E = _shared(key_N[row_T])

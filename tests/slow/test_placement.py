@@ -40,6 +40,10 @@ def spread(finished: Command, folder: Path, *, stages: int = 2, **env: str) -> C
     return Command(folder, raw)
 
 
+def of_a_driver(cluster: Head) -> dict[str, Any]:
+    return {**cluster.driver_environment}
+
+
 def starts(command: Command) -> list[dict[str, Any]]:
     log = command.run_dir.parent / "starts.jsonl"
     return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
@@ -52,7 +56,7 @@ def is_free(cluster: Head) -> bool:
 def test_an_engine_is_on_two_nodes_and_gives_them_back(cluster: Head, finished: Command, tmp_path: Path) -> None:
     """Tensor parallel within a node, the front end beside the first; also where its process dies once."""
     command = spread(finished, tmp_path, DIES="1")
-    command("run", **cluster.driver_environment)
+    command("run", **of_a_driver(cluster))
     first, second = starts(command)
     gpu_nodes = {node["node_id"] for node in listed(cluster, "nodes") if node["resources_total"].get("GPU")}
     for start in (first, second):
@@ -68,19 +72,19 @@ def test_an_engine_is_on_two_nodes_and_gives_them_back(cluster: Head, finished: 
 
 def test_a_driver_that_is_killed_holds_no_node(cluster: Head, finished: Command, tmp_path: Path) -> None:
     command = spread(finished, tmp_path)
-    driver = command.start("run", **cluster.driver_environment)
+    driver = command.start("run", **of_a_driver(cluster))
     wait_for(lambda: starts(command) != [] or driver.poll() is not None, 120)
     assert len(listed(cluster, "placement_groups")) == 1
     driver.kill()
     driver.communicate()
     wait_for(lambda: is_free(cluster), 60)
-    command("run", **cluster.driver_environment)
+    command("run", **of_a_driver(cluster))
     wait_for(lambda: is_free(cluster), 10)
 
 
 def test_what_can_never_be_placed_is_refused(cluster: Head, finished: Command, tmp_path: Path) -> None:
     command = spread(finished, tmp_path, stages=3)
-    _, err = command("run", expect=1, **cluster.driver_environment)
+    _, err = command("run", expect=1, **of_a_driver(cluster))
     assert "stillhouse: resources.generate: each worker needs 3 times 2 GPU, each on one node" in err
     assert not list(command.run_dir.glob("ingest/*"))
     assert is_free(cluster)

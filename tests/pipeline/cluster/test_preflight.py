@@ -176,7 +176,7 @@ def test_each_has_its_sentence(name: str) -> None:
     assert len(found.problems) == 1, found.problems
 
 
-LARGE = {
+LARGE: dict[str, Any] = {
     "teacher": {**CONFIG["teacher"], "engine": {"tensor_parallel_size": 4, "pipeline_parallel_size": 2}},
     "resources": {"generate": {"max_workers": 6, "num_gpus": 8, "num_cpus": 4}},
 }

@@ -68,8 +68,13 @@ def test_a_run_keeps_its_day_over_midnight_and_after_a_resume(raw_config: dict[s
 def test_a_run_folder_is_read_once(raw_config: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     config = dated(raw_config)
     open_run(config)
-    read, get = [], LocalFolder.get
-    monkeypatch.setattr(LocalFolder, "get", lambda folder, key: read.append(key) or get(folder, key))
+    read, get = list[str](), LocalFolder.get
+
+    def noted(folder: LocalFolder, key: str) -> bytes:
+        read.append(key)
+        return get(folder, key)
+
+    monkeypatch.setattr(LocalFolder, "get", noted)
     open_run(config)
     assert read == ["run.json"]
 

@@ -101,7 +101,8 @@ def test_more_labels_than_outputs_are_refused(tiny: Tiny) -> None:
 def test_workers_of_one_machine_fetch_a_checkpoint_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
-    fetched, others = [], []
+    fetched: list[str] = []
+    others: list[threading.Thread] = []
 
     def fetch(url: str, place: str, progress: bool) -> None:
         fetched.append(place)
