@@ -109,6 +109,10 @@ def test_workers_and_step(prometheus: Prometheus, progress: Progress, monkeypatc
     monkeypatch.setattr(metrics, "SILENT_AFTER_S", 30.0)
     report.activity(busy("a", 270))
     assert prometheus.of("stillhouse_worker_answers_under_way") == 7
+    report.activity(Activity("a", "generate", "transform", False, has_ended=True))
+    assert prometheus.of("stillhouse_worker_answers_under_way") == 0
+    assert prometheus.of("stillhouse_tokens_total", worker="a") == 540
+    report.activity(busy("b", 10))
     report.begin("review: sketch", 4)
     assert prometheus.of("stillhouse_worker_answers_under_way") == 0
     assert prometheus.of("stillhouse_step_answers") == 0
