@@ -6,8 +6,9 @@ Prints one line of JSON for each measurement. Each needs a folder that it may fi
     python -m benchmarks.scale_out tail FOLDER [--replicas 32]          shards that cost 1 to 10, which nobody knows
     python -m benchmarks.scale_out driver FOLDER [--shards 100 10000]   the driver's memory, seconds a shard
 
-In `scale` and `tail` each replica writes 8 answers at once. Start is the time until all replicas answer; steady is from
-then until the first of them has nothing left to do; to the end is from then until the last answer.
+In `scale` and `tail` each replica writes 8 answers at once, and none begins before all have started: on two cores that
+takes long. Start is the time until all replicas answer; steady is from then until the first of them has nothing left to
+do; to the end is from then until the last answer.
 """
 
 import argparse
@@ -31,8 +32,6 @@ from tests.support.timed_teacher import NUM_SEATS, idle, spans_of
 ROWS_PER_SHARD = 40
 SECONDS_OF_ANSWER = 2.0
 """A shard keeps a replica for 10 s."""
-START_S = 3.0
-"""What a replica's process costs to start, of two cores: replicas that started first have done so much by then."""
 
 
 def main() -> None:
@@ -63,7 +62,7 @@ def main() -> None:
 def generated(folder: Path, num_replicas: int, steady_s: float, *, is_unknown: bool) -> dict[str, Any]:
     """A run up to generate with so many replicas, timed by what the teacher has written down."""
     shard_s = ROWS_PER_SHARD / NUM_SEATS * SECONDS_OF_ANSWER
-    num_shards = int(num_replicas * (steady_s + num_replicas * START_S / 2 / 2) / shard_s)
+    num_shards = int(num_replicas * steady_s / shard_s)
     workers = {"num_cpus": 0, "num_gpus": 1, "max_workers": num_replicas, "shards_in_flight": 2}
     file = configuration(folder, num_shards, ROWS_PER_SHARD, {"generate": workers})
     command("run", file, "--until", "screen", "--local")
@@ -73,6 +72,7 @@ def generated(folder: Path, num_replicas: int, steady_s: float, *, is_unknown: b
         "TIMED_TEACHER_LOG": str(log),
         "TIMED_TEACHER_S": str(SECONDS_OF_ANSWER / 5.5 if is_unknown else SECONDS_OF_ANSWER),
         "TIMED_TEACHER_UNKNOWN": "1" if is_unknown else "",
+        "TIMED_TEACHER_WAITS_FOR": str(num_replicas),
     }
     gpus = (f"--num-gpus={num_replicas}", "--num-cpus=2")
     with started_head(folder / "head.log", *gpus, PYTHONPATH=str(ROOT), **timed) as head:
