@@ -36,9 +36,9 @@ class TimedTeacher:
         self._top_k, self._stop = config.targets.top_k, stop_token_ids[0]
 
     async def answer(self, prompt_ids: npt.NDArray[np.int32], request_id: str, seed: int, max_tokens: int) -> Answer:
-        while self._waits_for:
-            self._waits_for *= len(os.listdir(self._folder)) < self._waits_for
+        while len(os.listdir(self._folder)) < self._waits_for:
             await asyncio.sleep(0.1)
+        self._waits_for = 0
         seconds = self._seconds
         if self._is_unknown:
             shard = int(request_id.split("-")[1].split("/")[0]) // self._rows_per_shard
