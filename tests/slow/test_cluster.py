@@ -145,9 +145,11 @@ def test_nodes_come_and_go_under_a_real_teacher(head: Head, tmp_path: Path) -> N
         print(f"{time.monotonic() - began:4.0f} s: {text}; {num_made} of 5 shards are there")
 
     with ExitStack() as stack:
-        # An engine has a core of its own, or two of them wait for each other in every step.
+        # An engine has a core of its own, or two of them wait for each other in every step; and Ray's workers yield to
+        # all other processes unless told otherwise.
+        alone = {"OMP_WAIT_POLICY": "PASSIVE", "RAY_worker_niceness": "0"}
         first, second = (
-            stack.enter_context(joined(head, name, *ENGINE, VLLM_CPU_OMP_THREADS_BIND=core, OMP_WAIT_POLICY="PASSIVE"))
+            stack.enter_context(joined(head, name, *ENGINE, mounted=None, VLLM_CPU_OMP_THREADS_BIND=core, **alone))
             for name, core in (("first", "0"), ("second", "1"))
         )
         stack.enter_context(joined(head, "curation", "--num-cpus=1"))
@@ -160,7 +162,9 @@ def test_nodes_come_and_go_under_a_real_teacher(head: Head, tmp_path: Path) -> N
         time.sleep(3)
         say("two engines answer; one's node is killed")
         first.kill()
-        third = stack.enter_context(joined(head, "third", *ENGINE, VLLM_CPU_OMP_THREADS_BIND="0"))
+        third = stack.enter_context(
+            joined(head, "third", *ENGINE, mounted=None, VLLM_CPU_OMP_THREADS_BIND="0", **alone)
+        )
         say("another node is there")
         wait_for(lambda: answers(third), 240)
         say("its engine answers; the other's node is drained, with 15 s")
