@@ -16,6 +16,7 @@ from stillhouse.stages.personal import PERSONAL, PLACEHOLDER, Finder
 from stillhouse.stages.sources import conversation, sample, source_name
 from stillhouse.stages.sources.ids import Ids, usable_id
 from stillhouse.stages.sources.row import (
+    INVALID_CSV,
     INVALID_JSON,
     MALFORMED_CONVERSATION,
     MISSING_CONVERSATION,
@@ -39,6 +40,7 @@ DUPLICATE_ID = "duplicate_id"
 PURGED = "purged"
 
 REASONS: dict[str, str] = {
+    INVALID_CSV: "the row of a CSV file has more or fewer fields than the first line, or a quote inside of a field",
     INVALID_JSON: "the line or array element is not JSON, or is nested or numbered beyond reason",
     UNDECODABLE: "the bytes are not UTF-8 (or a damaged Parquet page), or a kept text holds a lone surrogate",
     TRUNCATED_SOURCE: "the file ends in the middle; stands for all that is missing",

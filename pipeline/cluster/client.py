@@ -4,10 +4,13 @@ import asyncio
 import contextlib
 import logging
 import os
+import signal
+import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from types import FrameType
 from typing import Any
 
 from stillhouse.pipeline.errors import RunError
@@ -82,12 +85,18 @@ class Jobs:
 
     def follow(self, submission_id: str, say: Callable[[str], None]) -> Any:
         """Gives every line of the job's log to `say` as it comes. Returns the `JobDetails` once the job has ended. A
-        connection that breaks is made again, and goes on where it was."""
+        connection that breaks is made again, and goes on where it was. Raises KeyboardInterrupt soon after Ctrl-C."""
         reader = _Lines(say)
+        with _interrupts() as interrupted:
+            return self._follow(submission_id, reader, interrupted)
+
+    def _follow(self, submission_id: str, reader: "_Lines", interrupted: threading.Event) -> Any:
         while True:
             with self._explained():
                 with contextlib.suppress(OSError, RuntimeError):  # the log is not there yet, or the connection broke
-                    asyncio.run(self._read(submission_id, reader))
+                    asyncio.run(self._read(submission_id, reader, interrupted))
+                if interrupted.is_set():
+                    raise KeyboardInterrupt
                 details = self._client.get_job_info(submission_id)
                 if has_ended(details):
                     with contextlib.suppress(RuntimeError):
@@ -115,7 +124,15 @@ class Jobs:
         with self._explained(), contextlib.suppress(RuntimeError):
             self._client.delete_job(submission_id)
 
-    async def _read(self, submission_id: str, reader: "_Lines") -> None:
+    async def _read(self, submission_id: str, reader: "_Lines", interrupted: threading.Event) -> None:
+        reading = asyncio.ensure_future(self._tail(submission_id, reader))
+        while not reading.done():
+            await asyncio.wait({reading}, timeout=POLL_EVERY_S)
+            if interrupted.is_set():
+                return
+        reading.result()
+
+    async def _tail(self, submission_id: str, reader: "_Lines") -> None:
         reader.begin()
         async for chunk in self._client.tail_job_logs(submission_id):
             reader.read(chunk)
@@ -202,6 +219,29 @@ def _check_server(address: str) -> None:
             f"--address: nothing answers at {address}; start the cluster, or correct the address (the head's "
             "dashboard, forwarded or reachable from here: http://HEAD:8265)"
         ) from None
+
+
+@contextlib.contextmanager
+def _interrupts() -> Iterator[threading.Event]:
+    """Set by the first SIGINT or SIGTERM; the second one raises where it lands.
+
+    asyncio would make a cancellation of the first, and an HTTP client may end that as a broken connection, which is
+    only made again: the interrupt would be lost.
+    """
+    interrupted = threading.Event()
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if interrupted.is_set():
+            raise KeyboardInterrupt
+        interrupted.set()
+
+    is_main = threading.current_thread() is threading.main_thread()
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)} if is_main else {}
+    try:
+        yield interrupted
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextlib.contextmanager

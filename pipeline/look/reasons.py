@@ -3,6 +3,7 @@
 from typing import Any
 
 REASONS = {
+    "invalid_csv": "the row is not CSV",
     "invalid_json": "the row is not JSON",
     "undecodable": "the row's bytes are no text",
     "truncated_source": "the file ends in the middle of the row",

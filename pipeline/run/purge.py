@@ -21,7 +21,7 @@ from stillhouse.pipeline.run.rewrite import rewrite
 from stillhouse.schemas.config import Config, ConfigError, config_hash
 
 EXPORTS = "exports"
-REPORTS = ("report.html", "dataset/report.html")
+REPORT_FOLDERS = ("", "dataset")
 
 
 def read_ids(path: str) -> list[str]:
@@ -90,7 +90,9 @@ def finish(config: Config, report: Callable[[str], None]) -> dict[str, Any] | No
     except ValueError:
         raise ShardError(f"{folder.path(keys.PURGE)}: is damaged; delete it, then purge the same ids again") from None
     register = purged.add(folder, plan["prompt_ids"])
-    for key in (keys.MANIFEST, keys.CARD, *REPORTS):
+    # A report may have any name (`report --output`).
+    pages = [f"{where}/{name}".lstrip("/") for where in REPORT_FOLDERS for name in folder.names(where)]
+    for key in (keys.MANIFEST, keys.CARD, *(page for page in pages if page.endswith(".html"))):
         folder.delete(key)
     exports = folder.walk(EXPORTS)
     for key in sorted(exports, key=lambda key: keys.name(key) != manifest.MANIFEST):

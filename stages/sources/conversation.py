@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from stillhouse.schemas.config import SourceConfig
-from stillhouse.stages.sources.json_values import parse_text
+from stillhouse.stages.sources.json_values import parse_printed, parse_text
 from stillhouse.stages.sources.row import (
     MALFORMED_CONVERSATION,
     MISSING_CONVERSATION,
@@ -258,10 +258,10 @@ def _first(item: dict[str, Any], paths: Iterable[str]) -> Any:
 
 
 def _decoded(value: object) -> object:
-    """An object or list that is written as a JSON text; anything else as it is."""
+    """An object or list that is written as a text, of JSON or of Python; anything else as it is."""
     if isinstance(value, str) and value.lstrip()[:1] in ("{", "["):
         parsed = parse_text(value)
-        return value if parsed.error is not None else parsed.value
+        return parse_printed(value) if parsed.error is not None else parsed.value
     return value
 
 

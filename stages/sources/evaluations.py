@@ -1,9 +1,8 @@
-"""Evaluation sets, item by item: files in any format that a source has, CSV files, hub data sets.
+"""Evaluation sets, item by item: files in any format that a source has, hub data sets.
 
 What decides the data is what the set holds, so a file must have the digest that the configuration names.
 """
 
-import csv
 import hashlib
 import io
 from collections.abc import Iterator
@@ -17,8 +16,6 @@ from stillhouse.stages.sources.row import Row, SourceError
 
 if TYPE_CHECKING:
     from stillhouse.stages.sources.streams import Reader
-
-_CSV = ".csv"
 
 
 def read_evaluation(config: EvaluationConfig) -> list[tuple[str, str]]:
@@ -57,9 +54,6 @@ def _rows(config: EvaluationConfig, where: str) -> Iterator[Row]:
         assert config.path is not None
         name = config.path
         data = _checked(config, where)
-        if name.lower().endswith(_CSV):
-            yield from _csv_rows(name, data)
-            return
         source = SourceConfig(path=name)
     spelling = Spelling(source, every_column=True)
     if config.dataset is None:
@@ -86,14 +80,6 @@ def _checked(config: EvaluationConfig, where: str) -> bytes:
             "or is another file on this machine: put the right one there"
         )
     return data
-
-
-def _csv_rows(name: str, data: bytes) -> Iterator[Row]:
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise SourceError(f"{name}: is not UTF-8; convert it") from None
-    yield from (Row(dict(row)) for row in csv.DictReader(io.StringIO(text, newline="")))
 
 
 def _texts(value: object) -> Iterator[str]:

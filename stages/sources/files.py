@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import unquote
 
 from stillhouse.schemas.config import SourceConfig
-from stillhouse.stages.sources.formats import format_of, is_known, known_suffixes
+from stillhouse.stages.sources.formats import format_of, is_known, known_suffixes, without_tables
 from stillhouse.stages.sources.hub import download, hub_names
 from stillhouse.stages.sources.object_store import open_store, reason, with_retries
 from stillhouse.stages.sources.row import SourceError
@@ -105,7 +105,7 @@ def _walk(folder: str, where: str) -> list[str]:
     root = Path(folder).as_posix()
     readable = sorted(name for name in found if _readable(name, root))
     _require(readable, where, len(found))
-    return readable
+    return without_tables(readable)
 
 
 def _open_hub(dataset: str, commit: str | None, name: str) -> "Reader":
@@ -144,7 +144,7 @@ def _store_files(url: str) -> Iterator[File]:
             found = [key]
         else:
             listed = _list(store, key)
-            found = [name for name in listed if _readable(name, key)]
+            found = without_tables([name for name in listed if _readable(name, key)])
             if not listed and _is_object(store, key):
                 format_of(url)
             _require(found, url, len(listed))

@@ -6,6 +6,7 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, NamedTuple
 
 from stillhouse.stages.sources.conversation import Spelling
+from stillhouse.stages.sources.csv_rows import read_csv
 from stillhouse.stages.sources.json_rows import read_json
 from stillhouse.stages.sources.parquet_rows import count_parquet, read_parquet
 from stillhouse.stages.sources.row import TRUNCATED_SOURCE, BrokenStreamError, Row, SourceError
@@ -30,7 +31,15 @@ class Format(NamedTuple):
 _PARQUET = Format("Parquet", read_parquet, count_parquet, compressible=False)
 _JSON_LINES = Format("JSON lines", read_json)
 _JSON = Format("JSON", read_json)
-FORMATS = {".parquet": _PARQUET, ".jsonl": _JSON_LINES, ".ndjson": _JSON_LINES, ".json": _JSON}
+_CSV = Format("CSV", read_csv)
+FORMATS = {
+    ".parquet": _PARQUET,
+    ".jsonl": _JSON_LINES,
+    ".ndjson": _JSON_LINES,
+    ".json": _JSON,
+    ".csv": _CSV,
+    ".tsv": _CSV,
+}
 """The best first: of a hub data set, only files of one format are read, the first of these that has conversations."""
 
 
@@ -45,6 +54,11 @@ def format_of(name: str) -> tuple[Format, str | None]:
     if found is None:
         raise SourceError(f"{name}: has no known suffix; rename it to one of {known_suffixes()}")
     return found
+
+
+def without_tables(names: list[str]) -> list[str]:
+    """The data files of a folder: not its CSV files where it has others, because these are statistics or labels."""
+    return [name for name in names if format_of(name)[0] != _CSV] or names
 
 
 def known_suffixes() -> str:

@@ -1,68 +1,21 @@
 """How a JSON file lays out its rows, told from its beginning: names say little (arrays are called .jsonl, and objects
 are printed over many lines)."""
 
-import io
 import json
 import re
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from stillhouse.stages.sources.conversation import Spelling
+from stillhouse.stages.sources.head import BOM, refuse_other_kinds
 from stillhouse.stages.sources.json_values import parse_bytes
-from stillhouse.stages.sources.row import BrokenStreamError, SourceError
+from stillhouse.stages.sources.row import SourceError
 
-if TYPE_CHECKING:
-    from _typeshed import WriteableBuffer
-
-    from stillhouse.stages.sources.streams import Reader
-
-HEAD_BYTES = 1 << 20
 Kind = Literal["array", "lines", "objects"]
 ARRAY: Kind = "array"
 LINES: Kind = "lines"
 OBJECTS: Kind = "objects"
-_BOM = b"\xef\xbb\xbf"
 _WRAPPERS = ("data", "dataset", "entries", "examples", "instances", "items", "records", "rows", "samples", "train")
 """Keys under which files of one object keep their rows. Any other counts too where its first element is a row."""
-_OTHER_KINDS = (
-    (re.compile(rb"PAR1"), "is Parquet; rename it to .parquet"),
-    (re.compile(rb"\x1f\x8b"), "is gzip; append .gz to its name"),
-    (re.compile(rb"\x28\xb5\x2f\xfd"), "is zstd; append .zst to its name"),
-    (re.compile(rb"PK\x03\x04"), "is a zip archive; unpack it"),
-    (re.compile(rb"\xff\xfe|\xfe\xff"), "is UTF-16; convert it to UTF-8"),
-    (re.compile(rb"version https://git-lfs"), "is a Git LFS pointer, not the data; fetch it by git lfs pull"),
-    (re.compile(rb"\s*<[!?a-zA-Z]"), "is HTML or XML, not JSON; download the file itself"),
-)
-
-
-class Head(io.RawIOBase):
-    """A stream whose first bytes (`data`) have been looked at, read from its start again."""
-
-    def __init__(self, stream: "Reader") -> None:
-        self._stream = stream
-        self._is_broken = False
-        found = bytearray()
-        try:
-            while len(found) < HEAD_BYTES and (chunk := stream.read1(HEAD_BYTES - len(found))):
-                found += chunk
-        except BrokenStreamError:
-            self._is_broken = True
-        self.data = bytes(found)
-        self.is_whole = len(found) < HEAD_BYTES
-        self._rest = memoryview(self.data)
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: "WriteableBuffer", /) -> int:
-        if not self._rest:
-            if self._is_broken:
-                raise BrokenStreamError
-            return self._stream.readinto1(buffer)
-        target = memoryview(buffer).cast("B")
-        count = min(len(target), len(self._rest))
-        target[:count] = self._rest[:count]
-        self._rest = self._rest[count:]
-        return count
 
 
 class Layout(NamedTuple):
@@ -78,10 +31,8 @@ def layout_of(name: str, head: bytes, is_whole: bool, spelling: Spelling) -> Lay
 
     Raises `SourceError` for a file that is no JSON, or holds its rows in a way that is not read.
     """
-    for pattern, what in _OTHER_KINDS:
-        if pattern.match(head):
-            raise SourceError(f"{name}: {what}")
-    start = len(_BOM) if head.startswith(_BOM) else 0
+    refuse_other_kinds(name, head)
+    start = len(BOM) if head.startswith(BOM) else 0
     first, newline, rest = head[start:].lstrip().partition(b"\n")
     first, rest = first.strip(), rest.lstrip()
     kind = first[:1]

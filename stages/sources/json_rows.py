@@ -6,16 +6,15 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from stillhouse.stages.sources.conversation import Spelling
-from stillhouse.stages.sources.json_layout import ARRAY, LINES, Head, layout_of
+from stillhouse.stages.sources.head import Head
+from stillhouse.stages.sources.json_layout import ARRAY, LINES, layout_of
 from stillhouse.stages.sources.json_values import parse_bytes
-from stillhouse.stages.sources.row import INVALID_JSON, ROW_TOO_LARGE, TRUNCATED_SOURCE, Row
+from stillhouse.stages.sources.row import INVALID_JSON, MAX_ROW_BYTES, ROW_TOO_LARGE, TRUNCATED_SOURCE, Row
 from stillhouse.stages.sources.streams import READ_BYTES
 
 if TYPE_CHECKING:
     from stillhouse.stages.sources.streams import Reader
 
-MAX_ROW_BYTES = 32 << 20
-"""A longer line or array element is not a conversation. Without a bound, one missing newline could fill the memory."""
 _BRACKETS = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|[\[{]|[\]}]')
 
 

@@ -2,8 +2,12 @@
 
 from typing import NamedTuple
 
+MAX_ROW_BYTES = 32 << 20
+"""More is not a conversation. Without a bound, one missing newline or quote could fill the memory."""
+
 # Why a row could not be read. `stages.ingest.REASONS` explains them beside its own.
 INVALID_JSON = "invalid_json"
+INVALID_CSV = "invalid_csv"
 UNDECODABLE = "undecodable"
 TRUNCATED_SOURCE = "truncated_source"
 ROW_TOO_LARGE = "row_too_large"

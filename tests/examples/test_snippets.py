@@ -11,7 +11,6 @@ import duckdb
 import pytest
 
 from tests.support import snippets
-from tests.support.data import ROOT
 from tests.support.runs import make_run
 
 
@@ -31,7 +30,7 @@ def run(code: str, folder: Path, cache: Path) -> subprocess.CompletedProcess[str
 @pytest.mark.parametrize("snippet", snippets.runnable("python"), ids=str)
 @pytest.mark.long
 def test_python_of_the_pages_runs(snippet: snippets.Snippet, after_make_run: Path, tmp_path: Path) -> None:
-    done = run(snippet.text, after_make_run, tmp_path)
+    done = run(snippets.BEFORE.get(snippet.page, "") + snippet.text, after_make_run, tmp_path)
     assert done.returncode == 0, done.stderr
 
 
@@ -52,7 +51,7 @@ def test_the_card_loads_its_dataset(after_make_run: Path, tmp_path: Path) -> Non
 
 def test_no_code_hides_from_these_tests() -> None:
     """A block without a language, or indented, is a command or a drawing; a block that is not run says why."""
-    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+    for page in snippets.pages():
         text = page.read_text()
         named = snippets.of_page(page.name, text)
         assert all(s.language in ("python", "sql", "yaml", "json") for s in named), page

@@ -5,6 +5,7 @@ tests/slow take new ones for `FUZZ_SECONDS` seconds in all.
 """
 
 import contextlib
+import csv
 import gzip
 import hashlib
 import io
@@ -199,14 +200,14 @@ def sources(draw: st.DrawFn) -> tuple[list[tuple[str, bytes, int | None]], dict[
     files = []
     for number in range(draw(st.integers(1, 3))):
         values = draw(st.lists(rows(), max_size=6))
-        kind = draw(st.sampled_from(["jsonl", "json", "parquet"]))
+        kind = draw(st.sampled_from(["jsonl", "json", "parquet", "csv"]))
         if kind == "parquet":
             data, name = parquet([value for value in values if isinstance(value, dict)], draw), f"{number}.parquet"
             expected = pq.read_metadata(io.BytesIO(data)).num_rows
         else:
             compression = draw(st.sampled_from(sorted(COMPRESS)))
             lines = [json.dumps(value, ensure_ascii=draw(st.booleans())) for value in values]
-            text = "\n".join(lines) if kind == "jsonl" else f"[{','.join(lines)}]"
+            text = "\n".join(lines) if kind == "jsonl" else f"[{','.join(lines)}]" if kind == "json" else table(values)
             data = COMPRESS[compression](text.encode("utf-8", "surrogatepass"))
             name, expected = f"{number}.{kind}{compression}", len(values)
         if draw(st.booleans()):
@@ -220,6 +221,17 @@ def sources(draw: st.DrawFn) -> tuple[list[tuple[str, bytes, int | None]], dict[
         "place": draw(st.sampled_from(["", "file://"])),  # the latter is read as object stores are
     }
     return files, keys
+
+
+def table(values: list[Any]) -> str:
+    """A CSV file of these rows, as `csv.DictWriter` prints them; not of what Python cannot write or nobody could read
+    back."""
+    out = io.StringIO(newline="")
+    names = sorted({key for value in values if isinstance(value, dict) for key in value}) or ["prompt"]
+    writer = csv.DictWriter(out, names, extrasaction="ignore", quoting=csv.QUOTE_ALL)
+    writer.writeheader()
+    writer.writerows(value if isinstance(value, dict) else {} for value in values)
+    return out.getvalue()
 
 
 def parquet(values: list[Any], draw: st.DrawFn) -> bytes:

@@ -1,12 +1,26 @@
-"""Fenced code of README.md and docs/*.md, as it is written. docs/training has tests of its own (tests/trainers)."""
+"""Fenced code of README.md, docs/*.md and the examples' README.md, as it is written. docs/training has tests of its own
+(tests/trainers)."""
 
 import re
+from pathlib import Path
 from typing import NamedTuple
 
 from tests.support.data import ROOT
 
 OF_READERS = ("polars",)
 """Packages that this environment lacks: their blocks run in tests/readers."""
+BEFORE = {
+    "examples/distill_student/README.md": """
+import sys
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+sys.path.insert(0, {folder!r})
+from distillation import *
+student = LlamaForCausalLM(LlamaConfig(vocab_size=49152, hidden_size=16, intermediate_size=16, num_hidden_layers=1,
+                                       num_attention_heads=2))
+""".replace("{folder!r}", repr(str(ROOT / "examples/distill_student")))
+}
+"""What a page takes for granted: the names that its code uses."""
 NOT_RUN = "<!-- not run: "
 """Begins the line before a block that cannot be run; the reason follows."""
 
@@ -39,9 +53,12 @@ def of_page(page: str, text: str) -> list[Snippet]:
     return found
 
 
+def pages() -> list[Path]:
+    return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted(ROOT.glob("examples/*/README.md"))]
+
+
 def every() -> list[Snippet]:
-    pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-    return [snippet for page in pages for snippet in of_page(page.relative_to(ROOT).as_posix(), page.read_text())]
+    return [snippet for page in pages() for snippet in of_page(page.relative_to(ROOT).as_posix(), page.read_text())]
 
 
 def runnable(language: str, package: str = "") -> list[Snippet]:

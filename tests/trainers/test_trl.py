@@ -1,7 +1,9 @@
 """TRL 1.16: the published dataset as it is, and with the loss of `examples/distill_student/distillation.py`."""
 
 import importlib.util
+import re
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +84,18 @@ def test_messages_train_as_text(tmp_path: Path) -> None:
     )
     assert first_loss(trainer) < 10.0
     assert next(row["input_ids"] for row in trainer.train_dataset)[:4] == published()[0]["input_ids"][:4]
+
+
+def test_the_page_of_the_example_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its code as it is written; only what it leaves to the defaults of a GPU is set for a CPU."""
+    page = (ROOT / "examples/distill_student/README.md").read_text()
+    (code,) = re.findall(r"^<!-- not run: needs TRL.*\n```python\n(.*?)^```$", page, re.M | re.S)
+    (tmp_path / "runs/quickstart/dataset").mkdir(parents=True)
+    (tmp_path / "runs/quickstart/dataset/data").symlink_to(MADE / "run/dataset/data")
+    monkeypatch.chdir(tmp_path)
+    of_cpu = partial(SFTConfig, output_dir=str(tmp_path), use_cpu=True, bf16=False, report_to="none", max_steps=1)
+    names = {**vars(distillation), "SFTTrainer": SFTTrainer, "SFTConfig": of_cpu, "datasets": datasets}
+    exec(code, names | {"model": teacher()})
 
 
 @pytest.mark.parametrize(("kind", "column"), [("top_k", "target"), ("sampled", "draw")])

@@ -12,7 +12,7 @@ from stillhouse.pipeline.look.inspect.heat import show_tokens
 from stillhouse.pipeline.look.inspect.visible import visible
 from stillhouse.pipeline.look.quantiles import QUANTILES, shown
 from stillhouse.pipeline.look.quantiles import title as quantile_title
-from stillhouse.pipeline.look.reasons import words
+from stillhouse.pipeline.look.reasons import decided_by, words
 
 ROLES = {"user": "bold blue", "assistant": "bold green", "system": "bold yellow"}
 UNUSED = {
@@ -102,7 +102,7 @@ def show_facts(console: Console, found: dict[str, Any]) -> None:
     if found["stage"] is not None:
         console.print(named(size(found)))
     console.print()
-    console.print(_funnel(found["stages"]))
+    console.print(_funnel(found["stages"], found["settings"] or {}))
     if found["numbers"]:
         heading(console, f"rows in {found['stage']}")
         console.print(quantiles(found["numbers"]))
@@ -121,17 +121,22 @@ def show_notes(console: Console, found: dict[str, Any]) -> None:
         console.print(Text(visible(f"note: {line}", one_line=True), "yellow"))
 
 
-def _funnel(stages: dict[str, Any]) -> Table:
+def _funnel(stages: dict[str, Any], settings: dict[str, Any]) -> Table:
     table = grid("stage", ">shards", ">rows in", ">rows out", ">size", "dropped")
     for stage, counts in stages.items():
         shards = "-" if counts["shards"] is None else f"{counts['shards']}"
         shards += f" of {counts['of']}" if counts["of"] is not None and counts["shards"] is not None else ""
-        dropped = "\n".join(f"{visible(reason, one_line=True)} {n:,}" for reason, n in counts["dropped"].items())
+        dropped = "\n".join(_reason(stage, reason, n, settings) for reason, n in counts["dropped"].items())
         num_bytes = "-" if counts["bytes"] is None else megabytes(counts["bytes"])
         table.add_row(
             named(stage), shards, count(counts["rows_in"]), count(counts["rows_out"]), num_bytes, Text(dropped or "-")
         )
     return table
+
+
+def _reason(stage: str, reason: str, count: int, settings: dict[str, Any]) -> str:
+    by = decided_by(stage, reason, settings)
+    return visible(f"{reason} {count:,}" + (f" ({by})" if by else ""), one_line=True)
 
 
 def quantiles(numbers: dict[str, Any]) -> Table:

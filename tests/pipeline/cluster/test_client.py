@@ -1,12 +1,15 @@
 """Logs that are read again after a broken connection, and servers that are no job server."""
 
+import asyncio
 import contextlib
 import http.server
 import os
+import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from types import SimpleNamespace
 
 import pytest
 
@@ -86,3 +89,37 @@ def test_the_address_that_is_given_wins_over_rays_variables(monkeypatch: pytest.
     with client._without(client.ADDRESS_VARIABLES):
         assert "RAY_ADDRESS" not in os.environ
     assert os.environ["RAY_ADDRESS"] == "http://127.0.0.1:9"
+
+
+class Silent:
+    """A job that runs on, whose log says nothing. An interrupt that reaches the connection ends as a broken connection,
+    which is what HTTP clients make of a cancellation at a bad moment."""
+
+    def __init__(self) -> None:
+        self.num_connections = 0
+
+    async def tail_job_logs(self, submission_id: str) -> AsyncIterator[str]:
+        self.num_connections += 1
+        yield "begins\n"
+        try:
+            await asyncio.sleep(30)
+        except asyncio.CancelledError:
+            raise ConnectionError from None
+
+    def get_job_info(self, submission_id: str) -> SimpleNamespace:
+        return SimpleNamespace(status=SimpleNamespace(value="RUNNING"))
+
+
+def test_ctrl_c_leaves_whatever_the_connection_makes_of_it() -> None:
+    jobs, said = Jobs.__new__(Jobs), list[str]()
+    jobs._client = Silent()
+    jobs.address = "http://head:8265"
+    timer = threading.Timer(0.3, signal.raise_signal, [signal.SIGINT])
+    timer.start()
+    started = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        jobs.follow("job", said.append)
+    timer.join()
+    assert time.monotonic() - started < 5
+    assert (said, jobs._client.num_connections) == (["begins"], 1)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

@@ -113,7 +113,7 @@ def test_purged_prompts_are_in_no_file(config: Config, tmp_path: Path, capsys: p
     before = json.loads((run / "dataset/manifest.json").read_text())
     for layout in ("openai", "verl"):
         export(str(run), layout, default_output(str(run), layout), num_workers=1)
-    for name in ("report.html", "state/damaged/generate/00002.parquet.ab", "state/staged/0123"):
+    for name in ("report.html", "dataset/mine.html", "state/damaged/generate/00002.parquet.ab", "state/staged/0123"):
         (run / name).parent.mkdir(parents=True, exist_ok=True)
         (run / name).write_text(texts[plain])
     (run / "state/parts/generate").mkdir(parents=True)

@@ -69,7 +69,11 @@ def test_what_cannot_be_read_says_so_without_text(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="1 of 3 rows cannot be read; repair") as error:
         read_evaluation(config(path))
     assert "secret" not in str(error.value)
-    for name, reason in (("none.jsonl", "cannot be opened"), ("set.txt", "no known suffix"), ("bad.csv", "not UTF-8")):
+    for name, reason in (
+        ("none.jsonl", "cannot be opened"),
+        ("set.txt", "no known suffix"),
+        ("bad.csv", "1 of 1 rows"),
+    ):
         if name != "none.jsonl":
             (tmp_path / name).write_bytes(b"question\n\xff\n")
         with pytest.raises(ConfigError, match=rf"decontamination\.evaluations \(set\): .*{reason}"):

@@ -117,7 +117,7 @@ def test_a_wrong_path_fails_before_the_first_row(tmp_path: Path) -> None:
 def test_suffixes(name: str, known: bool) -> None:
     assert formats.is_known(name) == known
     if not known:
-        wanted = f"{name}: has no known suffix; rename it to one of .parquet, .jsonl, .ndjson, .json (all but .parquet "
+        suffixes = ".parquet, .jsonl, .ndjson, .json, .csv, .tsv (all but .parquet also with .gz, .zst)"
         with pytest.raises(SourceError) as caught:
             formats.format_of(name)
-        assert str(caught.value) == wanted + "also with .gz, .zst)"
+        assert str(caught.value) == f"{name}: has no known suffix; rename it to one of {suffixes}"

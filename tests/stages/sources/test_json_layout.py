@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from stillhouse.stages.sources import Row, SourceError, json_layout
+from stillhouse.stages.sources import Row, SourceError, head
 from stillhouse.stages.sources.row import INVALID_JSON, TRUNCATED_SOURCE
 from tests.support.ingesting import configured, ingested
 from tests.support.source_files import ROWS, array, errors, jsonl, parquet, read, values
@@ -64,7 +64,7 @@ def test_layout_of_one_row(layout: str, tmp_path: Path) -> None:
 
 
 def test_more_than_the_head_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(json_layout, "HEAD_BYTES", 700)
+    monkeypatch.setattr(head, "HEAD_BYTES", 700)
     for layout, write in LAYOUTS.items():
         (tmp_path / "a.json").write_bytes(write(ROWS))
         assert values(read(tmp_path / "a.json")) == ROWS, layout
@@ -126,7 +126,7 @@ REFUSED: dict[str, tuple[bytes, str]] = {
         b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n",
         "is a Git LFS pointer, not the data",
     ),
-    "HTML": (b"<!DOCTYPE html>\n<html>", "is HTML or XML, not JSON"),
+    "HTML": (b"<!DOCTYPE html>\n<html>", "is HTML or XML, not data"),
     "columns, as pandas": (json.dumps(TABLE).encode(), "is a table by columns"),
     "columns, as lists": (
         json.dumps({"messages": [MESSAGES, MESSAGES], "id": [1, 2]}).encode(),

@@ -47,7 +47,7 @@ def test_every_format_locally_and_through_a_store(name: str, place: str, tmp_pat
     assert values(read(tmp_path / name if place == "path" else f"file://{tmp_path}/{name}")) == ROWS
 
 
-@pytest.mark.parametrize("name", ["e.jsonl", "e.jsonl.gz", "e.json", "e.json.zst"])
+@pytest.mark.parametrize("name", ["e.jsonl", "e.jsonl.gz", "e.json", "e.json.zst", "e.csv", "e.tsv.gz"])
 def test_an_empty_file_has_no_rows(name: str, tmp_path: Path) -> None:
     empty = b" [ ] \n" if ".json" in name and "jsonl" not in name else b""
     (tmp_path / name).write_bytes(COMPRESS.get(name[-3:].strip("."), bytes)(empty))
