@@ -284,8 +284,8 @@ def _crossing(config: Config, nodes: list[Facts], named: _Named) -> Iterator[str
     odd = [node for node in _fitting(config, nodes) if each and node["resources"]["GPU"] % each]
     if odd and placement.is_spread(config, "generate"):
         yield (
-            f"teacher.engine: the GPUs of {named(odd)} are no multiple of tensor_parallel_size {each:g}, so that tensor "
-            "parallel may go across nodes, which is slow; use another size, or nodes for it"
+            f"teacher.engine: the GPUs of {named(odd)} are no multiple of tensor_parallel_size {each:g}, so that "
+            "tensor parallel may go across nodes, which is slow; use another size, or nodes for it"
         )
 
 
