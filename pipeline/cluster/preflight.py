@@ -67,7 +67,8 @@ def judge(config: Config, facts: Facts) -> Judgement:
         problems.append(_in_copy(facts["check_problem"]))
     checked = facts.get("check", {})
     problems += checked.get("problems", [])
-    notes = [*waits, *_unseen(config, facts, nodes), *_cache(config, facts, nodes), *checked.get("notes", [])]
+    notes = [*waits, *_unseen(config, facts, nodes), *_cache(config, facts, nodes), *_crossing(config, nodes, named)]
+    notes += checked.get("notes", [])
     return Judgement(problems, notes, _plan(config, facts))
 
 
@@ -274,6 +275,17 @@ def _cache(config: Config, facts: Facts, nodes: list[Facts]) -> Iterator[str]:
             f"teacher: beside {_gb(weights / num)} of weights a GPU of {_gb(min(gpus))} may lack room for the cache of "
             f"one conversation of teacher.max_model_len {config.teacher.max_model_len} ({_gb(cache)}); lower it, or "
             "raise tensor_parallel_size"
+        )
+
+
+def _crossing(config: Config, nodes: list[Facts], named: _Named) -> Iterator[str]:
+    """Nodes by whose GPUs a piece of an engine may come to lie on two of them."""
+    each = placement.pieces(config, "generate")[-1].get("GPU", 0)
+    odd = [node for node in _fitting(config, nodes) if each and node["resources"]["GPU"] % each]
+    if odd and placement.is_spread(config, "generate"):
+        yield (
+            f"teacher.engine: the GPUs of {named(odd)} are no multiple of tensor_parallel_size {each:g}, so that "
+            "tensor parallel may go across nodes, which is slow; use another size, or nodes for it"
         )
 
 

@@ -56,7 +56,15 @@ def is_free(cluster: Head) -> bool:
 def test_an_engine_is_on_two_nodes_and_gives_them_back(cluster: Head, finished: Command, tmp_path: Path) -> None:
     """Tensor parallel within a node, the front end beside the first; also where its process dies once."""
     command = spread(finished, tmp_path, DIES="1")
-    command("run", **of_a_driver(cluster))
+    driver = command.start("run", **of_a_driver(cluster))
+    assert driver.stderr is not None
+    for line in driver.stderr:
+        if line.startswith("review"):  # the engine's stage is over, and the run is not
+            break
+    wait_for(lambda: is_free(cluster), 5)
+    assert driver.poll() is None
+    _, err = driver.communicate(timeout=200)
+    assert driver.returncode == 0, err
     first, second = starts(command)
     gpu_nodes = {node["node_id"] for node in listed(cluster, "nodes") if node["resources_total"].get("GPU")}
     for start in (first, second):
@@ -66,7 +74,6 @@ def test_an_engine_is_on_two_nodes_and_gives_them_back(cluster: Head, finished: 
         assert sorted(start["gpus"][:2]) == sorted(start["gpus"][2:]) == [["0"], ["1"]]
     assert first["group"] != second["group"]
     assert first["pid"] != second["pid"]
-    wait_for(lambda: is_free(cluster), 10)
     assert read(command.run_dir / "dataset/data").equals(read(finished.run_dir / "dataset/data"))
 
 

@@ -193,6 +193,9 @@ def test_an_engine_that_is_larger_than_a_node_may_be_on_several() -> None:
     )
     found = judged(**spread())
     assert (found.problems, found.plan["replicas"]) == ([], 1)
+    assert found.notes == ["a note of check's"]
+    odd = spread(tensor_parallel_size=3) | {"resources": {"generate": {"num_gpus": 6, "num_cpus": 4}}}
+    assert "GPUs of nodes 10.0.0.2, 10.0.0.3 are no multiple of tensor_parallel_size 3, so" in judged(**odd).notes[0]
     narrow = spread(tensor_parallel_size=8, pipeline_parallel_size=1)
     (problem,) = judged(**narrow).problems
     assert problem.startswith("resources.generate: each worker needs 4 CPU, 8 GPU, and no node has that")
