@@ -12,15 +12,17 @@ from tests.support.hub import Hub
 FETCH = """
 import sys
 from vllm.model_executor.model_loader.weight_utils import download_weights_from_hf
+print("ready", flush=True)
+sys.stdin.readline()
 print(download_weights_from_hf("org/teacher", None, ["*.safetensors"], revision=sys.argv[1]))
 """
 """vLLM's own function, which its loader calls in each process of an engine."""
 
 
-def test_weights_are_fetched_once_by_three_engines(tmp_path: Path) -> None:
-    """A file takes longer than all of them take to begin."""
+def test_weights_are_fetched_once_by_two_engines(tmp_path: Path) -> None:
+    """Which begin in the same moment, and a file takes seconds."""
     files = {"config.json": b"{}", **{f"model-{n}.safetensors": os.urandom(1 << 20) for n in range(2)}}
-    hub = Hub(files, "models/org/teacher", seconds=10)
+    hub = Hub(files, "models/org/teacher", seconds=3)
     threading.Thread(target=hub.serve_forever, daemon=True).start()
     environment = {
         **os.environ,
@@ -30,10 +32,17 @@ def test_weights_are_fetched_once_by_three_engines(tmp_path: Path) -> None:
         "HF_HUB_DISABLE_XET": "1",
     }
     try:
-        command = [sys.executable, "-c", FETCH, hub.commit]
+        pipe, command = subprocess.PIPE, [sys.executable, "-c", FETCH, hub.commit]
         engines = [
-            subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(3)
+            subprocess.Popen(command, cwd=ROOT, env=environment, stdin=pipe, stdout=pipe, text=True) for _ in range(2)
         ]
+        for engine in engines:
+            assert engine.stdout is not None
+            assert engine.stdout.readline() == "ready\n"
+        for engine in engines:
+            assert engine.stdin is not None
+            engine.stdin.write("\n")
+            engine.stdin.flush()
         found = {engine.communicate(timeout=300)[0].splitlines()[-1] for engine in engines}
     finally:
         hub.shutdown()
