@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from stillhouse.pipeline.folder.identity import run_date
-from stillhouse.schemas.config import Config, EvaluationConfig, MatchesConfig
+from stillhouse.schemas.config import Config, ConfigError, EvaluationConfig, MatchesConfig
 
 if TYPE_CHECKING:
     from stillhouse.stages.generate import Generate
@@ -31,7 +31,7 @@ class Stage:
     name: str
     build: Callable[[Config], Transform]
     sketch: Callable[[Config], Transform] | None = None
-    assign: Callable[[Iterable[pa.Table], Config], list[pa.Table]] | None = None
+    assign: Callable[[Iterable[pa.Table], Config], Iterable[pa.Table]] | None = None
     sketch_columns: tuple[str, ...] | None = None
     """What the sketch reads of the shards before it; None is every column."""
     is_async: bool = False
@@ -73,6 +73,13 @@ def previous(config: Config, name: str) -> str:
     return names[names.index(name) - 1]
 
 
+def require_end(config: Config, until: str) -> None:
+    """Raises `ConfigError` where a run cannot stop after the stage `until`, because it is the last or there is none."""
+    names = [stage.name for stage in of(config)[:-1]]
+    if until not in names:
+        raise ConfigError(f"--until: a run cannot stop after {until!r}; name one of {', '.join(names)}")
+
+
 def _ingest(config: Config) -> Transform:
     from stillhouse.stages.ingest import Ingest
 
@@ -107,7 +114,7 @@ def _dedupe_sketch(config: Config) -> Transform:
     return Sketch(config.dedupe)
 
 
-def _dedupe_assign(sketches: Iterable[pa.Table], config: Config) -> list[pa.Table]:
+def _dedupe_assign(sketches: Iterable[pa.Table], config: Config) -> Iterable[pa.Table]:
     from stillhouse.stages.dedupe import assign
 
     return assign(sketches, config.dedupe)
@@ -196,7 +203,7 @@ def _review_sketch(config: Config) -> Transform:
     return Sketch(config.review)
 
 
-def _review_assign(sketches: Iterable[pa.Table], config: Config) -> list[pa.Table]:
+def _review_assign(sketches: Iterable[pa.Table], config: Config) -> Iterable[pa.Table]:
     from stillhouse.stages.review import assign
 
     return assign(sketches, config.review)

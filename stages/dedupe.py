@@ -12,8 +12,9 @@ Shape legend: N rows, T distinct readings, P permutations, D dimensions of embed
 """
 
 import hashlib
+import tempfile
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -114,7 +115,7 @@ class Sketch:
         return pa.table(columns, schema=sketch_schema(num_perm, vector_ND.shape[1]))
 
 
-def assign(sketches: Iterable[pa.Table], config: DedupeConfig) -> list[pa.Table]:
+def assign(sketches: Iterable[pa.Table], config: DedupeConfig) -> Iterator[pa.Table]:
     """Sketches of all shards in, one `ASSIGNMENT` table per shard out, row for row, in the same order.
 
     The verdict on a prompt depends on the set of prompts alone, not on their order or on how they are sharded: rows
@@ -124,51 +125,58 @@ def assign(sketches: Iterable[pa.Table], config: DedupeConfig) -> list[pa.Table]
     `max_per_cluster` readings of a cluster, its leader among them, keep their first row. `cluster_id` is the
     `prompt_id` of the leader's first row; `cluster_size` counts all rows of the cluster, dropped ones included.
 
-    Memory: P x 5 bytes per row, plus about 500 bytes per row. `sketches` may be a generator.
+    Signatures go to a temporary file ($TMPDIR), P x 4 bytes per row, and `leaders` writes 8 bytes per row and band to
+    another. Memory: about 300 bytes per row; `sketches` may be a generator. Raises OSError where the disk is full.
     """
     schema = sketch_schema(config.num_perm)
     columns: dict[str, list[Any]] = {}
-    for shard, sketch in enumerate(sketches):
-        if not columns:
-            if config.semantic is not None and "embedding" in sketch.column_names:
-                schema = sketch_schema(config.num_perm, sketch.schema.field("embedding").type.list_size)
-            columns = {name: [] for name in schema.names}
-        if not sketch.schema.equals(schema):
-            raise ValueError(
-                f"dedupe: the sketch of shard {shard} does not have the columns of {config.num_perm} permutations; "
-                "sketch all shards with the same configuration"
-            )
-        columns["prompt_id"].append(sketch["prompt_id"].cast(pa.large_string()))
-        for name in columns.keys() & {"text_hash", "reading_hash", "units_digest", "kin"}:
-            columns[name].append(_flat(sketch[name]).view(np.uint64))
-        columns["demoted"].append(sketch["demoted"].to_numpy())
-        for name in columns.keys() & {"signature", "embedding"}:
-            columns[name].append(sketch[name])
-        del sketch
-    ids = columns.pop("prompt_id", [])
-    sizes = [len(column) for column in ids]
-    if sum(sizes) == 0:
-        return [ASSIGNMENT.empty_table() for _ in sizes]
-    id_N = pa.chunked_array([chunk for column in ids for chunk in column.chunks], pa.large_string()).combine_chunks()
-    del ids
-
-    by_id = pc.sort_indices(id_N).to_numpy()
-    rank_N = np.empty(len(by_id), np.int64)
-    rank_N[by_id] = np.arange(len(by_id))
-    order_N = np.lexsort((rank_N, np.concatenate(columns.pop("demoted"))))
-    reading_N, first_T = _distinct(np.concatenate(columns.pop("reading_hash")).reshape(-1, 2), order_N)
-    units_T = np.concatenate(columns.pop("units_digest"))[first_T]
-    signature_TP = _gather(columns.pop("signature"), first_T, np.uint32)
-    meanings = None
-    if config.semantic is not None:
-        vector_TD = _gather(columns.pop("embedding"), first_T, np.int8)
-        meanings = Meanings(vector_TD, np.concatenate(columns.pop("kin"))[first_T], units_T, config.semantic.threshold)
-    leader_T = leaders(signature_TP, units_T, config.threshold, meanings)
-    del signature_TP
+    with tempfile.TemporaryFile() as signatures:
+        for shard, sketch in enumerate(sketches):
+            if not columns:
+                if config.semantic is not None and "embedding" in sketch.column_names:
+                    schema = sketch_schema(config.num_perm, sketch.schema.field("embedding").type.list_size)
+                columns = {name: [] for name in schema.names if name != "signature"}
+            if not sketch.schema.equals(schema):
+                raise ValueError(
+                    f"dedupe: the sketch of shard {shard} does not have the columns of {config.num_perm} permutations; "
+                    "sketch all shards with the same configuration"
+                )
+            columns["prompt_id"].append(sketch["prompt_id"].cast(pa.large_string()))
+            for name in columns.keys() & {"text_hash", "reading_hash", "units_digest", "kin"}:
+                columns[name].append(_flat(sketch[name]).view(np.uint64))
+            columns["demoted"].append(sketch["demoted"].to_numpy())
+            if "embedding" in columns:
+                columns["embedding"].append(_flat(sketch["embedding"]))
+            signatures.write(_flat(sketch["signature"]).tobytes())
+            del sketch
+        signatures.flush()
+        ids = columns.pop("prompt_id", [])
+        sizes = [len(column) for column in ids]
+        if sum(sizes) == 0:
+            return iter([ASSIGNMENT.empty_table() for _ in sizes])
+        id_N = pa.chunked_array([chunk for column in ids for chunk in column.chunks], pa.large_string())
+        id_N = id_N.combine_chunks()
+        del ids
+        rank_N = np.empty(len(id_N), np.int64)
+        rank_N[pc.sort_indices(id_N).to_numpy()] = np.arange(len(id_N))
+        order_N = np.lexsort((rank_N, np.concatenate(columns.pop("demoted"))))
+        del rank_N
+        reading_N, first_T = _distinct(np.concatenate(columns.pop("reading_hash")).reshape(-1, 2), order_N)
+        del order_N
+        units_T = np.concatenate(columns.pop("units_digest"))[first_T]
+        meanings = None
+        if config.semantic is not None:
+            vector_TD = np.concatenate(columns.pop("embedding")).reshape(len(id_N), -1)[first_T]
+            kin_T = np.concatenate(columns.pop("kin"))[first_T]
+            meanings = Meanings(vector_TD, kin_T, units_T, config.semantic.threshold)
+        signature_NP = np.memmap(signatures, np.uint32, "r", shape=(len(id_N), config.num_perm))
+        leader_T = leaders(signature_NP, units_T, config.threshold, first_T, meanings)
+        del signature_NP
 
     kept_T = _places(leader_T) < config.max_per_cluster
     text_N2 = np.concatenate(columns.pop("text_hash")).reshape(-1, 2)
     is_equal_N = (text_N2 == text_N2[first_T[reading_N]]).all(axis=1)
+    del text_N2
     reason_N = np.where(is_equal_N & kept_T[reading_N], 1, 2).astype(np.int8)
     if meanings is not None:
         reason_N[(meanings.is_led_N & ~kept_T)[reading_N]] = 3
@@ -176,16 +184,16 @@ def assign(sketches: Iterable[pa.Table], config: DedupeConfig) -> list[pa.Table]
     cluster_N = leader_T[reading_N]
     size_N = np.bincount(cluster_N)[cluster_N]
     best_N = first_T[cluster_N]
-
+    del is_equal_N, reading_N, leader_T, cluster_N
     reasons = pa.array([None, EXACT, NEAR, SEMANTIC], pa.string())
-    assignments = []
-    for end, size in zip(np.cumsum(sizes), sizes, strict=True):
-        rows = slice(end - size, end)
+
+    def assignment(rows: slice) -> pa.Table:
         verdict = [id_N.take(pa.array(best_N[rows])), pa.array(size_N[rows]), reasons.take(pa.array(reason_N[rows]))]
-        assignments.append(
-            pa.table([column.cast(field.type) for column, field in zip(verdict, ASSIGNMENT, strict=True)], ASSIGNMENT)
+        return pa.table(
+            [column.cast(field.type) for column, field in zip(verdict, ASSIGNMENT, strict=True)], ASSIGNMENT
         )
-    return assignments
+
+    return (assignment(slice(end - size, end)) for end, size in zip(np.cumsum(sizes), sizes, strict=True))
 
 
 def mark(table: pa.Table, assignment: pa.Table) -> pa.Table:
@@ -238,25 +246,6 @@ def _blake2b(texts: list[str], num_bytes: int) -> bytes:
         digest.update(len(data).to_bytes(8, "little"))  # so that ["ab"] and ["a", "b"] differ
         digest.update(data)
     return digest.digest()
-
-
-def _gather(lists: list[pa.ChunkedArray], rows: NDArray[np.int64], kind: type[np.generic]) -> NDArray[Any]:
-    """The lists [N, P] of `rows`, which are counted over all shards. Empties what it is given on the way, so that they
-    are never in memory twice."""
-    num = lists[0].type.list_size
-    out_NP = np.empty((len(rows), num), kind)
-    position = np.argsort(rows, kind="stable")
-    rows = rows[position]
-    end = sum(len(column) for column in lists)
-    while lists:
-        column = lists.pop()
-        # Otherwise Arrow keeps the freed memory for itself.
-        pa.default_memory_pool().release_unused()
-        start = end - len(column)
-        low, high = np.searchsorted(rows, [start, end])
-        out_NP[position[low:high]] = _flat(column).reshape(-1, num)[rows[low:high] - start]
-        end = start
-    return out_NP
 
 
 def _flat(column: pa.ChunkedArray) -> NDArray[Any]:

@@ -22,6 +22,7 @@ class WorkersConfig(Section):
     """Ray resources of one stage; never changes what is written."""
 
     min_workers: Count = 1
+    """So many stay on a cluster until the stage is over; the others end when nothing is left for them."""
     max_workers: Count = 1
     num_cpus: Annotated[float, Field(ge=0.0)] = 1.0
     """Per worker."""

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+from filelock import FileLock
 from numpy.typing import NDArray
 
 from stillhouse.schemas.config import ConfigError, DetoxifyConfig
@@ -162,7 +163,9 @@ def _released_checkpoint(model: str) -> Path:
     path: Path = Path(torch.hub.get_dir()) / "checkpoints" / MODEL_URLS[model].rsplit("/", 1)[1]
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(MODEL_URLS[model], str(path), progress=False)
+        with FileLock(f"{path}.lock"):  # one of the workers on a machine
+            if not path.exists():
+                torch.hub.download_url_to_file(MODEL_URLS[model], str(path), progress=False)
     return path
 
 

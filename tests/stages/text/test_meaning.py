@@ -59,7 +59,7 @@ def test_leaders_are_those_of_the_rule(num_dimensions: int, threshold: float, mo
     rng = np.random.default_rng(1)
     kin_N, units_N = rng.integers(0, 2, num).astype(np.uint64), rng.integers(0, num, num).astype(np.uint64)
     meanings = Meanings(vector_ND, kin_N, units_N, threshold)
-    leader_N = minhash.leaders(unlike_signatures(num), units_N, 0.8, meanings)
+    leader_N = minhash.leaders(unlike_signatures(num), units_N, 0.8, meanings=meanings)
     expected = by_the_rule(vector_ND.astype(int).tolist(), kin_N.tolist(), units_N.tolist(), threshold)
     assert leader_N.tolist() == expected
     assert meanings.is_led_N.tolist() == [i != leader for i, leader in enumerate(expected)]
@@ -72,7 +72,7 @@ def test_nearness_goes_before_meaning() -> None:
     signatures[2] = signatures[1]
     vector_ND = np.array([[1, 0], [0, 1], [1, 0]], np.int8)
     meanings = Meanings(vector_ND, np.zeros(3, np.uint64), np.arange(3, dtype=np.uint64), 0.9)
-    assert minhash.leaders(signatures, np.arange(3, dtype=np.uint64), 0.8, meanings).tolist() == [0, 1, 1]
+    assert minhash.leaders(signatures, np.arange(3, dtype=np.uint64), 0.8, meanings=meanings).tolist() == [0, 1, 1]
     assert not meanings.is_led_N.any()
 
 
@@ -82,7 +82,7 @@ def test_a_chain_is_not_one_cluster() -> None:
     vector_ND = whole(np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32))
     units_N = np.arange(len(angles), dtype=np.uint64)
     meanings = Meanings(vector_ND, np.zeros(len(angles), np.uint64), units_N, 0.95)
-    leader_N = minhash.leaders(unlike_signatures(len(angles)), units_N, 0.8, meanings)
+    leader_N = minhash.leaders(unlike_signatures(len(angles)), units_N, 0.8, meanings=meanings)
     assert leader_N.tolist() == [i - i % 2 for i in range(len(angles))]
 
 
