@@ -31,7 +31,7 @@ PROMPTS = pa.schema(
     [
         # The source's conversation id, or a digest of the user turns where the source has none; unique in a run.
         pa.field("prompt_id", pa.string()),
-        # All user turns kept, in order. The source's answers are not read past ingest.
+        # All user turns kept, in order. The source's answers are not read past ingest, unless they are scored (GIVEN).
         pa.field("user_turns", pa.list_(pa.string())),
         # The source's system prompt, kept aside; null where there is none.
         pa.field("system_prompt", pa.string()),
@@ -50,10 +50,24 @@ PROMPTS = pa.schema(
 )
 
 
-def prompts(kinds: Sequence[str]) -> pa.Schema:
-    """`PROMPTS` and, where personal information is looked for, `prompt_personal`: how often each kind was found in the
-    user turns kept and the system prompt, masked or not."""
-    return PROMPTS.append(pa.field("prompt_personal", personal_type(kinds))) if kinds else PROMPTS
+GIVEN = pa.schema(
+    [
+        pa.field("answers", pa.list_(pa.string())),  # the answer to each of user_turns
+        # Of score.ids: source the ids of the conversation [T], and these on supervised tokens, -100 elsewhere [T].
+        pa.field("given_ids", pa.list_(pa.int32())),
+        pa.field("given_labels", pa.list_(pa.int32())),
+        # Of score.asked_ids, flat: Q ids for each supervised token in order.
+        pa.field("asked_ids", pa.list_(pa.int32())),
+    ]
+)
+"""What the source's answers add to `PROMPTS` with `task: score`; null where there is none."""
+
+
+def prompts(kinds: Sequence[str], *, scored: bool = False) -> pa.Schema:
+    """`PROMPTS`, with `GIVEN` where answers are `scored`, and, where personal information is looked for,
+    `prompt_personal`: how often each kind was found in the user turns kept and the system prompt, masked or not."""
+    schema = pa.schema([*PROMPTS, *GIVEN]) if scored else PROMPTS
+    return schema.append(pa.field("prompt_personal", personal_type(kinds))) if kinds else schema
 
 
 DEDUPED = PROMPTS.append(pa.field("cluster_id", pa.string())).append(pa.field("cluster_size", pa.int32()))
@@ -137,6 +151,15 @@ PROBE = pa.struct(
 """What storing cost at one token whose whole distribution the engine kept for a moment (`targets.probe_fraction`)."""
 
 
+ASKED = pa.schema(
+    [
+        pa.field("asked_ids", pa.list_(pa.int32())),  # flat [S x Q], the source's: Q for each supervised token
+        pa.field("asked_logprobs", pa.list_(pa.float32())),  # flat [S x Q], the teacher's, nats, temperature 1
+    ]
+)
+"""More ids that the source asks about (`score.asked_ids`)."""
+
+
 def target_fields(settings: TargetsConfig) -> list[pa.Field]:
     """The columns that hold what `targets` asks for."""
     top_k = ROUNDED_TOP_K if settings.precision else TOP_K
@@ -148,10 +171,12 @@ def completions(
     settings: TargetsConfig | None = None,
     kinds: Sequence[str] = (),
     curated: Sequence[str] = (),
+    *,
+    asked: bool = False,
 ) -> pa.Schema:
-    """The table of completions: the columns of `targets` (by default its defaults) and, where there are kinds of
-    personal information and labels, the `prompt_personal` of ingest and the `prompt_scores` that screen gave; then
-    those of `CURATED` that are named."""
+    """The table of completions: the columns of `targets` (by default its defaults), `ASKED` where more ids were `asked`
+    about and, where there are kinds of personal information and labels, the `prompt_personal` of ingest and the
+    `prompt_scores` that screen gave; then those of `CURATED` that are named."""
     fields = [
         pa.field("sample_id", pa.string()),  # <prompt_id>/<sample>
         pa.field("prompt_id", pa.string()),
@@ -160,10 +185,11 @@ def completions(
         pa.field("labels", pa.list_(pa.int32())),  # [T] input_ids on the teacher's tokens, -100 elsewhere
         *target_fields(settings or TargetsConfig()),
         pa.field("token_logprobs", pa.list_(pa.float32())),  # [S] log-probability of the token written
+        *(ASKED if asked else ()),
         # Why messages, rendered by the teacher's template, are not the text of input_ids (docs/templates.md);
         # null where they are.
         pa.field("rendering_differs", pa.string()),
-        pa.field("finish_reasons", pa.list_(pa.string())),  # one per assistant turn: stop, length
+        pa.field("finish_reasons", pa.list_(pa.string())),  # one per assistant turn: stop, length, given
         pa.field("num_input_tokens", pa.int32()),  # T
         pa.field("num_target_tokens", pa.int32()),  # S
         pa.field("probe", PROBE),  # null in most rows
@@ -187,11 +213,13 @@ def reviewed(
     kinds: Sequence[str] = (),
     response_labels: Sequence[str] | None = None,
     curated: Sequence[str] = (),
+    *,
+    asked: bool = False,
 ) -> pa.Schema:
     """`completions` plus `loop_tokens` (longest self-repeating stretch of an answer, in tokens; 0 when none),
     `response_scores` (for each of `response_labels`, by default those of prompts, the highest score of any answer) and
     `response_personal` (how often each kind was found in all answers)."""
-    schema = completions(labels, settings, kinds, curated).append(pa.field("loop_tokens", pa.int32()))
+    schema = completions(labels, settings, kinds, curated, asked=asked).append(pa.field("loop_tokens", pa.int32()))
     response_labels = labels if response_labels is None else response_labels
     if response_labels:
         schema = schema.append(pa.field("response_scores", scores_type(response_labels)))

@@ -155,7 +155,7 @@ def _tokens(config: Config, facts: Facts, nodes: list[Facts], named: _Named) -> 
 
 def _fitting(config: Config, nodes: list[Facts]) -> list[Facts]:
     """Nodes on which an engine may be, or a piece of one."""
-    smallest = placement.pieces(config, "generate")[-1]
+    smallest = placement.pieces(config, config.task)[-1]
     return [node for node in nodes if placement.has_room(node["resources"], smallest)]
 
 
@@ -169,10 +169,10 @@ def _model(config: Config, facts: Facts, nodes: list[Facts], named: _Named) -> I
 
 
 def _parallel(config: Config) -> Iterator[str]:
-    num, asked = _num_parallel(config), config.resources.generate.num_gpus
+    num, asked = _num_parallel(config), config.engine_workers.num_gpus
     if asked and config.teacher.backend == OWN_ENGINE and asked != num:
         yield (
-            f"resources.generate.num_gpus: {asked:g}, and an engine of teacher.engine uses {num} "
+            f"resources.{config.task}.num_gpus: {asked:g}, and an engine of teacher.engine uses {num} "
             f"(tensor_parallel_size x pipeline_parallel_size); set it to {num}"
         )
 
@@ -183,7 +183,7 @@ def _memory(config: Config, facts: Facts, nodes: list[Facts], named: _Named) -> 
     if not weights or config.teacher.backend != OWN_ENGINE:
         return
     fitting = _fitting(config, nodes)
-    if config.resources.generate.num_gpus:
+    if config.engine_workers.num_gpus:
         num, share = _num_parallel(config), _gpu_share(config)
         each = weights / num
         for found, bad in _grouped(fitting, lambda node: min(node["gpus"], default=None)):
@@ -191,7 +191,7 @@ def _memory(config: Config, facts: Facts, nodes: list[Facts], named: _Named) -> 
                 yield (
                     f"teacher: weights of {_gb(weights)} are {_gb(each)} for each of {num} GPUs, and those of "
                     f"{named(bad)} have {_gb(found)}, of which {share:.0%} are used; raise "
-                    "teacher.engine.tensor_parallel_size with resources.generate.num_gpus, or use larger GPUs"
+                    f"teacher.engine.tensor_parallel_size with resources.{config.task}.num_gpus, or use larger GPUs"
                 )
         return
     cache = float(config.teacher.env.get("VLLM_CPU_KVCACHE_SPACE") or 0) * 2**30
@@ -255,7 +255,7 @@ def _all_of(node_type: dict[str, Any], most: int) -> list[dict[str, float]]:
 def _unseen(config: Config, facts: Facts, nodes: list[Facts]) -> Iterator[str]:
     """What could not be looked at."""
     if not _fitting(config, nodes):
-        yield "generate: no node that it fits on is up, so its vLLM, GPUs and memory were not looked at"
+        yield f"{config.task}: no node that it fits on is up, so its vLLM, GPUs and memory were not looked at"
     may_grow = bool(facts["node_types"]) or any(NODE_GROUP_LABEL in node["labels"] for node in nodes)
     if may_grow and "://" not in config.run_dir.removeprefix("file://"):
         yield f"run_dir: nodes that the autoscaler adds must mount {config.run_dir} as well"
@@ -266,7 +266,7 @@ def _cache(config: Config, facts: Facts, nodes: list[Facts]) -> Iterator[str]:
     found = facts.get("footprint", {})
     weights, per_token = found.get("weight_bytes"), found.get("cache_bytes_per_token")
     gpus = [min(node["gpus"]) for node in nodes if node["gpus"]]
-    if not weights or not per_token or not gpus or not config.resources.generate.num_gpus:
+    if not weights or not per_token or not gpus or not config.engine_workers.num_gpus:
         return
     num, share = _num_parallel(config), _gpu_share(config)
     cache = per_token * config.teacher.max_model_len / num
@@ -280,9 +280,9 @@ def _cache(config: Config, facts: Facts, nodes: list[Facts]) -> Iterator[str]:
 
 def _crossing(config: Config, nodes: list[Facts], named: _Named) -> Iterator[str]:
     """Nodes by whose GPUs a piece of an engine may come to lie on two of them."""
-    each = placement.pieces(config, "generate")[-1].get("GPU", 0)
+    each = placement.pieces(config, config.task)[-1].get("GPU", 0)
     odd = [node for node in _fitting(config, nodes) if each and node["resources"]["GPU"] % each]
-    if odd and placement.is_spread(config, "generate"):
+    if odd and placement.is_spread(config, config.task):
         yield (
             f"teacher.engine: the GPUs of {named(odd)} are no multiple of tensor_parallel_size {each:g}, so that "
             "tensor parallel may go across nodes, which is slow; use another size, or nodes for it"
@@ -292,7 +292,7 @@ def _crossing(config: Config, nodes: list[Facts], named: _Named) -> Iterator[str
 def _plan(config: Config, facts: Facts) -> dict[str, Any]:
     """`nodes` that are up, `replicas` of the engine on them, `max_replicas` with what may be added, upper bounds of
     `max_hours` for generate with the latter (None: not known) and of `max_bytes`."""
-    workers, parts = config.resources.generate, placement.pieces(config, "generate")
+    workers, parts = config.engine_workers, placement.pieces(config, config.task)
     fit = placement.how_many([node["resources"] for node in facts["nodes"]], parts)
     enough = workers.max_workers * len(parts)  # nodes of a type that has no limit
     later = placement.how_many([one for t in facts["node_types"] for one in _all_of(t, enough)], parts)

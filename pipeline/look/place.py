@@ -18,7 +18,7 @@ from stillhouse.schemas.tables import LEDGER
 
 Kind = Literal["run", "stage", "dataset", "export", "shard"]
 
-STAGES = ("ingest", "dedupe", "screen", "balance", "generate", "review", keys.PUBLISH)
+STAGES = ("ingest", "dedupe", "screen", "balance", *keys.TEACHERS, "review", keys.PUBLISH)
 """As `flow.of` has them, which needs a configuration; not every run has a stage balance (`Place.order`)."""
 SUFFIXES = (".parquet", ".jsonl")
 LOOSE = "ledger"

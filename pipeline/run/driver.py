@@ -9,6 +9,7 @@ from typing import Any
 
 from stillhouse.pipeline import flow
 from stillhouse.pipeline.dataset import manifest
+from stillhouse.pipeline.dataset.given import check_given_ids
 from stillhouse.pipeline.errors import RedoError, RunError
 from stillhouse.pipeline.flow import Stage
 from stillhouse.pipeline.folder import index, keys, partition
@@ -44,6 +45,7 @@ def run(
     """
     if until is not None:
         flow.require_end(config, until)
+    check_given_ids(config)
     folder = open_run(config)
     purge.finish(config, report.trouble)
     if retry_set_aside:

@@ -9,6 +9,7 @@ v1/executor/ray_utils.py): our actor is in bundle 0 with the cores, the actors t
 import contextlib
 from typing import Any
 
+from stillhouse.pipeline.folder import keys
 from stillhouse.schemas.config import Config, WorkersConfig
 
 Resources = dict[str, float]
@@ -24,7 +25,7 @@ def needed_by(workers: WorkersConfig) -> Resources:
 def is_spread(config: Config, stage: str) -> bool:
     """Whether a worker of this stage may be on several nodes."""
     backend = config.teacher.engine.get("distributed_executor_backend")
-    return stage == "generate" and backend == "ray" and config.resources.generate.num_gpus >= 1
+    return stage in keys.TEACHERS and backend == "ray" and config.engine_workers.num_gpus >= 1
 
 
 def pieces(config: Config, stage: str) -> list[Resources]:
@@ -81,7 +82,7 @@ def lacking(stage: str, parts: list[Resources], have: str) -> str:
 def hint(config: Config, stage: str) -> str:
     """What else may be done about a worker that is too large for a node."""
     several = int(config.teacher.engine.get("pipeline_parallel_size", 1)) > 1
-    if stage != "generate" or is_spread(config, stage) or not several:
+    if stage not in keys.TEACHERS or is_spread(config, stage) or not several:
         return ""
     return "; or set teacher.engine.distributed_executor_backend to ray, by which an engine may be on several nodes"
 

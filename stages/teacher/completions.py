@@ -29,6 +29,8 @@ class Sample:
     draws: list[targets.Draws] = field(default_factory=list)
     probe: dict[str, Any] | None = None
     token_logprobs: list[npt.NDArray[np.float32]] = field(default_factory=list)
+    asked_ids: list[npt.NDArray[np.int32]] = field(default_factory=list)
+    asked_logprobs: list[npt.NDArray[np.float32]] = field(default_factory=list)
     finish_reasons: list[str] = field(default_factory=list)
     messages: list[dict[str, str | None]] = field(default_factory=list)
     rendering_differs: str | None = None
@@ -42,6 +44,13 @@ class Sample:
         self.messages.append({"role": "user", "content": text})
         self.input_ids.append(ids)
         self.labels.append(np.full(len(ids), IGNORE_INDEX, dtype=np.int32))
+
+    def add_unsupervised(self, message: dict[str, str | None], ids: npt.NDArray[np.int32], finish_reason: str) -> None:
+        """An answer that is read and not learned."""
+        self.messages.append(message)
+        self.input_ids.append(ids)
+        self.labels.append(np.full(len(ids), IGNORE_INDEX, dtype=np.int32))
+        self.finish_reasons.append(finish_reason)
 
     def cut_end(self) -> None:
         """Take back the last token of the last answer, with its targets."""
@@ -86,6 +95,8 @@ class Sample:
             found = fidelity.probe(answer.probe[1], top_k, draws, number, settings.precision)
             self.probe = found | {"token": number + sum(map(len, self.token_logprobs))}
         self.token_logprobs.append(answer.token_logprobs[kept])
+        if answer.asked_logprobs is not None:
+            self.asked_logprobs.append(answer.asked_logprobs[kept].ravel())
         assert answer.finish_reason is not None  # an answer that was given up is none
         self.finish_reasons.append(answer.finish_reason)
 
@@ -100,8 +111,9 @@ def _without_last(part: Any) -> Any:
     return part._replace(**parts)
 
 
-def completions(prompts: pa.Table, samples: list[Sample], settings: TargetsConfig) -> pa.Table:
-    """The table of completions: one row per sample, with what its prompt carries through."""
+def completions(prompts: pa.Table, samples: list[Sample], settings: TargetsConfig, *, asked: bool = False) -> pa.Table:
+    """The table of completions: one row per sample, with what its prompt carries through, and with what was `asked`
+    about it."""
     carried = prompts.take(pa.array([sample.row for sample in samples], type=pa.int64()))
     columns: dict[str, Any] = {
         "sample_id": pa.array([s.sample_id for s in samples], type=pa.string()),
@@ -109,6 +121,8 @@ def completions(prompts: pa.Table, samples: list[Sample], settings: TargetsConfi
         "input_ids": _joined([s.input_ids for s in samples], pa.int32()),
         "labels": _joined([s.labels for s in samples], pa.int32()),
         "token_logprobs": _joined([s.token_logprobs for s in samples], pa.float32()),
+        "asked_ids": _joined([s.asked_ids for s in samples], pa.int32()),
+        "asked_logprobs": _joined([s.asked_logprobs for s in samples], pa.float32()),
         "rendering_differs": pa.array([s.rendering_differs for s in samples], type=pa.string()),
         "finish_reasons": pa.array([s.finish_reasons for s in samples], type=pa.list_(pa.string())),
         "num_input_tokens": pa.array([s.num_tokens for s in samples], type=pa.int32()),
@@ -125,7 +139,7 @@ def completions(prompts: pa.Table, samples: list[Sample], settings: TargetsConfi
             columns[field_.name] = _joined(rows, field_.type.value_type)
     labels = carried.schema.field("prompt_scores").type.names if "prompt_scores" in carried.column_names else ()
     kinds = carried.schema.field("prompt_personal").type.names if "prompt_personal" in carried.column_names else ()
-    schema = tables.marked(tables.completions(labels, settings, kinds, carried.column_names))
+    schema = tables.marked(tables.completions(labels, settings, kinds, carried.column_names, asked=asked))
     return pa.table(
         [columns[name] if name in columns else carried.column(name) for name in schema.names], schema=schema
     )
@@ -139,7 +153,7 @@ def _joined(rows: list[list[npt.NDArray[Any]]], value_type: pa.DataType) -> pa.L
     lengths = [sum(map(len, row)) for row in rows]
     offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
     if offsets[-1] >= 2**31:
-        raise ValueError(f"generate: a shard of {offsets[-1]} target values exceeds 2^31; lower ingest.rows_per_shard")
+        raise ValueError(f"a shard of {offsets[-1]} target values exceeds 2^31; lower ingest.rows_per_shard")
     parts = [part for row in rows for part in row]
     values = np.concatenate(parts) if parts else np.empty(0)
     return lists(offsets, pa.array(values.astype(value_type.to_pandas_dtype(), copy=False), type=value_type))

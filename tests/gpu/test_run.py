@@ -20,18 +20,23 @@ import yaml
 from stillhouse.schemas import targets
 from tests.support.data import ROOT, TEACHER, make_raw_config
 from tests.support.forward import exact_model, fit, forward, whole_distributions
+from tests.support.scoring import make_raw_score_config
 
 NUM_DRAWS = 64
-CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
-    "V2 bfloat16 graphs": ("1", "bfloat16", {}),
-    "V1 bfloat16 graphs": ("0", "bfloat16", {}),
-    "V2 float32 eager": ("1", "float32", {"enforce_eager": True}),
-    "V1 float32 eager": ("0", "float32", {"enforce_eager": True}),
-    "two GPUs, tensor parallel": ("1", "float32", {"tensor_parallel_size": 2}),
+CASES: dict[str, tuple[str, str, dict[str, Any], str]] = {
+    "V2 bfloat16 graphs": ("1", "bfloat16", {}, "generate"),
+    "V1 bfloat16 graphs": ("0", "bfloat16", {}, "generate"),
+    "V2 float32 eager": ("1", "float32", {"enforce_eager": True}, "generate"),
+    "V1 float32 eager": ("0", "float32", {"enforce_eager": True}, "generate"),
+    "V2 bfloat16 graphs, scored": ("1", "bfloat16", {}, "score"),
+    "V2 float32 eager, scored": ("1", "float32", {"enforce_eager": True}, "score"),
+    "V1 float32 eager, scored": ("0", "float32", {"enforce_eager": True}, "score"),
+    "two GPUs, tensor parallel": ("1", "float32", {"tensor_parallel_size": 2}, "generate"),
     "two GPUs, pipeline parallel by Ray": (
         "1",
         "float32",
         {"pipeline_parallel_size": 2, "distributed_executor_backend": "ray"},
+        "generate",
     ),
 }
 
@@ -77,12 +82,12 @@ def published(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     """The rows of a run with `targets.method` both; one worker with the GPU, or with two."""
     import torch
 
-    runner, dtype, engine = CASES[request.param]
+    runner, dtype, engine, task = CASES[request.param]
     num_gpus = engine.get("tensor_parallel_size", 1) * engine.get("pipeline_parallel_size", 1)
     if torch.cuda.device_count() < num_gpus:
         pytest.skip(f"torch sees fewer than {num_gpus} GPUs here")
     folder = tmp_path_factory.mktemp("run")
-    raw = make_raw_config(folder)
+    raw = make_raw_config(folder) if task == "generate" else make_raw_score_config(folder, cut_long=True)
     model = TEACHER if num_gpus == 1 else model_of_even_shape(folder / "model")
     raw["teacher"] = {
         "model": str(model),
@@ -93,10 +98,11 @@ def published(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
         "env": {"VLLM_USE_V2_MODEL_RUNNER": runner},
     }
     raw["ingest"] |= {"turns": "all"}
-    raw["sampling"] = {"max_tokens": 64, "temperature": 1.0, "seed": 5}
+    if task == "generate":
+        raw["sampling"] = {"max_tokens": 64, "temperature": 1.0, "seed": 5}
     raw["targets"] = {"method": "both", "top_k": 64, "num_draws": NUM_DRAWS, "probe_fraction": 0.2}
     raw["review"] |= {"drop_truncated": False}
-    raw["resources"] = {"generate": {"num_gpus": num_gpus, "max_workers": 1, "shards_in_flight": 4}}
+    raw["resources"] = {task: {"num_gpus": num_gpus, "max_workers": 1, "shards_in_flight": 4}}
     file = folder / "run.yaml"
     file.write_text(yaml.safe_dump(raw))
     command("run", str(file), *([] if "distributed_executor_backend" in engine else ["--local"]))

@@ -11,8 +11,9 @@ import pyarrow as pa
 
 from stillhouse.pipeline.dataset.checks import alignment
 from stillhouse.pipeline.dataset.checks.findings import Findings, RowError, digests
-from stillhouse.pipeline.dataset.checks.text import Words, supervised_runs
-from stillhouse.schemas.tables import IGNORE_INDEX
+from stillhouse.pipeline.dataset.checks.text import Words
+from stillhouse.schemas.lists import supervised_runs
+from stillhouse.schemas.tables import ASKED, IGNORE_INDEX
 from stillhouse.schemas.targets import TAIL_FLOOR, Kind, Targets, decode
 from stillhouse.stages.layouts.records import Conversation, records
 from stillhouse.stages.teacher import MASS_TOLERANCE
@@ -33,6 +34,8 @@ class Settings(NamedTuple):
     draws_are_whole: bool
     """Whether no draw was lost."""
     n: int | None
+    answers: str | None
+    """Of `task: score`, which answers are supervised (all, last)."""
     max_tokens: int | None
     """Tokens of an answer that ended by length; None where it holds tokens that are not supervised."""
 
@@ -48,7 +51,8 @@ def settings_of(manifest: dict[str, Any]) -> Settings:
         precision=targets.get("precision") or 0.0,
         num_draws=targets.get("num_draws", 0),
         draws_are_whole=config.get("targets.draws_from") == "engine",
-        n=config.get("sampling.n"),
+        n=1 if config.get("task") == "score" else config.get("sampling.n"),
+        answers=config.get("score.answers"),
         max_tokens=config.get("sampling.max_tokens") if is_whole_answer else None,
     )
 
@@ -57,7 +61,8 @@ def check_published(table: pa.Table, manifest: dict[str, Any], words: Words | No
     """All rows of a published file, whose columns are right. A row is told once, with the first thing that is wrong."""
     settings = settings_of(manifest)
     kinds: list[Kind] = [kind for kind in ("target", "draw") if f"{kind}_ids" in table.column_names]
-    arrays = ["input_ids", "labels", "token_logprobs", *(f"{kind}_lengths" for kind in kinds)]
+    asked = [name for name in ASKED.names if name in table.column_names]
+    arrays = ["input_ids", "labels", "token_logprobs", *asked, *(f"{kind}_lengths" for kind in kinds)]
     names = ["sample_id", "prompt_id", "messages", "rendering_differs", "finish_reasons", "probe", "num_input_tokens"]
     names += ["num_target_tokens", *(name for name in ("num_draws", "target_precision") if name in table.column_names)]
     rows = table.select(names).to_pylist()
@@ -134,8 +139,19 @@ def _check_tokens(row: dict[str, Any], settings: Settings, kinds: list[Kind]) ->
             raise RowError(f"{count} {name} for {S} supervised tokens")
     if not (np.isfinite(logprobs_S) & (logprobs_S <= MASS_TOLERANCE)).all():
         raise RowError("token_logprobs hold numbers that are no log-probabilities")
+    if "asked_ids" in row:
+        _check_asked(row["asked_ids"], row["asked_logprobs"], S, settings)
     if row["probe"] is not None and not 0 <= (row["probe"]["token"] or 0) < S:
         raise RowError(f"its probe is of token {row['probe']['token']} of {S}")
+
+
+def _check_asked(ids: npt.NDArray[Any], logprobs: npt.NDArray[Any], S: int, settings: Settings) -> None:
+    """As many more ids for each supervised token, with a log-probability each."""
+    if not len(ids) or len(ids) % S or len(logprobs) != len(ids):
+        raise RowError(f"{len(ids)} asked_ids and {len(logprobs)} asked_logprobs for {S} supervised tokens")
+    check_ids(ids, settings.vocab_size, "asked_ids")
+    if not (logprobs <= MASS_TOLERANCE).all():  # NaN is not
+        raise RowError("asked_logprobs hold numbers that are no log-probabilities")
 
 
 def _check_turns(row: dict[str, Any], settings: Settings) -> None:
@@ -146,12 +162,14 @@ def _check_turns(row: dict[str, Any], settings: Settings) -> None:
         raise RowError(f"its {len(roles)} messages are not one of the user and one of the teacher in turn")
     starts, ends = supervised_runs(row["labels"])
     reasons = row["finish_reasons"]
-    if not len(turns) // 2 == len(starts) == len(reasons):
+    num_learned = min(1, len(reasons)) if settings.answers == "last" else len(reasons)
+    if not len(turns) // 2 == len(reasons) or len(starts) != num_learned:
         raise RowError(
             f"{len(turns) // 2} answers in messages, {len(starts)} in labels and {len(reasons)} finish_reasons"
         )
-    if reasons[-1] not in ("stop", "length") or any(reason != "stop" for reason in reasons[:-1]):
-        raise RowError("finish_reasons are not stop of every answer, or length of the last one")
+    whole = "stop" if settings.answers is None else "given"
+    if reasons[-1] not in (whole, "length") or any(reason != whole for reason in reasons[:-1]):
+        raise RowError(f"finish_reasons are not {whole} of every answer, or length of the last one")
     if settings.max_tokens is not None:
         lengths = ends - starts
         if lengths.max() > settings.max_tokens:

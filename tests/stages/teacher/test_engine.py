@@ -8,7 +8,8 @@ import pytest
 
 from stillhouse.schemas.config import Config
 from stillhouse.stages.teacher import TeacherError, engine
-from stillhouse.stages.teacher.engine import FailureLog, VLLMTeacher, first_port, start_failure
+from stillhouse.stages.teacher.engine import VLLMTeacher, first_port
+from stillhouse.stages.teacher.failures import FailureLog, start_failure
 
 
 def test_a_failure_is_noted_in_one_line(tmp_path: Path) -> None:
