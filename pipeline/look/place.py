@@ -19,7 +19,8 @@ from stillhouse.schemas.tables import LEDGER
 Kind = Literal["run", "stage", "dataset", "export", "shard"]
 
 STAGES = ("ingest", "dedupe", "screen", "balance", *keys.TEACHERS, "review", keys.PUBLISH)
-"""As `flow.of` has them, which needs a configuration; not every run has a stage balance (`Place.order`)."""
+"""As `flow.of` has them, which needs a configuration; a run has one of the two with the teacher, and not every run has
+balance (`Place.order`)."""
 SUFFIXES = (".parquet", ".jsonl")
 LOOSE = "ledger"
 """The stage of ledger files that lie alone: their rows name it."""
@@ -54,8 +55,11 @@ class Place:
     @cached_property
     def order(self) -> tuple[str, ...]:
         """The stages of the run that it is or comes from."""
-        has_balance = "balance" in self.stages | self.ledger or any(k.startswith("balance.") for k in self.config or {})
-        return tuple(stage for stage in STAGES if stage != "balance" or has_balance)
+        there, config = self.stages.keys() | self.ledger.keys(), self.config or {}
+        has_balance = "balance" in there or any(key.startswith("balance.") for key in config)
+        task = config.get("task") or ("score" if "score" in there else "generate")
+        left_out = {*keys.TEACHERS} - {task} | (set() if has_balance else {"balance"})
+        return tuple(stage for stage in STAGES if stage not in left_out)
 
     @cached_property
     def run(self) -> "Place | None":
