@@ -18,8 +18,9 @@ from stillhouse.schemas.tables import LEDGER
 
 Kind = Literal["run", "stage", "dataset", "export", "shard"]
 
-STAGES = ("ingest", "dedupe", "screen", *keys.TEACHERS, "review", keys.PUBLISH)
-"""As `flow.of` has them, which needs a configuration; the teacher's under either task."""
+STAGES = ("ingest", "dedupe", "screen", "balance", *keys.TEACHERS, "review", keys.PUBLISH)
+"""As `flow.of` has them, which needs a configuration; a run has one of the two with the teacher, and not every run has
+balance (`Place.order`)."""
 SUFFIXES = (".parquet", ".jsonl")
 LOOSE = "ledger"
 """The stage of ledger files that lie alone: their rows name it."""
@@ -52,17 +53,20 @@ class Place:
     """Sentences for people on what is damaged or missing."""
 
     @cached_property
+    def order(self) -> tuple[str, ...]:
+        """The stages of the run that it is or comes from."""
+        there, config = self.stages.keys() | self.ledger.keys(), self.config or {}
+        has_balance = "balance" in there or any(key.startswith("balance.") for key in config)
+        task = config.get("task") or ("score" if "score" in there else "generate")
+        left_out = {*keys.TEACHERS} - {task} | (set() if has_balance else {"balance"})
+        return tuple(stage for stage in STAGES if stage not in left_out)
+
+    @cached_property
     def run(self) -> "Place | None":
         """The whole run that it is a part of, itself if it is one; None of a copy."""
         if not self.is_run or self.kind == "run":
             return self if self.kind == "run" else None
         return _run(self.folder.url, self.folder)
-
-    @property
-    def stage_names(self) -> tuple[str, ...]:
-        """The stages of its run, in order, whether they have files or not."""
-        task = "score" if "score" in self.stages else (self.config or {}).get("task", "generate")
-        return tuple(stage for stage in STAGES if stage == task or stage not in keys.TEACHERS)
 
     @property
     def layout(self) -> str | None:

@@ -35,7 +35,7 @@ def trail(place: Place, row_id: str) -> list[dict[str, Any]]:
         return []
     shard, prompt_id, sample_id = found
     entries: list[dict[str, Any]] = []
-    for stage in whole.stage_names if place.run else [*whole.stages]:
+    for stage in whole.order if place.run else [*whole.stages]:
         kept = [
             _entry(stage, key, row, columns, None)
             for key, row, columns in _rows(whole, stage, whole.stages, shard, prompt_id, sample_id)

@@ -20,8 +20,10 @@ MAY_BE_NULL = frozenset(
         "language",
         "messages.reasoning_content",
         "probe",
+        "prompt_language",
         "prompt_scores",
         "prompt_personal",
+        "prompt_topic",
         "response_personal",
         "redacted",
         "rendering_differs",
@@ -93,7 +95,8 @@ def published_schema(table: pa.Table, targets: dict[str, Any]) -> pa.Schema:
     columns = ("prompt_scores", "response_scores", "prompt_personal")
     labels, response_labels, kinds = (_names_in(table.schema, column) for column in columns)
     settings = TargetsConfig(method=targets["method"], precision=targets.get("precision") or 0.0)
-    return tables.reviewed(labels, settings, kinds, response_labels, asked="asked_ids" in table.column_names)
+    names = table.column_names
+    return tables.reviewed(labels, settings, kinds, response_labels, names, asked="asked_ids" in names)
 
 
 def _names_in(schema: pa.Schema, column: str) -> list[str]:
