@@ -21,7 +21,7 @@ def test_every_drop_reason_is_documented() -> None:
     shared = (ROOT / "stages/personal/__init__.py").read_text()  # of ingest and review
     assert documented["ingest"] == set(ingest.REASONS)
     assert documented["rollout"] == documented["generate"]
-    for stage in ("dedupe", "screen", "generate", "score", "review"):
+    for stage in ("dedupe", "screen", "balance", "generate", "score", "review"):
         source = (ROOT / "stages" / f"{stage}.py").read_text() + shared
         for reason in documented[stage]:
             assert f'"{reason}"' in source, reason
@@ -36,11 +36,9 @@ def test_published_columns_are_documented() -> None:
         re.findall(r"`(\w+)`", " ".join(line.split("|")[1] for line in text.splitlines() if line.startswith("|")))
     )
     every = [TargetsConfig(method="both"), TargetsConfig(precision=0.25)]
-    assert {
-        name
-        for settings in every
-        for name in tables.reviewed(["label"], settings, ["email"], asked=True, student=True).names
-    } == names
+    more = {"curated": tables.CURATED.names, "asked": True, "student": True}
+    schemas = [tables.reviewed(["label"], settings, ["email"], **more) for settings in every]
+    assert {name for schema in schemas for name in schema.names} == names
 
 
 def test_links_lead_somewhere() -> None:
@@ -122,6 +120,7 @@ def test_architecture_names_every_module() -> None:
 
 
 def test_stages_are_the_files_of_their_folder(raw_config: dict[str, Any]) -> None:
+    raw_config["balance"] = {"quotas": [{"by": ["language"], "max_rows": 1}]}
     scoring = {key: value for key, value in raw_config.items() if key != "sampling"} | {"task": "score"}
     rolling_out = scoring | {"rollout": {"model": "./student", "sampling": {"max_tokens": 8}}}
     configs = [Config.model_validate(raw) for raw in (raw_config, scoring, rolling_out)]

@@ -20,8 +20,10 @@ MAY_BE_NULL = frozenset(
         "language",
         "messages.reasoning_content",
         "probe",
+        "prompt_language",
         "prompt_scores",
         "prompt_personal",
+        "prompt_topic",
         "response_personal",
         "redacted",
         "rendering_differs",
@@ -95,7 +97,7 @@ def published_schema(table: pa.Table, targets: dict[str, Any]) -> pa.Schema:
     settings = TargetsConfig(method=targets["method"], precision=targets.get("precision") or 0.0)
     names = table.column_names
     more = {"asked": "asked_ids" in names, "student": "student_logprobs" in names}
-    return tables.reviewed(labels, settings, kinds, response_labels, **more)
+    return tables.reviewed(labels, settings, kinds, response_labels, names, **more)
 
 
 def _names_in(schema: pa.Schema, column: str) -> list[str]:

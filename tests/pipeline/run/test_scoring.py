@@ -8,16 +8,24 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
+from stillhouse.pipeline.cli import main
 from stillhouse.pipeline.dataset.export import default_output, export
 from stillhouse.pipeline.dataset.verify import verify
 from stillhouse.pipeline.dataset.withhold import withhold
+from stillhouse.pipeline.folder import open_folder
 from stillhouse.pipeline.look import check
+from stillhouse.pipeline.look.place import open_place
+from stillhouse.pipeline.look.trail import trail
 from stillhouse.schemas.config import Config, ConfigError
 from tests.support.command import Command, contents, read
 from tests.support.data import CONVERSATIONS
 from tests.support.inline_pool import run_inline
+from tests.support.s3 import bucket
 from tests.support.scoring import make_raw_score_config
+
+__all__ = ["bucket"]
 
 Raw = dict[str, Any]
 
@@ -66,6 +74,13 @@ def test_the_dataset_and_its_exports_are_what_they_say(scored: tuple[Raw, dict[s
         assert verify(str(alone), num_workers=1)["problems"] == []
     with pytest.raises(ConfigError, match="like its prompts"):
         withhold(raw["run_dir"], str(tmp_path / "no-prompts"))
+
+
+def test_a_conversation_is_found_in_every_stage(scored: tuple[Raw, dict[str, Any]]) -> None:
+    place = open_place(scored[0]["run_dir"])
+    prompt_id = read(Path(scored[0]["run_dir"]) / "dataset/data")["prompt_id"][0].as_py()
+    stages = ["ingest", "dedupe", "screen", "score", "review", "publish"]
+    assert [(entry["stage"], entry["status"]) for entry in trail(place, prompt_id)] == [(s, "kept") for s in stages]
 
 
 def test_nothing_is_made_twice(scored: tuple[Raw, dict[str, Any]]) -> None:
@@ -183,3 +198,26 @@ def test_a_students_samples_and_its_own_log_probabilities(finished: Command, tmp
     assert got == wanted
     assert manifest["rows"] == table.num_rows == len(wanted) > 40
     assert verify(raw["run_dir"], num_workers=1)["problems"] == []
+
+
+def test_a_trial_of_writing_is_refused(
+    tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump(make_raw_score_config(tmp_path)))
+    assert main(["check", str(file), "--probe"]) == 2
+    assert "with task: score it writes nothing" in capsys.readouterr().err
+
+
+@pytest.mark.long
+def test_a_dataset_in_an_object_store_is_scored_into_one(finished: Command, tmp_path: Path, bucket: str) -> None:
+    stored, source = open_folder(bucket), finished.run_dir / "dataset"
+    for path in [source / "manifest.json", *sorted((source / "data").glob("*.parquet"))[:2]]:
+        stored.put(f"there/{path.relative_to(source)}", path.read_bytes())
+    with pytest.raises(ConfigError, match="would name the tokenizer"):
+        run_inline(Config.model_validate(of_dataset(tmp_path, f"{bucket}/elsewhere/*.parquet")))
+    raw = of_dataset(tmp_path, f"{bucket}/there/data/*.parquet") | {"run_dir": f"{bucket}/run"}
+    manifest, _ = run_inline(Config.model_validate(raw))
+    assert manifest["rows"] > 0
+    assert verify(f"{bucket}/run", num_workers=1)["problems"] == []
