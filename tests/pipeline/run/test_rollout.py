@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from stillhouse.pipeline.dataset.verify import verify
+from stillhouse.pipeline.look.place import open_place
 from stillhouse.pipeline.run import purge
 from stillhouse.schemas.config import Config, ConfigError, deciding_values
 from tests.support.command import contents, read
@@ -68,6 +69,8 @@ def test_the_dataset_is_what_it_says(rolled_out: tuple[Raw, dict[str, Any]]) -> 
     assert (found["problems"], found["not_checked"]) == ([], [])
     card = (Path(raw["run_dir"]) / "dataset/README.md").read_text()
     assert "those of a student" in card
+    for path in (raw["run_dir"], f"{raw['run_dir']}/dataset"):
+        assert open_place(path).order == ("ingest", "dedupe", "screen", "rollout", "score", "review", "publish")
 
 
 def test_what_is_missing_comes_out_the_same(rolled_out: tuple[Raw, dict[str, Any]]) -> None:
