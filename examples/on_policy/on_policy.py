@@ -77,10 +77,10 @@ CPU = Plan(
         heldout_percent=15,
     ),
     backend=TORCH,
-    tokens=2400,
-    cold_tokens=1200,
-    round_prompts=10,
-    points=(600, 1200, 1800, 2400),
+    tokens=1600,
+    cold_tokens=800,
+    round_prompts=8,
+    points=(400, 800, 1200, 1600),
     seeds=3,
 )
 GPU = Plan(
