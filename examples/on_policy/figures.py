@@ -49,7 +49,7 @@ def results(plan: "Plan", out: Path) -> dict[str, Any]:
         files = {method: folder / f"{seed}-{method}.json" for method in METHODS}
         if all(file.exists() for file in files.values()):
             seeds.append({"seed": seed, **{method: json.loads(file.read_text()) for method, file in files.items()}})
-    keys = ("tokens", "cold_tokens", "round_prompts", "seeds")
+    keys = ("tokens", "cold_tokens", "round_prompts", "points", "seeds")
     value = {
         "plan": {key: getattr(plan, key) for key in keys},
         "references": json.loads((folder / "references.json").read_text()),
@@ -74,14 +74,14 @@ def tables(result: dict[str, Any]) -> str:
         row = result["summary"][of][f"minus_{other}"]
         lines.append(f"| {of} less {other} | " + " | ".join(cell(row[m]) for m in MEASURES) + " |")
     lines += ["", "| KL after so many tokens | " + " | ".join(METHODS) + " |", "|---|" + "---|" * len(METHODS)]
-    budget = result["plan"]["tokens"]
-    for quarter in (1, 2, 3, 4):
+    asked = result["plan"]["points"]
+    for number, tokens in enumerate(asked):
         cells = []
         for method in METHODS:
             of_seeds = [seed[method]["points"] for seed in result["seeds"]]
-            found = [p["kl"] for points in of_seeds for p in points if round(4 * p["tokens"] / budget) == quarter]
-            cells.append(f"{statistics.fmean(found):.2f}" if found else "")
-        lines.append(f"| {quarter * budget // 4:,} | " + " | ".join(cells) + " |")
+            at_once = [points[number - len(asked)]["kl"] for points in of_seeds if len(asked) - number <= len(points)]
+            cells.append(f"{statistics.fmean(at_once):.2f}" if at_once else "")
+        lines.append(f"| {tokens:,} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 

@@ -175,9 +175,10 @@ def test_figures_are_intervals_of_differences(tmp_path: Path) -> None:
     assert summary["cold"]["minus_off"]["kl"] == pytest.approx({"mean": -1.0, "half": 0.0, "n": 3})
     # t(0.975, 2) = 4.3027; the standard deviation of 2, 3, 4 is 1
     assert summary["own"]["minus_cold"]["kl"] == pytest.approx({"mean": 3.0, "half": 4.3027 / 3**0.5, "n": 3}, abs=1e-3)
-    keys = {"tokens": 100, "cold_tokens": 50, "round_prompts": 1, "seeds": 3}
+    keys = {"tokens": 100, "cold_tokens": 50, "round_prompts": 1, "points": (50, 100), "seeds": 3}
     text = figures.tables({"plan": keys, "summary": summary, "seeds": seeds})
     assert "| the teacher's answers, then its own | 3.000 ± 2.484 |" in text
+    assert "| 100 | 4.00 | 3.00 | 6.00 |" in text
     figures.plot({"plan": keys, "summary": summary, "seeds": seeds}, tmp_path / "a.svg")
     assert (tmp_path / "a.svg").read_text().count("<path") > 5
 
