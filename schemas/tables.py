@@ -63,10 +63,15 @@ GIVEN = pa.schema(
 """What the source's answers add to `PROMPTS` with `task: score`; null where there is none."""
 
 
-def prompts(kinds: Sequence[str], *, scored: bool = False) -> pa.Schema:
-    """`PROMPTS`, with `GIVEN` where answers are `scored`, and, where personal information is looked for,
-    `prompt_personal`: how often each kind was found in the user turns kept and the system prompt, masked or not."""
-    schema = pa.schema([*PROMPTS, *GIVEN]) if scored else PROMPTS
+TEACHER = pa.field("teacher", pa.string())
+"""Whose a row is, by its name in `teachers`; only where these are configured."""
+
+
+def prompts(kinds: Sequence[str], *, scored: bool = False, several: bool = False) -> pa.Schema:
+    """`PROMPTS`, with `GIVEN` where answers are `scored`, `TEACHER` where there are `several`, and, where personal
+    information is looked for, `prompt_personal`: how often each kind was found in the user turns kept and the system
+    prompt, masked or not."""
+    schema = pa.schema([*PROMPTS, *(GIVEN if scored else ()), *((TEACHER,) if several else ())])
     return schema.append(pa.field("prompt_personal", personal_type(kinds))) if kinds else schema
 
 
@@ -153,10 +158,15 @@ def target_fields(settings: TargetsConfig) -> list[pa.Field]:
 
 
 def completions(
-    labels: Sequence[str], settings: TargetsConfig | None = None, kinds: Sequence[str] = (), *, asked: bool = False
+    labels: Sequence[str],
+    settings: TargetsConfig | None = None,
+    kinds: Sequence[str] = (),
+    *,
+    asked: bool = False,
+    several: bool = False,
 ) -> pa.Schema:
     """The table of completions: the columns of `targets` (by default its defaults), `ASKED` where more ids were `asked`
-    about and, where there are kinds of personal information and labels, the `prompt_personal` of ingest and the
+    about, `TEACHER` where there are `several` and, where there are kinds of personal information and labels, the `prompt_personal` of ingest and the
     `prompt_scores` that screen gave."""
     fields = [
         pa.field("sample_id", pa.string()),  # <prompt_id>/<sample>
@@ -180,6 +190,7 @@ def completions(
         pa.field("cluster_size", pa.int32()),
         pa.field("source", pa.string()),
         pa.field("source_row", pa.int64()),
+        *((TEACHER,) if several else ()),
     ]
     if kinds:
         fields.append(pa.field("prompt_personal", personal_type(kinds)))
@@ -195,11 +206,12 @@ def reviewed(
     response_labels: Sequence[str] | None = None,
     *,
     asked: bool = False,
+    several: bool = False,
 ) -> pa.Schema:
     """`completions` plus `loop_tokens` (longest self-repeating stretch of an answer, in tokens; 0 when none),
     `response_scores` (for each of `response_labels`, by default those of prompts, the highest score of any answer) and
     `response_personal` (how often each kind was found in all answers)."""
-    schema = completions(labels, settings, kinds, asked=asked).append(pa.field("loop_tokens", pa.int32()))
+    schema = completions(labels, settings, kinds, asked=asked, several=several).append(pa.field("loop_tokens", pa.int32()))
     response_labels = labels if response_labels is None else response_labels
     if response_labels:
         schema = schema.append(pa.field("response_scores", scores_type(response_labels)))

@@ -14,7 +14,8 @@ def open_run(config: Config) -> Folder:
     """The run folder of `config`, made if need be. Raises as `compare_with_folder` does."""
     folder = open_folder(config.run_dir)
     resolved = config.model_dump(mode="json")
-    resolved["teacher"]["env"] = sorted(config.teacher.env)  # names only: the values may be secrets
+    for teacher in (resolved["teacher"], *(resolved["teachers"] or [])):
+        teacher["env"] = sorted(teacher["env"])  # names only: the values may be secrets
     facts = {
         "config_hash": config_hash(config),
         "date": run_date(config).isoformat(),
@@ -39,6 +40,8 @@ def config_of(url: str) -> Config:
         facts = parse_object(data)
         raw = facts["config"] | {"run_dir": url}
         raw["teacher"] = raw["teacher"] | {"env": {}}
+        if raw.get("teachers"):
+            raw["teachers"] = [teacher | {"env": {}} for teacher in raw["teachers"]]
         config = Config.model_validate(raw)
         if config_hash(config) == facts["config_hash"]:
             return config

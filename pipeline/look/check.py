@@ -19,8 +19,8 @@ from stillhouse.schemas import tables
 from stillhouse.schemas.config import Config, TargetsConfig
 from stillhouse.stages.ingest import REASONS, Ingest
 from stillhouse.stages.sources import count_rows, read_rows
-from stillhouse.stages.sources.exchanges import columns
 from stillhouse.stages.sources.proposal import column_names, proposal
+from stillhouse.stages.sources.rules import more_columns
 
 NUM_ROWS_NAMED = 5
 """Refused rows that are named for each reason."""
@@ -102,9 +102,11 @@ def ingested(config: Config, rows: int) -> pa.Table:
     """The first `rows` source rows as ingest leaves them, marked (`tables.marked(tables.prompts(…))`)."""
     looked = min(filter(None, (rows, config.source.limit)))
     sample = config.model_copy(update={"source": config.source.model_copy(update={"limit": looked})})
-    empty = tables.marked(tables.prompts(config.personal_kinds, scored=config.task == "score")).empty_table()
-    rows_read = read_rows(sample.source, more_columns=columns(config.score))
-    return pa.concat_tables([empty, *Ingest(sample, flow.prompt_counter(config))(rows_read)])
+    scored, several = config.task == "score", config.teachers is not None
+    empty = tables.marked(tables.prompts(config.personal_kinds, scored=scored, several=several)).empty_table()
+    rows_read = read_rows(sample.source, more_columns=more_columns(config))
+    counted = flow.prompt_counters(config) if several else flow.prompt_counter(config)
+    return pa.concat_tables([empty, *Ingest(sample, counted)(rows_read)])
 
 
 def _first_rows(table: pa.Table, reason: str) -> list[int]:

@@ -10,6 +10,7 @@ from typing import Any
 from stillhouse.pipeline import flow
 from stillhouse.pipeline.dataset import manifest
 from stillhouse.pipeline.dataset.given import check_given_ids
+from stillhouse.pipeline.dataset.teachers import check_one_tokenizer
 from stillhouse.pipeline.errors import RedoError, RunError
 from stillhouse.pipeline.flow import Stage
 from stillhouse.pipeline.folder import index, keys, partition
@@ -20,7 +21,7 @@ from stillhouse.pipeline.folder.purged import PURGED
 from stillhouse.pipeline.folder.quarantine import quarantine
 from stillhouse.pipeline.folder.shard import ShardId
 from stillhouse.pipeline.folder.store import Folder
-from stillhouse.pipeline.run import purge, sharing
+from stillhouse.pipeline.run import purge, sharing, teachers
 from stillhouse.pipeline.run.assign import assign_task
 from stillhouse.pipeline.run.commit import write_ledger
 from stillhouse.pipeline.run.partition import ingest_task
@@ -47,6 +48,7 @@ def run(
     if until is not None and until not in names:
         raise ConfigError(f"--until: a run cannot stop after {until!r}; name one of {', '.join(names)}")
     check_given_ids(config)
+    check_one_tokenizer(config)
     folder = open_run(config)
     purge.finish(config, report.trouble)
     if retry_set_aside:
@@ -166,7 +168,8 @@ class _Driver:
             ready = {name: before[name] for name in names if name in before}
             if stage.assign is not None and self._missing(stage.name, "transform", [*ready], len(names)):
                 self._view(stage, ready, len(names))
-            self._map(stage, "transform", ready, len(names))
+            for teacher in (stage.is_async and self._config.teacher_names) or (None,):
+                self._map(stage, "transform", ready, len(names), teacher)
             summaries[stage.name] = self._finish_stage(stage.name, names)
         return summaries
 
@@ -176,7 +179,9 @@ class _Driver:
             return
         self._is_required = True
         names = [stage.name for stage in self._to_do()]
-        for sentence in self._pool.require(self._config, names[names.index(first) :]):
+        needed = names[names.index(first) :]
+        sentences = [text for view in self._config.views() for text in self._pool.require(view, needed)]
+        for sentence in dict.fromkeys(sentences):
             self._report.trouble(sentence)
 
     def _to_do(self) -> tuple[Stage, ...]:
@@ -215,8 +220,11 @@ class _Driver:
                 raise RunError(result.message)
             raise RedoError(result.message, result.damaged)
 
-    def _map(self, stage: Stage, step: str, ready: dict[str, ShardSummary], num_shards: int) -> list[ShardResult]:
-        """Runs one step over the shards that miss its result. Returns what was done now.
+    def _map(
+        self, stage: Stage, step: str, ready: dict[str, ShardSummary], num_shards: int, teacher: str | None = None
+    ) -> list[ShardResult]:
+        """Runs one step over the shards that miss its result, or the part in it of one `teacher`. Returns what was done
+        now.
 
         Raises `RedoError`, after all others are done, when something that shards are made from has to be made again.
         """
@@ -225,15 +233,23 @@ class _Driver:
             files = self._folder.names(keys.set_aside_folder(stage.name))
             set_aside = {keys.set_aside_shard(file) for file in files}
             todo = [shard for shard in todo if shard not in set_aside]
+        rows = {name: (0, ready[name].rows_out) for name in todo}
         label = f"{stage.name}: sketch" if step == "sketch" else stage.name
+        if teacher is not None:
+            label = f"{stage.name}: {teacher}"
+            parts = sharing.by_shard(self._folder.names(keys.PARTS)) if todo else {}
+            asked = {name: ready[name] for name in todo}
+            rows = teachers.turns(teacher, self._config.teacher_names, asked, parts)
+            todo = [*rows]
         samples = self._config.sampling.n
-        num_answers = sum(ready[name].rows_out for name in todo) * samples if stage.is_async else None
+        num_answers = sum(high - low for low, high in rows.values()) * samples if stage.is_async else None
         self._report.begin(label, len(todo), num_answers)
         if not todo:
             return []
         self._require(stage.name)
-        job = Job(self._config, stage.name, step, num_shards, is_async=stage.is_async and step == "transform")
-        results, units = [], self._units(job, todo, ready)
+        is_async = stage.is_async and step == "transform"
+        job = Job(self._config, stage.name, step, num_shards, is_async=is_async, teacher=teacher)
+        results, units = [], self._units(job, todo, ready, rows)
         with contextlib.closing(self._pool.map_shards(job, units, self._report.activity)) as made:  # type: ignore[type-var]
             for result in made:
                 self._accept(label, result)
@@ -242,13 +258,16 @@ class _Driver:
             raise RedoError
         return results
 
-    def _units(self, job: Job, todo: list[str], ready: dict[str, ShardSummary]) -> list[str]:
+    def _units(
+        self, job: Job, todo: list[str], ready: dict[str, ShardSummary], rows: dict[str, tuple[int, int]]
+    ) -> list[str]:
         """What workers are given, in order."""
         if not job.is_async:
             sizes = {name: ready[name].num_bytes for name in todo}
             return sharing.by_cost(todo, sizes, job.resources.max_workers)
-        begun = {f"{file.partition('.')[0]}.parquet" for file in self._folder.names(keys.PARTS)}
-        return sharing.shared(todo, ready, job.resources.max_workers, job.shards_in_flight, begun)
+        begun = sharing.by_shard(self._folder.names(keys.PARTS))
+        extents = None if job.teacher is None else rows
+        return sharing.shared(todo, ready, job.resources.max_workers, job.shards_in_flight, begun, extents)
 
     def _accept(self, label: str, result: ShardResult) -> None:
         """Reports a result. Raises `RunError` when the run cannot go on after it."""

@@ -1,7 +1,7 @@
 """Every knob, its range and its meaning: the configuration of a run, as pydantic models.
 
 Not the data contract (that is `schemas.tables`). A section of the YAML file is a class: those about rows are in `data`,
-those about the teacher in `teacher`, workers and the whole in `run`; `load` reads the file, `identity` says which keys
+those about the teacher in `teacher` and `teachers`, workers and the whole in `run`; `load` reads the file, `identity` says which keys
 decide what is written.
 """
 
@@ -24,11 +24,19 @@ from stillhouse.schemas.config.data import (
     ScreenConfig,
     SourceConfig,
 )
-from stillhouse.schemas.config.identity import config_hash, deciding_values, differing_keys, nested_values, values_hash
+from stillhouse.schemas.config.identity import (
+    config_hash,
+    deciding_values,
+    differing_keys,
+    nested_values,
+    values_hash,
+    values_of_teacher,
+)
 from stillhouse.schemas.config.load import absolute, load, override, sampled, validated
 from stillhouse.schemas.config.run import Config, ResourcesConfig, WorkersConfig
 from stillhouse.schemas.config.section import ConfigError, Section, checked_location, is_local_path
 from stillhouse.schemas.config.teacher import GenerateConfig, SamplingConfig, ScoreConfig, TargetsConfig, TeacherConfig
+from stillhouse.schemas.config.teachers import NamedTeacher
 
 __all__ = [
     "ClassifierConfig",
@@ -42,6 +50,7 @@ __all__ = [
     "IdentityConfig",
     "IngestConfig",
     "LowInformationConfig",
+    "NamedTeacher",
     "PersonalConfig",
     "ProfanityCheckConfig",
     "PublishConfig",
@@ -68,4 +77,5 @@ __all__ = [
     "sampled",
     "validated",
     "values_hash",
+    "values_of_teacher",
 ]

@@ -7,7 +7,8 @@ from typing import Any
 
 from stillhouse.schemas.config.run import Config
 from stillhouse.schemas.config.section import Added, Free, Section
-from stillhouse.schemas.config.teacher import FREE_ENGINE_OPTIONS
+from stillhouse.schemas.config.teacher import FREE_ENGINE_OPTIONS, TeacherConfig
+from stillhouse.schemas.config.teachers import OF_GENERATE
 
 
 def deciding_values(config: Config) -> dict[str, Any]:
@@ -23,11 +24,13 @@ def deciding_values(config: Config) -> dict[str, Any]:
                 continue
             if key == "task" and value == "generate":  # younger than run folders that must stay valid
                 continue
+            if key == "teacher" and config.teachers is not None:  # the first of them
+                continue
             if key == "sampling" and config.task == "score":  # only its seed is read
                 flat["sampling.seed"] = config.sampling.seed
             elif isinstance(value, Section):
                 visit(value, f"{key}.")
-            elif key == "teacher.engine":
+            elif name == "engine" and isinstance(section, TeacherConfig):
                 flat[key] = {k: v for k, v in sorted(value.items()) if k not in FREE_ENGINE_OPTIONS}
             elif isinstance(value, list) and value and isinstance(value[0], Section):
                 for i, item in enumerate(value):
@@ -37,6 +40,21 @@ def deciding_values(config: Config) -> dict[str, Any]:
 
     visit(config, "")
     return flat
+
+
+def values_of_teacher(deciding: Mapping[str, Any], number: int) -> dict[str, Any]:
+    """`deciding_values` of a run with several teachers, as those of `Config.of_teacher` of one: `number` in their
+    order."""
+    prefix = f"teachers[{number}]."
+    found = {key: value for key, value in deciding.items() if not key.startswith("teachers[")}
+    for key, value in deciding.items():
+        if key.startswith(prefix):
+            name = key.removeprefix(prefix)
+            if name in OF_GENERATE and value is not None:
+                found[f"generate.{name}"] = value
+            elif name in TeacherConfig.model_fields:
+                found[f"teacher.{name}"] = value
+    return found
 
 
 def nested_values(deciding: Mapping[str, Any], sections: Iterable[str]) -> dict[str, Any]:

@@ -4,12 +4,15 @@ import hashlib
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
 from stillhouse.schemas.config.run import Config
 from stillhouse.schemas.config.section import ConfigError, is_local_path
+from stillhouse.schemas.config.teacher import TeacherConfig
+
+AnyTeacher = TypeVar("AnyTeacher", bound=TeacherConfig)
 
 
 def load(path: str | Path, overrides: list[str] | None = None) -> Config:
@@ -32,8 +35,12 @@ def load(path: str | Path, overrides: list[str] | None = None) -> Config:
             f"{path}: holds {type(raw).__name__}, not a mapping of keys; start from configs/quickstart.yaml"
         )
     override(raw, overrides or [])
-    _inline(raw, "generate", "system_prompts", yaml.safe_load)
-    _inline(raw, "teacher", "chat_template", str)
+    _inline(raw.get("generate"), "generate", "system_prompts", yaml.safe_load)
+    _inline(raw.get("teacher"), "teacher", "chat_template", str)
+    teachers = raw.get("teachers")
+    for number, teacher in enumerate(teachers if isinstance(teachers, list) else []):
+        _inline(teacher, f"teachers.{number}", "chat_template", str)
+        _inline(teacher, f"teachers.{number}", "system_prompts", yaml.safe_load)
     _digest_evaluations(raw)
     return validated(raw, str(path))
 
@@ -65,6 +72,8 @@ def validated(raw: dict[str, Any], where: str) -> Config:
     except ValidationError as error:
         lines = []
         for problem in error.errors(include_url=False, include_input=False):
+            if problem["loc"][:1] == ("teacher",) and "teacher" not in raw and "teachers" in raw:
+                continue  # the first of teachers, of which the same is said
             key = ".".join(str(part) for part in problem["loc"])
             message = problem["msg"].removeprefix("Value error, ")
             if problem["type"] == "extra_forbidden":
@@ -88,14 +97,13 @@ def sampled(config: Config, num_rows: int) -> Config:
     return config.model_copy(update={"run_dir": f"{folder}-sample-{num_rows}", "source": source})
 
 
-def _inline(raw: dict[str, Any], section: str, key: str, parse: Callable[[str], Any]) -> None:
-    """Puts a file's content where `raw` names the file, so that the hash covers it and no worker needs the file."""
+def _inline(values: Any, section: str, key: str, parse: Callable[[str], Any]) -> None:
+    """Puts a file's content where `section` names the file, so that the hash covers it and no worker needs the file."""
     import yaml
 
-    values = raw.get(section)
     if not isinstance(values, dict) or not isinstance(values.get(key), str):
         return
-    if (section, key, values[key]) == ("generate", "system_prompts", "source"):
+    if (key, values[key]) == ("system_prompts", "source"):
         return
     try:
         values[key] = parse(Path(values[key]).read_text(encoding="utf-8"))
@@ -129,12 +137,15 @@ def absolute(config: Config) -> Config:
     def fix(path: str) -> str:
         return path if "://" in path else str(Path(path).expanduser().absolute())
 
-    source, teacher = config.source, config.teacher
+    def fixed(teacher: AnyTeacher) -> AnyTeacher:
+        return (
+            teacher.model_copy(update={"model": fix(teacher.model)}) if is_local_path(teacher.model) else teacher
+        )
+
+    source = config.source
     if source.path is not None:
         paths = [source.path] if isinstance(source.path, str) else source.path
         source = source.model_copy(update={"path": [fix(path) for path in paths]})
-    if is_local_path(teacher.model):
-        teacher = teacher.model_copy(update={"model": fix(teacher.model)})
     decontamination = config.decontamination
     if decontamination is not None:
         evaluations = [
@@ -146,7 +157,8 @@ def absolute(config: Config) -> Config:
         update={
             "run_dir": fix(config.run_dir),
             "source": source,
-            "teacher": teacher,
+            "teacher": fixed(config.teacher),
+            "teachers": None if config.teachers is None else [fixed(teacher) for teacher in config.teachers],
             "decontamination": decontamination,
         }
     )

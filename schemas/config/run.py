@@ -16,6 +16,7 @@ from stillhouse.schemas.config.data import (
 )
 from stillhouse.schemas.config.section import Count, Section, added, checked_location, free
 from stillhouse.schemas.config.teacher import GenerateConfig, SamplingConfig, ScoreConfig, TargetsConfig, TeacherConfig
+from stillhouse.schemas.config.teachers import OF_GENERATE, NamedTeacher
 
 
 class WorkersConfig(Section):
@@ -47,6 +48,8 @@ class ResourcesConfig(Section):
     score: WorkersConfig = WorkersConfig(shards_in_flight=2)
     review: WorkersConfig = WorkersConfig()
     publish: WorkersConfig = WorkersConfig(max_workers=2)
+    teachers: dict[str, WorkersConfig] = {}
+    """Of single `teachers`, by their names, in the place of `generate` or `score`: engines of another size."""
     max_attempts: Count = 3
     """Attempts at a shard before it is set aside (one of generate or score is then first made in parts)."""
 
@@ -73,6 +76,9 @@ class Config(Section):
     personal: Annotated[PersonalConfig | None, added] = None
     """Look for personal information; by default nobody does."""
     teacher: TeacherConfig
+    """With `teachers`, the first of them."""
+    teachers: Annotated[list[NamedTeacher] | None, Field(min_length=1), added] = None
+    """Instead of `teacher`: several, each for some of the rows. docs/teachers.md says how."""
     sampling: SamplingConfig
     targets: TargetsConfig = TargetsConfig()
     generate: GenerateConfig = GenerateConfig()
@@ -100,15 +106,49 @@ class Config(Section):
             )
         return {**raw, "sampling": {**sampling, "max_tokens": 1}, "score": raw.get("score") or {}}
 
+    @model_validator(mode="before")
+    @classmethod
+    def _first_teacher(cls, raw: Any) -> Any:
+        """`teacher` from `teachers`, for all that holds for each of them."""
+        if not isinstance(raw, dict) or not raw.get("teachers") or "teacher" in raw:
+            return raw
+        first = raw["teachers"][0] if isinstance(raw["teachers"], list) else None
+        if isinstance(first, NamedTeacher):
+            first = first.model_dump()
+        if not isinstance(first, dict):
+            return raw
+        return {**raw, "teacher": {key: first[key] for key in first if key in TeacherConfig.model_fields}}
+
+    @model_validator(mode="after")
+    def _several(self) -> "Config":
+        names = [] if self.teachers is None else [teacher.name for teacher in self.teachers]
+        if unknown := sorted(self.resources.teachers.keys() - names):
+            raise ValueError(f"resources.teachers: {', '.join(unknown)} is none of teachers; use their names")
+        if self.teachers is None:
+            return self
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"teachers: {', '.join(twice)} is there twice; give each a name of its own")
+        first = self.teachers[0]
+        if self.teacher != TeacherConfig(**{key: getattr(first, key) for key in TeacherConfig.model_fields}):
+            raise ValueError("teacher, teachers: set one of them; a single teacher needs no rule")
+        for teacher in self.teachers[:-1]:
+            if teacher.when is None:
+                raise ValueError(
+                    f"teachers: {teacher.name} has no `when` and takes every row, so that none is left for those after "
+                    "it; give it a rule, or put it last"
+                )
+        return self
+
     @model_validator(mode="after")
     def _scores(self) -> "Config":
         if self.score is None:
             return self
         if self.task != "score":
             raise ValueError("score: is read with task: score only; set that, or remove the section")
-        if self.generate.thinking != "supervise":
+        thinking = next((view.generate.thinking for view in self.views() if view.generate.thinking != "supervise"), None)
+        if thinking is not None:
             raise ValueError(
-                f"generate.thinking: {self.generate.thinking} is about what a teacher writes, and with task: score it "
+                f"generate.thinking: {thinking} is about what a teacher writes, and with task: score it "
                 "writes nothing; remove it (labels of score.ids: source say what is learned)"
             )
         if self.score.ids == "source" and self.personal is not None and self.personal.prompts == "mask":
@@ -116,12 +156,22 @@ class Config(Section):
                 "personal.prompts: mask would change words whose ids are given (score.ids: source); set it to drop or "
                 "keep"
             )
-        if "speculative_config" in self.teacher.engine:
+        if any("speculative_config" in view.teacher.engine for view in self.views()):
             raise ValueError("teacher.engine.speculative_config: nothing is written with task: score; remove it")
         return self
 
     @model_validator(mode="after")
     def _fits(self) -> "Config":
+        for view in self.views():
+            try:
+                view._check_fit()
+            except ValueError as error:
+                name = getattr(view.teacher, "name", None)
+                raise error if name is None else ValueError(f"teachers: of {name}: {error}") from None
+        return self
+
+    def _check_fit(self) -> None:
+        """Raises ValueError where keys contradict each other about the teacher."""
         if self.sampling.max_tokens >= self.teacher.max_model_len:
             raise ValueError(
                 f"sampling.max_tokens {self.sampling.max_tokens} leaves no room for a prompt in "
@@ -147,7 +197,6 @@ class Config(Section):
                 "top_k"
             )
         self._check_shard_size()
-        return self
 
     def _check_shard_size(self) -> None:
         """Raises ValueError where a shard could hold more targets than one file may: said before answers are paid
@@ -164,6 +213,32 @@ class Config(Section):
                 f"tokens x targets of each) can exceed the {MAX_SHARD_TARGETS:,} that a shard may hold; "
                 + (f"lower it to {fitting:,}" if fitting else "lower targets.top_k, sampling.n or sampling.max_tokens")
             )
+
+    def of_teacher(self, name: str) -> "Config":
+        """This run with one teacher, `name` of `teachers`: what the parts of a run see that know of one alone. (Its
+        hash is not the run's.)"""
+        named = next(teacher for teacher in self.teachers or [] if teacher.name == name)
+        changed = {key: value for key in OF_GENERATE if (value := getattr(named, key)) is not None}
+        resources = self.resources
+        if name in resources.teachers:
+            resources = resources.model_copy(update={self.task: resources.teachers[name]})
+        return self.model_copy(
+            update={
+                "teacher": named,
+                "teachers": None,
+                "generate": self.generate.model_copy(update=changed),
+                "resources": resources.model_copy(update={"teachers": {}}),
+            }
+        )
+
+    @property
+    def teacher_names(self) -> tuple[str, ...]:
+        """Of `teachers`, in order; none where there is one `teacher`."""
+        return tuple(teacher.name for teacher in self.teachers or [])
+
+    def views(self) -> "list[Config]":
+        """The run as each of its teachers sees it: `of_teacher` of all, or itself."""
+        return [self.of_teacher(name) for name in self.teacher_names] or [self]
 
     @property
     def engine_workers(self) -> WorkersConfig:

@@ -110,6 +110,13 @@ class FakeTeacher:
         pass
 
 
+class OtherTeacher(FakeTeacher):
+    """Another one: of the same prompt and seed it thinks otherwise."""
+
+    async def answer(self, prompt_ids: npt.NDArray[np.int32], request_id: str, seed: int, max_tokens: int) -> Answer:
+        return await super().answer(prompt_ids, request_id, seed + 1, max_tokens)
+
+
 def _fill_disk() -> None:
     """From here on this process can write no Parquet file."""
 

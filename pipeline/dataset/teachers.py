@@ -1,0 +1,54 @@
+"""Several teachers of one dataset: one tokenizer, and what a manifest says of each and of all."""
+
+from typing import Any
+
+from stillhouse.pipeline.folder.identity import run_date
+from stillhouse.pipeline.folder.index import ShardSummary
+from stillhouse.schemas.config import Config, ConfigError
+from stillhouse.stages.teacher.pretrained import tokenizer_sha256
+
+FACTS = "facts"
+"""Under this key `state/teacher.json` has what was read of each teacher, by its name."""
+
+
+def check_one_tokenizer(config: Config) -> None:
+    """Raises `ConfigError` where `teachers` have different tokenizers: an id would mean one thing in this row and
+    another in that, and no student could learn both. Raises `TemplateError` where one has none."""
+    if config.teachers is None:
+        return
+    from stillhouse.stages.teacher.chat import load_chat
+
+    first, *others = [
+        (view.teacher, tokenizer_sha256(load_chat(view, run_date(view)).tokenizer)) for view in config.views()
+    ]
+    for teacher, digest in others:
+        if digest != first[1]:
+            raise ConfigError(
+                f"teachers: {config.teacher_names[0]} has the tokenizer {first[1][:12]} and "
+                f"{getattr(teacher, 'name', '')} {digest[:12]}; a dataset has one vocabulary, so give each tokenizer a "
+                "run of its own"
+            )
+
+
+def of_all(facts: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """`teacher` of a manifest from the facts about each of several: what they share, null where they differ. Ids are
+    below `vocab_size` of any."""
+    names = {name: None for of_one in facts.values() for name in of_one}
+    shared = {}
+    for name in names:
+        values = [of_one.get(name) for of_one in facts.values()]
+        shared[name] = values[0] if all(value == values[0] for value in values) else None
+    return shared | {"vocab_size": max(of_one["vocab_size"] for of_one in facts.values())}
+
+
+def of_each(
+    config: Config, facts: dict[str, dict[str, Any]], published: dict[str, ShardSummary]
+) -> list[dict[str, Any]]:
+    """`teachers` of a manifest: of each its name, its rule, its rows and their supervised tokens, and its facts."""
+    found = []
+    for teacher in config.teachers or []:
+        counts = [summary.teachers.get(teacher.name, {}) for summary in published.values()]
+        rows, tokens = (sum(count.get(key, 0) for count in counts) for key in ("rows", "target_tokens"))
+        of_run = {"name": teacher.name, "when": teacher.when, "rows": rows, "target_tokens": tokens}
+        found.append(of_run | facts[teacher.name])
+    return found
