@@ -166,8 +166,8 @@ def completions(
     several: bool = False,
 ) -> pa.Schema:
     """The table of completions: the columns of `targets` (by default its defaults), `ASKED` where more ids were `asked`
-    about, `TEACHER` where there are `several` and, where there are kinds of personal information and labels, the `prompt_personal` of ingest and the
-    `prompt_scores` that screen gave."""
+    about, `TEACHER` where there are `several` and, where there are kinds of personal information and labels, the
+    `prompt_personal` of ingest and the `prompt_scores` that screen gave."""
     fields = [
         pa.field("sample_id", pa.string()),  # <prompt_id>/<sample>
         pa.field("prompt_id", pa.string()),
@@ -211,7 +211,9 @@ def reviewed(
     """`completions` plus `loop_tokens` (longest self-repeating stretch of an answer, in tokens; 0 when none),
     `response_scores` (for each of `response_labels`, by default those of prompts, the highest score of any answer) and
     `response_personal` (how often each kind was found in all answers)."""
-    schema = completions(labels, settings, kinds, asked=asked, several=several).append(pa.field("loop_tokens", pa.int32()))
+    schema = completions(labels, settings, kinds, asked=asked, several=several).append(
+        pa.field("loop_tokens", pa.int32())
+    )
     response_labels = labels if response_labels is None else response_labels
     if response_labels:
         schema = schema.append(pa.field("response_scores", scores_type(response_labels)))

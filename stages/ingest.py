@@ -68,8 +68,8 @@ REASONS: dict[str, str] = {
     PURGED: "somebody asked for its deletion (`stillhouse purge`); the ledger has a digest in the place of its id",
 }
 """Every `drop_reason` of this stage. A row gets the first that applies, in this order: reading, conversation,
-roles, kept texts, language, teacher, personal information, length, and whether an earlier row has its id and texts. A purge
-replaces any."""
+roles, kept texts, language, teacher, personal information, length, and whether an earlier row has its id and texts. A
+purge replaces any."""
 
 
 class _Refused(NamedTuple):

@@ -162,8 +162,12 @@ def stage_rows(config: Config, summaries: dict[str, dict[str, ShardSummary]]) ->
 def with_labels(config: Config, folder: Folder, finished: dict[str, Any]) -> dict[str, Any]:
     """The manifest of a finished run; it and the card are written again where a label, which decides nothing that is in
     the data, is another one now."""
-    if finished.get("license") != config.publish.license:
+    of_teachers = {teacher.name: teacher.license for teacher in config.teachers or []}
+    told = {teacher["name"]: teacher["license"] for teacher in finished.get("teachers", [])}
+    if finished.get("license") != config.publish.license or told != of_teachers:
         finished |= {"license": config.publish.license}
+        for teacher in finished.get("teachers", []):
+            teacher["license"] = of_teachers[teacher["name"]]
         _put(config, folder, finished)
     return finished
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from stillhouse.pipeline.folder.identity import run_date
 from stillhouse.pipeline.folder.index import ShardSummary
-from stillhouse.schemas.config import Config, ConfigError
+from stillhouse.schemas.config import Config, ConfigError, values_of_teacher
 from stillhouse.stages.teacher.pretrained import tokenizer_sha256
 
 FACTS = "facts"
@@ -49,6 +49,28 @@ def of_each(
     for teacher in config.teachers or []:
         counts = [summary.teachers.get(teacher.name, {}) for summary in published.values()]
         rows, tokens = (sum(count.get(key, 0) for count in counts) for key in ("rows", "target_tokens"))
-        of_run = {"name": teacher.name, "when": teacher.when, "rows": rows, "target_tokens": tokens}
-        found.append(of_run | facts[teacher.name])
+        of_run = {"name": teacher.name, "when": teacher.when, "license": teacher.license}
+        found.append(of_run | {"rows": rows, "target_tokens": tokens} | facts[teacher.name])
     return found
+
+
+def called(manifest: dict[str, Any]) -> str:
+    """The teacher's model, or those of several with their names, for people."""
+    if "teachers" not in manifest:
+        return _short(manifest["teacher"]["model"])
+    return ", ".join(f"{_short(teacher['model'])} ({teacher['name']})" for teacher in manifest["teachers"])
+
+
+def _short(model: str) -> str:
+    return model.rstrip("/").rpartition("/")[2]
+
+
+def one_by_one(manifest: dict[str, Any]) -> dict[str | None, dict[str, Any]]:
+    """`config` and `teacher` of a manifest, as those of a dataset with one teacher: of each of several by its name,
+    else by None."""
+    if "teachers" not in manifest:
+        return {None: {key: manifest[key] for key in ("config", "teacher")}}
+    return {
+        teacher["name"]: {"config": values_of_teacher(manifest["config"], number), "teacher": teacher}
+        for number, teacher in enumerate(manifest["teachers"])
+    }

@@ -170,6 +170,7 @@ class _Driver:
                 self._view(stage, ready, len(names))
             for teacher in (stage.is_async and self._config.teacher_names) or (None,):
                 self._map(stage, "transform", ready, len(names), teacher)
+            self._require_all(stage, ready, len(names))
             summaries[stage.name] = self._finish_stage(stage.name, names)
         return summaries
 
@@ -228,11 +229,7 @@ class _Driver:
 
         Raises `RedoError`, after all others are done, when something that shards are made from has to be made again.
         """
-        todo = self._missing(stage.name, step, [*ready], num_shards)
-        if todo:
-            files = self._folder.names(keys.set_aside_folder(stage.name))
-            set_aside = {keys.set_aside_shard(file) for file in files}
-            todo = [shard for shard in todo if shard not in set_aside]
+        todo = self._to_make(stage.name, step, [*ready], num_shards)
         rows = {name: (0, ready[name].rows_out) for name in todo}
         label = f"{stage.name}: sketch" if step == "sketch" else stage.name
         if teacher is not None:
@@ -257,6 +254,15 @@ class _Driver:
         if any(result.outcome == "redo" for result in results):
             raise RedoError
         return results
+
+    def _require_all(self, stage: Stage, ready: dict[str, ShardSummary], num_shards: int) -> None:
+        """Raises `RedoError` where a shard was neither made nor set aside: pieces of several teachers that nobody put
+        together, because somebody else took some away meanwhile."""
+        if not stage.is_async or self._config.teachers is None:
+            return
+        if left := self._to_make(stage.name, "transform", [*ready], num_shards):
+            paths = [keys.stage_shard(stage.name, name, num_shards) for name in left]
+            raise RedoError(f"{stage.name} {', '.join(left)}: parts of it are gone; they are made again", paths)
 
     def _units(
         self, job: Job, todo: list[str], ready: dict[str, ShardSummary], rows: dict[str, tuple[int, int]]
@@ -285,6 +291,13 @@ class _Driver:
                     f"{self._folder.path(key)}: is damaged or gone {MAX_DAMAGE} times, each time it is made; check the "
                     "disk and who else writes there, then run again"
                 )
+
+    def _to_make(self, stage: str, step: str, names: list[str], num_shards: int) -> list[str]:
+        """Those that are `_missing` and not set aside."""
+        missing = self._missing(stage, step, names, num_shards)
+        files = self._folder.names(keys.set_aside_folder(stage)) if missing else ()
+        set_aside = {keys.set_aside_shard(file) for file in files}
+        return [name for name in missing if name not in set_aside]
 
     def _missing(self, stage: str, step: str, names: list[str], num_shards: int) -> list[str]:
         """The shards of `names` that miss the result of a step."""

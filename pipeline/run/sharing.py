@@ -90,10 +90,20 @@ def by_shard(names: Iterable[str]) -> dict[str, list[tuple[int, int]]]:
 
 
 def missing(parts: Collection[tuple[int, int]], low: int, high: int) -> list[tuple[int, int]]:
-    """Which of the rows `low` to `high` are in none of `parts`, as the fewest halves of halves."""
-    if any(begin <= low and high <= end for begin, end in parts):
+    """Which of the rows `low` to `high` are in none of `parts`, as the fewest halves of halves. (Where parts are no
+    such halves of these, as those of several teachers are none of a shard, what is told may hold more; it is empty
+    where nothing is missing, and only there.)"""
+    if _covers(parts, low, high):
         return []
     if not any(low <= begin and end <= high for begin, end in parts):
         return [(low, high)]
     middle = (low + high) // 2
     return missing(parts, low, middle) + missing(parts, middle, high)
+
+
+def _covers(parts: Collection[tuple[int, int]], low: int, high: int) -> bool:
+    """Whether the rows `low` to `high` are all in some of `parts`."""
+    for begin, end in sorted(parts):
+        if begin <= low < end:
+            low = end
+    return low >= high

@@ -1,8 +1,8 @@
 """A run with several teachers: each has an engine of its own, and shards hold rows of all of them.
 
-Inside of the teacher's stage the rows of a shard are ordered by teacher, so that those of one are a piece of it, such as
-workers share (`run.sharing`). Teachers take turns; each makes its pieces of all shards, and who makes the last piece of
-a shard puts it together, in the order of the source.
+Inside of the teacher's stage the rows of a shard are ordered by teacher, so that those of one are a piece of it, such
+as workers share (`run.sharing`). Teachers take turns; each makes its pieces of all shards, and who makes the last piece
+of a shard puts it together, in the order of the source.
 """
 
 from collections.abc import Collection, Mapping, Sequence

@@ -1,8 +1,8 @@
 """Every knob, its range and its meaning: the configuration of a run, as pydantic models.
 
 Not the data contract (that is `schemas.tables`). A section of the YAML file is a class: those about rows are in `data`,
-those about the teacher in `teacher` and `teachers`, workers and the whole in `run`; `load` reads the file, `identity` says which keys
-decide what is written.
+those about the teacher in `teacher` and `teachers`, workers and the whole in `run`; `load` reads the file, `identity`
+says which keys decide what is written.
 """
 
 from stillhouse.schemas.config.curation import (

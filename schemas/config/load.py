@@ -138,9 +138,7 @@ def absolute(config: Config) -> Config:
         return path if "://" in path else str(Path(path).expanduser().absolute())
 
     def fixed(teacher: AnyTeacher) -> AnyTeacher:
-        return (
-            teacher.model_copy(update={"model": fix(teacher.model)}) if is_local_path(teacher.model) else teacher
-        )
+        return teacher.model_copy(update={"model": fix(teacher.model)}) if is_local_path(teacher.model) else teacher
 
     source = config.source
     if source.path is not None:

@@ -145,7 +145,9 @@ class Config(Section):
             return self
         if self.task != "score":
             raise ValueError("score: is read with task: score only; set that, or remove the section")
-        thinking = next((view.generate.thinking for view in self.views() if view.generate.thinking != "supervise"), None)
+        thinking = next(
+            (view.generate.thinking for view in self.views() if view.generate.thinking != "supervise"), None
+        )
         if thinking is not None:
             raise ValueError(
                 f"generate.thinking: {thinking} is about what a teacher writes, and with task: score it "

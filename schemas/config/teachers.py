@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from stillhouse.schemas.config.section import free
 from stillhouse.schemas.config.teacher import TeacherConfig
 
 
@@ -17,6 +18,8 @@ class NamedTeacher(TeacherConfig):
     all of which must fit. A number is compared as it is written, and of a list one value is enough. `language` is what
     `ingest.languages` is compared with, `source` the source's name where the rows have no column of that name. Rules
     are tried in order; the last teacher may have none, and takes the rest."""
+    license: Annotated[str | None, free] = None
+    """For the dataset card, as the Hub spells it: that of the model, whose terms its answers are under."""
     system_prompts: list[str | None] | Literal["source"] | None = None
     """As `generate.system_prompts`; null: as there."""
     thinking: Literal["supervise", "keep", "drop"] | None = None

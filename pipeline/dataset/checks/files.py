@@ -93,7 +93,8 @@ def published_schema(table: pa.Table, targets: dict[str, Any]) -> pa.Schema:
     columns = ("prompt_scores", "response_scores", "prompt_personal")
     labels, response_labels, kinds = (_names_in(table.schema, column) for column in columns)
     settings = TargetsConfig(method=targets["method"], precision=targets.get("precision") or 0.0)
-    return tables.reviewed(labels, settings, kinds, response_labels, asked="asked_ids" in table.column_names)
+    asked, several = (name in table.column_names for name in ("asked_ids", tables.TEACHER.name))
+    return tables.reviewed(labels, settings, kinds, response_labels, asked=asked, several=several)
 
 
 def _names_in(schema: pa.Schema, column: str) -> list[str]:

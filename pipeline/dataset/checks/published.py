@@ -3,6 +3,7 @@
 Shape legend: T tokens of a conversation, S supervised tokens, K targets per token.
 """
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,8 +13,9 @@ import pyarrow as pa
 from stillhouse.pipeline.dataset.checks import alignment
 from stillhouse.pipeline.dataset.checks.findings import Findings, RowError, digests
 from stillhouse.pipeline.dataset.checks.text import Words
+from stillhouse.pipeline.dataset.teachers import one_by_one
 from stillhouse.schemas.lists import supervised_runs
-from stillhouse.schemas.tables import ASKED, IGNORE_INDEX
+from stillhouse.schemas.tables import ASKED, IGNORE_INDEX, TEACHER
 from stillhouse.schemas.targets import TAIL_FLOOR, Kind, Targets, decode
 from stillhouse.stages.layouts.records import Conversation, records
 from stillhouse.stages.teacher import MASS_TOLERANCE
@@ -36,13 +38,18 @@ class Settings(NamedTuple):
     n: int | None
     answers: str | None
     """Of `task: score`, which answers are supervised (all, last)."""
+    teachers: frozenset[str | None]
+    """Their names; None alone where there is one."""
     max_tokens: int | None
     """Tokens of an answer that ended by length; None where it holds tokens that are not supervised."""
 
 
 def settings_of(manifest: dict[str, Any]) -> Settings:
     config, targets = manifest["config"], manifest["targets"]
-    is_whole_answer = config.get("generate.thinking", "supervise") == "supervise"
+    views = one_by_one(manifest)
+    is_whole_answer = all(
+        view["config"].get("generate.thinking", "supervise") == "supervise" for view in views.values()
+    )
     return Settings(
         vocab_size=manifest["teacher"]["vocab_size"],
         method=targets["method"],
@@ -53,18 +60,23 @@ def settings_of(manifest: dict[str, Any]) -> Settings:
         draws_are_whole=config.get("targets.draws_from") == "engine",
         n=1 if config.get("task") == "score" else config.get("sampling.n"),
         answers=config.get("score.answers"),
+        teachers=frozenset(views),
         max_tokens=config.get("sampling.max_tokens") if is_whole_answer else None,
     )
 
 
-def check_published(table: pa.Table, manifest: dict[str, Any], words: Words | None, findings: Findings) -> None:
-    """All rows of a published file, whose columns are right. A row is told once, with the first thing that is wrong."""
+def check_published(
+    table: pa.Table, manifest: dict[str, Any], words: Mapping[str | None, Words], findings: Findings
+) -> None:
+    """All rows of a published file, whose columns are right. A row is told once, with the first thing that is wrong.
+    `words` of each teacher by its name (of a single one by None) as far as they are known."""
     settings = settings_of(manifest)
     kinds: list[Kind] = [kind for kind in ("target", "draw") if f"{kind}_ids" in table.column_names]
     asked = [name for name in ASKED.names if name in table.column_names]
     arrays = ["input_ids", "labels", "token_logprobs", *asked, *(f"{kind}_lengths" for kind in kinds)]
     names = ["sample_id", "prompt_id", "messages", "rendering_differs", "finish_reasons", "probe", "num_input_tokens"]
-    names += ["num_target_tokens", *(name for name in ("num_draws", "target_precision") if name in table.column_names)]
+    more = ("num_draws", "target_precision", TEACHER.name)
+    names += ["num_target_tokens", *(name for name in more if name in table.column_names)]
     rows = table.select(names).to_pylist()
     findings.sample_ids = [row["sample_id"] for row in rows]
     findings.row_digests = digests([name.encode() for name in findings.sample_ids])
@@ -99,10 +111,10 @@ def check_published(table: pa.Table, manifest: dict[str, Any], words: Words | No
             f"draws hold the {len(rarities):,} tokens written more seldom than token_logprobs say; rows belong to "
             "other tokens"
         )
-    for i in np.flatnonzero(is_right).tolist() if words is not None else []:
-        assert words is not None
+    for i in np.flatnonzero(is_right).tolist():
         try:
-            words.check(rows[i])
+            if (known := words.get(rows[i].get(TEACHER.name))) is not None:
+                known.check(rows[i])
         except RowError as error:
             findings.row_problem(i, str(error))
 
@@ -113,6 +125,8 @@ def _check_names(row: dict[str, Any], settings: Settings) -> None:
         raise RowError("its sample_id is not its prompt_id, a slash and a number")
     if settings.n is not None and int(number) >= settings.n:
         raise RowError(f"is sample {int(number)} of its prompt, and sampling.n is {settings.n}")
+    if row.get(TEACHER.name) not in settings.teachers:
+        raise RowError(f"its teacher is {row.get(TEACHER.name)!r}, which manifest.json does not name")
     if row.get("num_draws", settings.num_draws) != settings.num_draws:
         raise RowError(f"num_draws is {row['num_draws']}, manifest.json says {settings.num_draws}")
     if row.get("target_precision", settings.precision) != settings.precision:

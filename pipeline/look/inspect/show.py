@@ -8,6 +8,7 @@ from rich.text import Text
 
 from stillhouse.pipeline import console as lines
 from stillhouse.pipeline.dataset.figures import BIN, binned_nats, percent
+from stillhouse.pipeline.dataset.teachers import called
 from stillhouse.pipeline.look.inspect.heat import show_tokens
 from stillhouse.pipeline.look.inspect.visible import visible
 from stillhouse.pipeline.look.quantiles import QUANTILES, shown
@@ -81,11 +82,12 @@ def megabytes(num_bytes: int) -> str:
 
 
 def title(found: dict[str, Any]) -> str:
-    teacher = (found["teacher"] or {}).get("model")
+    teacher = called(found) if "teachers" in found else (found["teacher"] or {}).get("model")
     what = {"run": f"{found['state']} run", "export": f"export for {found['layout']}"}.get(found["kind"], found["kind"])
     if found["state"] == "unfinished" and found["kind"] != "run":
         what += " of an unfinished run"
-    by = f", teacher {str(teacher).rstrip('/').rpartition('/')[2]}" if teacher else ""
+    teacher = teacher if "teachers" in found else str(teacher or "").rstrip("/").rpartition("/")[2]
+    by = f", teacher{'s' if 'teachers' in found else ''} {teacher}" if teacher else ""
     return f"{found['path']}: {what}{by}"
 
 

@@ -27,6 +27,7 @@ MEANINGS = {
     "num_input_tokens": "tokens of a row, prompt and answers",
     "cluster_size": "source prompts that a row stands for, near-duplicates included",
     "loop_tokens": "longest stretch of an answer that repeats itself, in tokens",
+    "teacher": "whose distributions a row has",
     "language": "as the source said",
     "source_row": "where the row was in the source",
     "rendering_differs": "why the messages, rendered again, are not the tokens; (none) where they are",

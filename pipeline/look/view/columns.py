@@ -34,7 +34,7 @@ _COUNTED_BY = {
 
 ANSWER = "answer"
 """The name of the column that is made from messages."""
-_LABELS = ("language", "source", "finish_reasons", "stage", "reason", "cluster_id", "rendering_differs")
+_LABELS = ("teacher", "language", "source", "finish_reasons", "stage", "reason", "cluster_id", "rendering_differs")
 """Texts that a search leaves out: who searches for `stop` wants rows that say it."""
 
 
