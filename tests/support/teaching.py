@@ -10,7 +10,23 @@ from tests.support.data import make_raw_config
 from tests.support.undisturbed import ROWS
 
 TASKS = ("math", "code", "poem")
-WORDS = "river lamp copper winter garden seven bridge paper signal copper orange theory market stone violin".split()
+WORDS = [
+    "river",
+    "lamp",
+    "copper",
+    "winter",
+    "garden",
+    "seven",
+    "bridge",
+    "paper",
+    "signal",
+    "copper",
+    "orange",
+    "theory",
+    "market",
+    "stone",
+    "violin",
+]
 OTHER = "tests.support.fake_teacher:OtherTeacher"
 
 TEMPLATE = """{% for message in messages -%}

@@ -79,6 +79,8 @@ def check_published(
     names += ["num_target_tokens", *(name for name in more if name in table.column_names)]
     rows = table.select(names).to_pylist()
     findings.sample_ids = [row["sample_id"] for row in rows]
+    if TEACHER.name in table.column_names:
+        findings.teachers.update(row[TEACHER.name] for row in rows)
     findings.row_digests = digests([name.encode() for name in findings.sample_ids])
     is_right = np.ones(len(rows), dtype=np.bool_)
     for i, (row, record) in enumerate(zip(rows, records(table.select(arrays)), strict=True)):

@@ -73,6 +73,11 @@ def check_counts(manifest: dict[str, Any], total: Findings) -> None:
     for what, counted in (("rows", total.rows), ("target_tokens", total.target_tokens)):
         if not total.num_problems and counted != manifest[what]:
             total.problem(f"manifest.json: says {manifest[what]:,} {what}, the files hold {counted:,}")
+    for teacher in [] if total.num_problems or "layout" in manifest else manifest.get("teachers", []):
+        if (counted := total.teachers[teacher["name"]]) != teacher["rows"]:
+            total.problem(
+                f"manifest.json: says {teacher['rows']:,} rows of {teacher['name']}, the files hold {counted:,}"
+            )
     if "stages" not in manifest or manifest["set_aside"] or total.num_problems:
         return
     reviewed = manifest["stages"]["review"]["rows_out"]

@@ -1,9 +1,10 @@
-"""Several teachers in one run: each row is the row that a run of its teacher alone gives, whatever happens on the way."""
+"""Several teachers in one run: each row is the row that a run of its teacher alone gives, whatever happens meanwhile."""
 
 import hashlib
 import itertools
 import json
 import random
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -150,10 +151,14 @@ def test_verify_uses_the_template_of_each(copied: Config) -> None:
     assert "ids before answer 1 are not what the template makes" in "".join(verify(copied.run_dir, 1)["problems"])
     written_by(copied, {"counts": "counts", "codes": "nobody"})
     assert "its teacher is 'nobody'" in "".join(verify(copied.run_dir, 1)["problems"])
+    written_by(copied, {"counts": "counts", "codes": "codes"}, rows=1)
+    (problem,) = verify(copied.run_dir, 1)["problems"]
+    assert re.fullmatch(r"manifest.json: says \d+ rows of counts, the files hold \d+", problem)
 
 
-def written_by(config: Config, names: dict[str, str]) -> None:
-    """Writes the first published file again with other teachers, every checksum right."""
+def written_by(config: Config, names: dict[str, str], rows: int = 0) -> None:
+    """Writes the first published file again with other teachers, every checksum and sum right; and the manifest with so
+    many more `rows` of the first teacher."""
     folder, key = open_folder(config.run_dir), "dataset/data/train-00000-of-00006.parquet"
     original = folder.get("publish-kept") if folder.exists("publish-kept") else folder.get(key)
     folder.put("publish-kept", original)
@@ -164,6 +169,8 @@ def written_by(config: Config, names: dict[str, str]) -> None:
     folder.put(key, data)
     manifest = open_dataset(config.run_dir).manifest
     manifest["files"][0] |= {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+    manifest["bytes"] = sum(file["bytes"] for file in manifest["files"])
+    manifest["teachers"][0]["rows"] += rows
     folder.put(keys.MANIFEST, encode_certified({k: v for k, v in manifest.items() if k != "sha256"}, indent=1))
 
 
