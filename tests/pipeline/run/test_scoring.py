@@ -8,16 +8,22 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
+from stillhouse.pipeline.cli import main
 from stillhouse.pipeline.dataset.export import default_output, export
 from stillhouse.pipeline.dataset.verify import verify
 from stillhouse.pipeline.dataset.withhold import withhold
+from stillhouse.pipeline.folder import open_folder
 from stillhouse.pipeline.look import check
 from stillhouse.schemas.config import Config, ConfigError
 from tests.support.command import Command, contents, read
 from tests.support.data import CONVERSATIONS
 from tests.support.inline_pool import run_inline
+from tests.support.s3 import bucket
 from tests.support.scoring import make_raw_score_config
+
+__all__ = ["bucket"]
 
 Raw = dict[str, Any]
 
@@ -167,3 +173,26 @@ def test_more_ids_come_out_with_their_log_probabilities(finished: Command, tmp_p
         assert row["asked_ids"] == wanted
         assert row["asked_logprobs"] == [-1 - number % 7 for number in wanted]
     assert verify(raw["run_dir"], num_workers=1)["problems"] == []
+
+
+def test_a_trial_of_writing_is_refused(
+    tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump(make_raw_score_config(tmp_path)))
+    assert main(["check", str(file), "--probe"]) == 2
+    assert "with task: score it writes nothing" in capsys.readouterr().err
+
+
+@pytest.mark.long
+def test_a_dataset_in_an_object_store_is_scored_into_one(finished: Command, tmp_path: Path, bucket: str) -> None:
+    stored, source = open_folder(bucket), finished.run_dir / "dataset"
+    for path in [source / "manifest.json", *sorted((source / "data").glob("*.parquet"))[:2]]:
+        stored.put(f"there/{path.relative_to(source)}", path.read_bytes())
+    with pytest.raises(ConfigError, match="would name the tokenizer"):
+        run_inline(Config.model_validate(of_dataset(tmp_path, f"{bucket}/elsewhere/*.parquet")))
+    raw = of_dataset(tmp_path, f"{bucket}/there/data/*.parquet") | {"run_dir": f"{bucket}/run"}
+    manifest, _ = run_inline(Config.model_validate(raw))
+    assert manifest["rows"] > 0
+    assert verify(f"{bucket}/run", num_workers=1)["problems"] == []
