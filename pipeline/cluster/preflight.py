@@ -53,6 +53,8 @@ def judge(config: Config, facts: Facts) -> Judgement:
     """All that is wrong, at once. No network is asked here."""
     if "problem" in facts:
         return Judgement([_in_copy(facts["problem"])], [], {})
+    if config.teachers is not None:
+        return _of_several(config, facts)
     nodes = [node for node in facts["nodes"] if "problem" not in node]
     named = _Named([node["address"] for node in facts["nodes"]])
     problems = [f"{named(bad)}: {what}; look into that node's Ray logs" for what, bad in _unanswered(facts)]
@@ -67,6 +69,29 @@ def judge(config: Config, facts: Facts) -> Judgement:
     problems += checked.get("problems", [])
     notes = [*waits, *_unseen(config, facts, nodes), *_cache(config, facts, nodes), *checked.get("notes", [])]
     return Judgement(problems, notes, _plan(config, facts))
+
+
+def _of_several(config: Config, facts: Facts) -> Judgement:
+    """What is wrong for any of several teachers, and for which where not for all; they take turns, so the plan's hours
+    are those of all of them, each for its share of the rows that `check` has seen."""
+    found = {}
+    for name in config.teacher_names:
+        nodes = [node | node.get("teachers", {}).get(name, {}) for node in facts["nodes"]]
+        found[name] = judge(config.of_teacher(name), facts | facts["teachers"][name] | {"nodes": nodes})
+    problems = dict.fromkeys(
+        text if all(text in one.problems for one in found.values()) else f"teachers: of {name}: {text}"
+        for name, judged in found.items()
+        for text in judged.problems
+    )
+    plan = min((judged.plan for judged in found.values()), key=lambda plan: plan["replicas"])
+    if "max_hours" in plan:
+        rows = facts["check"].get("teachers", {})
+        hours = {name: judged.plan["max_hours"] for name, judged in found.items()}
+        total = None
+        if None not in hours.values():
+            total = round(sum(hours[name] * rows.get(name, 0) for name in hours) / max(sum(rows.values()), 1), 2)
+        plan = plan | {"max_hours": total}
+    return Judgement([*problems], [*dict.fromkeys(text for one in found.values() for text in one.notes)], plan)
 
 
 class _Named:

@@ -10,23 +10,7 @@ from tests.support.data import make_raw_config
 from tests.support.undisturbed import ROWS
 
 TASKS = ("math", "code", "poem")
-WORDS = [
-    "river",
-    "lamp",
-    "copper",
-    "winter",
-    "garden",
-    "seven",
-    "bridge",
-    "paper",
-    "signal",
-    "copper",
-    "orange",
-    "theory",
-    "market",
-    "stone",
-    "violin",
-]
+WORDS = ("river", "lamp", "copper", "winter", "garden", "seven", "bridge", "paper", "signal", "orange", "theory")
 OTHER = "tests.support.fake_teacher:OtherTeacher"
 
 TEMPLATE = """{% for message in messages -%}

@@ -1,4 +1,4 @@
-"""Several teachers in one run: each row is the row that a run of its teacher alone gives, whatever happens meanwhile."""
+"""Several teachers in one run: each row is that of a run of its teacher alone, whatever happens meanwhile."""
 
 import hashlib
 import itertools
@@ -29,6 +29,7 @@ from stillhouse.schemas.config import Config, ConfigError, absolute
 from tests.support import fake_teacher
 from tests.support.command import contents, read
 from tests.support.inline_pool import InlinePool, Kept, run_inline
+from tests.support.s3 import bucket  # noqa: F401 (a fixture)
 from tests.support.teaching import alone, make_raw_teachers, make_rows
 from tests.support.undisturbed import ROWS, assert_nothing_lost_nothing_twice, killed_again_and_again
 
@@ -230,6 +231,26 @@ def test_killed_between_the_teachers(
     assert contents(Path(copied.run_dir)) == contents(Path(finished[0].run_dir))
 
 
+@pytest.mark.long
+def test_killed_between_the_teachers_on_an_object_store(
+    finished: tuple[Config, dict[str, Any]],
+    bucket: str,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = finished[0].model_copy(update={"run_dir": f"{bucket}/teachers"})
+    with monkeypatch.context() as patch:
+        patch.setattr(fake_teacher.OtherTeacher, "__init__", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run_inline(config)
+    store = open_folder(config.run_dir)
+    assert len(store.list(keys.PARTS)) == 5
+    assert store.list("generate") == {}
+    run_inline(config)
+    theirs = contents(Path(finished[0].run_dir))
+    assert [key for key in theirs if store.get(key) != theirs[key]] == []
+    assert store.list(keys.PARTS) == {}
+
+
 def test_parts_of_other_prompts_are_made_again(
     finished: tuple[Config, dict[str, Any]], copied: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -285,11 +306,11 @@ def test_a_shard_that_is_set_aside_can_be_tried_again(
     take_answers_back(copied)
     resources = copied.resources.model_copy(update={"max_attempts": 1})
     config = copied.model_copy(update={"resources": resources})
-    first = [row["sample_id"] for row in rows_of(finished[0]).values() if row["source_row"] < 10]
+    first = tuple(f"row-{number}/" for number in range(10))
     answer = fake_teacher.OtherTeacher.answer
 
     async def refuses(self: Any, prompt_ids: Any, request_id: str, seed: int, max_tokens: int) -> Any:
-        if request_id.rpartition("/")[0] in first:
+        if request_id.startswith(first):
             raise RuntimeError("not this shard")
         return await answer(self, prompt_ids, request_id, seed, max_tokens)
 
