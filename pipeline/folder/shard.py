@@ -122,7 +122,7 @@ def encode_parts(schema: pa.Schema, tables: Iterable[pa.Table], info: ShardInfo 
         schema,
         compression="zstd",
         compression_level=COMPRESSION_LEVEL,
-        use_dictionary=[*repeated, *(name for name in ("language", "source") if name in schema.names)],
+        use_dictionary=[*repeated, *(name for name in ("language", "source", TEACHER.name) if name in schema.names)],
         column_encoding=dict.fromkeys(split, "BYTE_STREAM_SPLIT") or None,
         write_page_checksum=True,
     ) as writer:

@@ -17,6 +17,7 @@ from stillhouse.pipeline.dataset.export import default_output, export
 from stillhouse.pipeline.dataset.manifest import open_dataset
 from stillhouse.pipeline.dataset.verify import verify
 from stillhouse.pipeline.dataset.withhold import withhold
+from stillhouse.pipeline.errors import RunError
 from stillhouse.pipeline.folder import index, keys, open_folder
 from stillhouse.pipeline.folder import shard as shards
 from stillhouse.pipeline.folder.certified import encode_certified
@@ -25,6 +26,7 @@ from stillhouse.pipeline.look.inspect.command import Asked, inspect
 from stillhouse.pipeline.run import driver, sharing
 from stillhouse.pipeline.run.pool import LocalPool
 from stillhouse.pipeline.run.purge import purge
+from stillhouse.pipeline.run.worker import Worker
 from stillhouse.schemas.config import Config, ConfigError, absolute
 from tests.support import fake_teacher
 from tests.support.command import contents, read
@@ -322,6 +324,20 @@ def test_a_shard_that_is_set_aside_can_be_tried_again(
     again = driver.run(config, Kept(), InlinePool(), retry_set_aside=True)
     assert again["set_aside"] == []
     assert contents(Path(config.run_dir)) == contents(Path(finished[0].run_dir))
+
+
+def test_pieces_that_nobody_puts_together_end_the_run(
+    raw: Raw, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not in a dataset that lacks a shard, of which nothing says so."""
+
+    async def keeps(self: Any, shard: str, source: Any, part: Any) -> Any:
+        return part
+
+    monkeypatch.setattr(Worker, "_joined", keeps)
+    raw = raw | {"run_dir": str(tmp_path / "run"), "source": {**raw["source"], "limit": 10}}
+    with pytest.raises(RunError, match=r"generate/00000.parquet: is damaged or gone 3 times"):
+        run_inline(Config.model_validate(raw))
 
 
 def test_purge_leaves_the_counts_right(copied: Config) -> None:

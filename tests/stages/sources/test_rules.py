@@ -8,8 +8,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from stillhouse.schemas.config import Config
+from stillhouse.stages.ingest import Ingest
 from stillhouse.stages.sources import read_rows
 from stillhouse.stages.sources.conversation import Spelling
+from stillhouse.stages.sources.row import Row as SourceRow
 from stillhouse.stages.sources.rules import Rules, more_columns
 
 Row = dict[str, Any]
@@ -72,3 +74,24 @@ def test_columns_of_rules_are_read(tmp_path: Path) -> None:
     assert isinstance(row.value, dict)
     assert row.value["meta"] == {"task": "math"}
     assert "other" not in row.value
+
+
+def test_a_prompt_is_as_long_as_its_teacher_finds_it() -> None:
+    """One of seven tokens to one teacher and of nine to the other, which has less room for it."""
+    made = config({"path": "/x.jsonl"}, {"task": ["a"]}, {"task": ["b"]})
+    teachers = [
+        teacher.model_copy(update={"max_model_len": length})
+        for teacher, length in zip(made.teachers or [], (30, 18), strict=True)
+    ]
+    made = made.model_copy(update={"teachers": teachers})
+    counted: dict[str, list[str]] = {"t0": [], "t1": []}
+
+    def count(name: str, tokens: int) -> Any:
+        return lambda texts: counted[name].extend(texts) or [tokens] * len(texts)  # type: ignore[func-returns-value]
+
+    rows = [{"prompt": f"question {n}", "task": task} for n, task in enumerate("abacb")]
+    (table,) = Ingest(made, {"t0": count("t0", 7), "t1": count("t1", 9)})(SourceRow(row) for row in rows)
+    assert counted == {"t0": ["question 0", "question 2"], "t1": ["question 1", "question 4"]}
+    assert table["teacher"].to_pylist() == ["t0", None, "t0", None, None]
+    assert table["drop_reason"].to_pylist() == [None, "too_long", None, "no_teacher", "too_long"]
+    assert table["num_prompt_tokens"].to_pylist() == [7, None, 7, None, None]
