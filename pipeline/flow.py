@@ -76,7 +76,7 @@ def previous(config: Config, name: str) -> str:
 def _ingest(config: Config) -> Transform:
     from stillhouse.stages.ingest import Ingest
 
-    if config.teachers is None:
+    if not config.has_rules:
         return Ingest(config, functools.partial(prompt_counter(config), short=config.max_prompt_tokens))
     counters = prompt_counters(config)
     short = {name: config.of_teacher(name).max_prompt_tokens for name in counters}

@@ -120,16 +120,17 @@ class Ingest:
 
     def __init__(self, config: Config, num_prompt_tokens: Counter | Mapping[str, Counter]) -> None:
         self._config = config
-        self._views: dict[str | None, Config] = {name: config.of_teacher(name) for name in config.teacher_names}
-        self._views = self._views or {None: config}
+        self._views: dict[str | None, Config] = {None: config}
+        self._rules = None
         self._num_prompt_tokens = num_prompt_tokens
         self._source = source_name(config.source)
         self._spelling = conversation.Spelling(config.source)
         self._personal = None if config.personal is None else Finder(config.personal)
-        several = config.teachers is not None
-        self._rules = Rules(config.teachers, self._spelling, self._source) if config.teachers is not None else None
+        if config.teachers is not None and config.has_rules:
+            self._views = {name: config.of_teacher(name) for name in config.teacher_names}
+            self._rules = Rules(config.teachers, self._spelling, self._source)
         scored = config.task == "score"
-        self._schema = tables.marked(tables.prompts(config.personal_kinds, scored=scored, several=several))
+        self._schema = tables.marked(tables.prompts(config.personal_kinds, scored=scored, several=config.has_rules))
         self._languages = None if config.ingest.languages is None else frozenset(config.ingest.languages)
 
     def __call__(self, rows: Iterable[Row]) -> Iterator[pa.Table]:

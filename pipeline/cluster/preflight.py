@@ -89,7 +89,8 @@ def _of_several(config: Config, facts: Facts) -> Judgement:
         hours = {name: judged.plan["max_hours"] for name, judged in found.items()}
         total = None
         if None not in hours.values():
-            total = round(sum(hours[name] * rows.get(name, 0) for name in hours) / max(sum(rows.values()), 1), 2)
+            share = {name: 1.0 if config.mixture else rows.get(name, 0) / max(sum(rows.values()), 1) for name in hours}
+            total = round(sum(hours[name] * share[name] for name in hours), 2)
         plan = plan | {"max_hours": total}
     return Judgement([*problems], [*dict.fromkeys(text for one in found.values() for text in one.notes)], plan)
 

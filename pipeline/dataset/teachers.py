@@ -21,12 +21,26 @@ def check_one_tokenizer(config: Config) -> None:
     first, *others = [
         (view.teacher, tokenizer_sha256(load_chat(view, run_date(view)).tokenizer)) for view in config.views()
     ]
+    if config.mixture is not None and not config.given_ids:
+        _check_one_template(config)
     for teacher, digest in others:
         if digest != first[1]:
             raise ConfigError(
                 f"teachers: {config.teacher_names[0]} has the tokenizer {first[1][:12]} and "
                 f"{getattr(teacher, 'name', '')} {digest[:12]}; a dataset has one vocabulary, so give each tokenizer a "
                 "run of its own"
+            )
+
+
+def _check_one_template(config: Config) -> None:
+    from stillhouse.stages.teacher.chat import load_chat
+
+    templates = [str(load_chat(view, run_date(view)).template) for view in config.views()]
+    for name, template in zip(config.teacher_names, templates, strict=True):
+        if template != templates[0]:
+            raise ConfigError(
+                f"mixture: {config.teacher_names[0]} and {name} have different chat templates, and all must read the "
+                "same ids; give both the same chat_template"
             )
 
 
@@ -49,6 +63,9 @@ def of_each(
     for teacher in config.teachers or []:
         counts = [summary.teachers.get(teacher.name, {}) for summary in published.values()]
         rows, tokens = (sum(count.get(key, 0) for count in counts) for key in ("rows", "target_tokens"))
+        if config.mixture is not None:
+            rows = sum(summary.rows_out for summary in published.values())
+            tokens = sum(summary.num_target_tokens for summary in published.values())
         of_run = {"name": teacher.name, "when": teacher.when, "license": teacher.license}
         found.append(of_run | {"rows": rows, "target_tokens": tokens} | facts[teacher.name])
     return found
@@ -70,6 +87,8 @@ def one_by_one(manifest: dict[str, Any]) -> dict[str | None, dict[str, Any]]:
     else by None."""
     if "teachers" not in manifest:
         return {None: {key: manifest[key] for key in ("config", "teacher")}}
+    if manifest["config"].get("mixture"):  # all have read the same ids
+        return {None: {"config": values_of_teacher(manifest["config"], 0), "teacher": manifest["teachers"][0]}}
     return {
         teacher["name"]: {"config": values_of_teacher(manifest["config"], number), "teacher": teacher}
         for number, teacher in enumerate(manifest["teachers"])

@@ -61,7 +61,7 @@ def check(config: Config, rows: int, tokens_per_second: float) -> dict[str, Any]
         "rows_with_system_prompt": kept.num_rows - kept.column("system_prompt").null_count,
         "source_rows": total,
     }
-    if config.teachers is not None:
+    if config.has_rules:
         names = kept.column("teacher").to_pylist()
         result["teachers"] = {name: names.count(name) for name in config.teacher_names}
     slow = dict.fromkeys(slow_dtype(view.teacher.dtype) for view in config.views())
@@ -93,13 +93,15 @@ def check(config: Config, rows: int, tokens_per_second: float) -> dict[str, Any]
 
 
 def _gpus(config: Config, result: dict[str, Any]) -> float:
-    """GPUs of an engine; with several teachers of each by its share of the rows."""
+    """GPUs of an engine; with several teachers of each by its share of the rows, which in a mixture is all of them."""
     engines = {getattr(view.teacher, "name", None): view.teacher.engine for view in config.views()}
     of_each = {
         name: engine.get("tensor_parallel_size", 1) * engine.get("pipeline_parallel_size", 1)
         for name, engine in engines.items()
     }
-    rows = result.get("teachers", {None: 1})
+    rows = result.get("teachers")
+    if rows is None:
+        return float(sum(of_each.values()))
     return float(sum(of_each[name] * rows[name] for name in rows) / max(sum(rows.values()), 1))
 
 
@@ -121,7 +123,7 @@ def ingested(config: Config, rows: int) -> pa.Table:
     """The first `rows` source rows as ingest leaves them, marked (`tables.marked(tables.prompts(…))`)."""
     looked = min(filter(None, (rows, config.source.limit)))
     sample = config.model_copy(update={"source": config.source.model_copy(update={"limit": looked})})
-    scored, several = config.task == "score", config.teachers is not None
+    scored, several = config.task == "score", config.has_rules
     empty = tables.marked(tables.prompts(config.personal_kinds, scored=scored, several=several)).empty_table()
     rows_read = read_rows(sample.source, more_columns=more_columns(config))
     counted = flow.prompt_counters(config) if several else flow.prompt_counter(config)

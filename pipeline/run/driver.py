@@ -236,7 +236,7 @@ class _Driver:
             label = f"{stage.name}: {teacher}"
             parts = sharing.by_shard(self._folder.names(keys.PARTS)) if todo else {}
             asked = {name: ready[name] for name in todo}
-            rows = teachers.turns(teacher, self._config.teacher_names, asked, parts)
+            rows = teachers.turns(teacher, self._config, asked, parts)
             todo = [*rows]
         samples = self._config.sampling.n
         num_answers = sum(high - low for low, high in rows.values()) * samples if stage.is_async else None

@@ -187,7 +187,7 @@ class Worker:
         before = flow.previous(self._config, self._stage.name)
         key = keys.stage_shard(before, shard, self._num_shards)
         found = load_or_redo(self._folder, key, ShardId(before, shard, self._hash), self._columns)
-        return found if self._teacher is None else teachers.grouped(found, self._config.teacher_names)
+        return found if self._teacher is None else teachers.grouped(found, self._config)
 
     async def _make(self, shard: str, started: float) -> ShardResult:
         # Reading, encoding and syncing block; in a thread they do not hold up an engine in the same process.
@@ -269,13 +269,13 @@ class Worker:
         samples = self._config.sampling.n if self._stage.is_async else 1
         check_contract(self._stage.name, source.table, result, samples)
         if self._teacher is not None:
-            result = teachers.in_order(result, source.table, samples)
+            result = teachers.in_order(result, source.table, self._config)
         return commit(
             self._folder,
             self._id(shard),
             self._key(shard),
             result,
-            source.table.num_rows * samples,
+            result.num_rows,
             time.monotonic() - started,
             source_sha256=source.sha256,
         )

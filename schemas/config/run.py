@@ -16,7 +16,7 @@ from stillhouse.schemas.config.data import (
 )
 from stillhouse.schemas.config.section import Count, Section, added, checked_location, free
 from stillhouse.schemas.config.teacher import GenerateConfig, SamplingConfig, ScoreConfig, TargetsConfig, TeacherConfig
-from stillhouse.schemas.config.teachers import OF_GENERATE, NamedTeacher
+from stillhouse.schemas.config.teachers import OF_GENERATE, NamedTeacher, check_mixture
 
 
 class WorkersConfig(Section):
@@ -79,6 +79,9 @@ class Config(Section):
     """With `teachers`, the first of them."""
     teachers: Annotated[list[NamedTeacher] | None, Field(min_length=1), added] = None
     """Instead of `teacher`: several, each for some of the rows. docs/teachers.md says how."""
+    mixture: Annotated[Literal["average"] | None, added] = None
+    """With `teachers`, `task: score` and `targets.method: sampled`: every row gets the average of the distributions of
+    all of them."""
     sampling: SamplingConfig
     targets: TargetsConfig = TargetsConfig()
     generate: GenerateConfig = GenerateConfig()
@@ -125,12 +128,17 @@ class Config(Section):
         if unknown := sorted(self.resources.teachers.keys() - names):
             raise ValueError(f"resources.teachers: {', '.join(unknown)} is none of teachers; use their names")
         if self.teachers is None:
+            if self.mixture is not None:
+                raise ValueError("mixture: is of several teachers; name them in `teachers`")
             return self
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"teachers: {', '.join(twice)} is there twice; give each a name of its own")
         first = self.teachers[0]
         if self.teacher != TeacherConfig(**{key: getattr(first, key) for key in TeacherConfig.model_fields}):
             raise ValueError("teacher, teachers: set one of them; a single teacher needs no rule")
+        if self.mixture is not None:
+            check_mixture(self.teachers, self.task, self.targets, self.generate)
+            return self
         for teacher in self.teachers[:-1]:
             if teacher.when is None:
                 raise ValueError(
@@ -224,10 +232,19 @@ class Config(Section):
         resources = self.resources
         if name in resources.teachers:
             resources = resources.model_copy(update={self.task: resources.teachers[name]})
+        sampling, targets = self.sampling, self.targets
+        if self.mixture is not None:
+            names = self.teacher_names
+            # Draws of their own, or two teachers that agree would draw the same twice.
+            sampling = sampling.model_copy(update={"seed": sampling.seed + names.index(name)})
+            targets = targets.model_copy(update={"num_draws": targets.num_draws // len(names), "probe_fraction": 0.0})
         return self.model_copy(
             update={
                 "teacher": named,
                 "teachers": None,
+                "mixture": None,
+                "sampling": sampling,
+                "targets": targets,
                 "generate": self.generate.model_copy(update=changed),
                 "resources": resources.model_copy(update={"teachers": {}}),
             }
@@ -237,6 +254,11 @@ class Config(Section):
     def teacher_names(self) -> tuple[str, ...]:
         """Of `teachers`, in order; none where there is one `teacher`."""
         return tuple(teacher.name for teacher in self.teachers or [])
+
+    @property
+    def has_rules(self) -> bool:
+        """Whether each row has one of several teachers."""
+        return self.teachers is not None and self.mixture is None
 
     def views(self) -> "list[Config]":
         """The run as each of its teachers sees it: `of_teacher` of all, or itself."""

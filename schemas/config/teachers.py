@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from stillhouse.schemas.config.section import free
-from stillhouse.schemas.config.teacher import TeacherConfig
+from stillhouse.schemas.config.teacher import GenerateConfig, TargetsConfig, TeacherConfig
 
 
 class NamedTeacher(TeacherConfig):
@@ -30,3 +30,27 @@ class NamedTeacher(TeacherConfig):
 
 OF_GENERATE = ("system_prompts", "thinking", "thinking_tokens")
 """Keys of a `NamedTeacher` that stand for those of `generate`."""
+
+
+def check_mixture(teachers: list[NamedTeacher], task: str, targets: TargetsConfig, generate: GenerateConfig) -> None:
+    """Raises ValueError where the distributions of teachers cannot be averaged: they must read the same ids, and what
+    is kept must add up."""
+    if task != "score" or targets.method != "sampled" or targets.draws_from != "engine":
+        raise ValueError(
+            "mixture: draws of several teachers are draws of their average, and nothing else that is stored adds up; "
+            "set task to score, targets.method to sampled and targets.draws_from to engine"
+        )
+    if len(teachers) < 2 or targets.num_draws % len(teachers):
+        raise ValueError(
+            f"mixture: each of {len(teachers)} teachers gives as many of the {targets.num_draws} draws; name two or "
+            "more, and set targets.num_draws to a multiple of their number"
+        )
+    first = teachers[0]
+    for teacher in teachers:
+        if teacher.when is not None:
+            raise ValueError(f"mixture: every row is everybody's; remove `when` of {teacher.name}")
+        for key in ("max_model_len", "chat_template", "chat_template_kwargs", "date", *OF_GENERATE):
+            if getattr(teacher, key) != getattr(first, key):
+                raise ValueError(f"mixture: all teachers read the same ids; {key} of {teacher.name} is another one")
+    if isinstance(first.system_prompts or generate.system_prompts, list):
+        raise ValueError("mixture: system prompts are drawn for each teacher; set generate.system_prompts to source")

@@ -116,6 +116,16 @@ class OtherTeacher(FakeTeacher):
     async def answer(self, prompt_ids: npt.NDArray[np.int32], request_id: str, seed: int, max_tokens: int) -> Answer:
         return await super().answer(prompt_ids, request_id, seed + 1, max_tokens)
 
+    async def score(
+        self,
+        token_ids: npt.NDArray[np.int32],
+        supervised: npt.NDArray[np.bool_],
+        request_id: str,
+        seed: int,
+        asked_ids: npt.NDArray[np.int32] | None = None,
+    ) -> Answer:
+        return await super().score(token_ids, supervised, request_id, seed + 1, asked_ids)
+
 
 def _fill_disk() -> None:
     """From here on this process can write no Parquet file."""

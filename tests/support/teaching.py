@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from stillhouse.schemas.config import Config
+from tests.support.command import read
 from tests.support.data import make_raw_config
 from tests.support.undisturbed import ROWS
 
@@ -74,3 +76,8 @@ def alone(raw: dict[str, Any], number: int, run: str) -> dict[str, Any]:
     rest = {key: value for key, value in raw.items() if key != "teachers"}
     run_dir = str(Path(raw["run_dir"]).with_name(run))
     return rest | {"run_dir": run_dir, "teacher": teacher, "generate": generate}
+
+
+def published_rows(config: Config) -> dict[str, dict[str, Any]]:
+    """By their sample's id."""
+    return {row["sample_id"]: row for row in read(Path(config.run_dir) / "dataset/data").to_pylist()}
