@@ -24,7 +24,6 @@ from stillhouse.pipeline.look.inspect.command import Asked, inspect
 from stillhouse.schemas.config import Config, ConfigError
 from tests.support.command import read
 from tests.support.inline_pool import run_inline
-from tests.support.s3 import bucket  # noqa: F401 (a fixture)
 from tests.support.teaching import alone, make_rows, published_rows
 from tests.support.undisturbed import ROWS, assert_nothing_lost_nothing_twice
 
