@@ -2,7 +2,8 @@
 
 The facts are JSON. `nodes`: one for each that is up, its `address`, `resources` and `labels` as Ray has them, and what
 `node.look` returned, or `problem` where it did not answer. `node_types`: those that an autoscaler may add. `check`:
-what `look.check` returned there, or `check_problem`. `footprint`, `gated`: of the teacher and the source.
+what `look.check` returned there, or `check_problem`. `footprint`, `gated`: of the teacher and the source;
+`teachers` has them, and of each node `has_model` and `is_cached`, for each of several by its name.
 """
 
 import sys

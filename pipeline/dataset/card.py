@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stillhouse.pipeline.dataset.figures import BIN, binned_nats, percent
-from stillhouse.pipeline.dataset.teachers import called
+from stillhouse.pipeline.dataset.teachers import called, short
 from stillhouse.pipeline.dataset.templates import environment
 from stillhouse.schemas.config import Config
 from stillhouse.stages.layouts import Layout
@@ -23,7 +23,7 @@ def dataset_card(config: Config, manifest: dict[str, Any]) -> str:
     return _template("card.md.j2").render(
         config=config,
         manifest=manifest,
-        name=called(manifest),
+        name=called(manifest) if "teachers" in manifest else short(config.teacher.model),
         quantiles=_quantiles(manifest["fidelity"]),
         bin=BIN,
     )

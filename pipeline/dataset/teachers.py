@@ -74,11 +74,12 @@ def of_each(
 def called(manifest: dict[str, Any]) -> str:
     """The teacher's model, or those of several with their names, for people."""
     if "teachers" not in manifest:
-        return _short(manifest["teacher"]["model"])
-    return ", ".join(f"{_short(teacher['model'])} ({teacher['name']})" for teacher in manifest["teachers"])
+        return short(manifest["teacher"]["model"])
+    return ", ".join(f"{short(teacher['model'])} ({teacher['name']})" for teacher in manifest["teachers"])
 
 
-def _short(model: str) -> str:
+def short(model: str) -> str:
+    """The last part of a folder's or a hub's name."""
     return model.rstrip("/").rpartition("/")[2]
 
 
