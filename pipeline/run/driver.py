@@ -28,7 +28,7 @@ from stillhouse.pipeline.run.partition import ingest_task
 from stillhouse.pipeline.run.pool import Job, Pool
 from stillhouse.pipeline.run.progress import Report
 from stillhouse.pipeline.run.result import ShardResult
-from stillhouse.schemas.config import Config, ConfigError
+from stillhouse.schemas.config import Config
 
 MAX_DAMAGE = 3
 """How often one file may be found damaged or gone in a run, being made again each time."""
@@ -44,9 +44,8 @@ def run(
     when a stage drops more than its budget, fails as a whole, or nothing is left; `ConfigError` where no stage before
     the last is called `until`.
     """
-    names = [stage.name for stage in flow.of(config)[:-1]]
-    if until is not None and until not in names:
-        raise ConfigError(f"--until: a run cannot stop after {until!r}; name one of {', '.join(names)}")
+    if until is not None:
+        flow.require_end(config, until)
     check_given_ids(config)
     check_one_tokenizer(config)
     folder = open_run(config)
@@ -209,8 +208,7 @@ class _Driver:
     def _view(self, stage: Stage, ready: dict[str, ShardSummary], num_shards: int) -> None:
         """Makes what a stage needs to see the whole data set: a sketch of each shard, then their assignments."""
         for result in self._map(stage, "sketch", ready, num_shards):
-            if result.outcome == "set_aside":
-                raise RunError(f"{stage.name}: the view of the whole data set cannot be made; {result.message}")
+            raise RunError(f"{stage.name}: the view of the whole data set cannot be made; {result.message}")
         assigned = self._folder.names(keys.assignments(stage.name))
         if set(ready) <= assigned:
             return
@@ -224,8 +222,8 @@ class _Driver:
     def _map(
         self, stage: Stage, step: str, ready: dict[str, ShardSummary], num_shards: int, teacher: str | None = None
     ) -> list[ShardResult]:
-        """Runs one step over the shards that miss its result, or the part in it of one `teacher`. Returns what was done
-        now.
+        """Runs one step over the shards that miss its result, or the part in it of one `teacher`. Returns what was set
+        aside now.
 
         Raises `RedoError`, after all others are done, when something that shards are made from has to be made again.
         """
@@ -246,14 +244,15 @@ class _Driver:
         self._require(stage.name)
         is_async = stage.is_async and step == "transform"
         job = Job(self._config, stage.name, step, num_shards, is_async=is_async, teacher=teacher)
-        results, units = [], self._units(job, todo, ready, rows)
+        aside, has_to_redo, units = list[ShardResult](), False, self._units(job, todo, ready, rows)
         with contextlib.closing(self._pool.map_shards(job, units, self._report.activity)) as made:  # type: ignore[type-var]
             for result in made:
                 self._accept(label, result)
-                results.append(result)
-        if any(result.outcome == "redo" for result in results):
+                has_to_redo |= result.outcome == "redo"
+                aside += [result] if result.outcome == "set_aside" else []
+        if has_to_redo:
             raise RedoError
-        return results
+        return aside
 
     def _require_all(self, stage: Stage, ready: dict[str, ShardSummary], num_shards: int) -> None:
         """Raises `RedoError` where a shard was neither made nor set aside: pieces of several teachers that nobody put

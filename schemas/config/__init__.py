@@ -6,11 +6,17 @@ says which keys decide what is written.
 """
 
 from stillhouse.schemas.config.curation import (
+    BalanceConfig,
     DecontaminationConfig,
     EvaluationConfig,
     IdentityConfig,
+    JailbreaksConfig,
+    LanguageConfig,
     LowInformationConfig,
+    MatchesConfig,
+    QuotaConfig,
     RefusalsConfig,
+    SemanticConfig,
 )
 from stillhouse.schemas.config.data import (
     ClassifierConfig,
@@ -24,6 +30,7 @@ from stillhouse.schemas.config.data import (
     ScreenConfig,
     SourceConfig,
 )
+from stillhouse.schemas.config.guards import GuardConfig, QuestionConfig
 from stillhouse.schemas.config.identity import (
     config_hash,
     deciding_values,
@@ -39,6 +46,7 @@ from stillhouse.schemas.config.teacher import GenerateConfig, SamplingConfig, Sc
 from stillhouse.schemas.config.teachers import NamedTeacher
 
 __all__ = [
+    "BalanceConfig",
     "ClassifierConfig",
     "Config",
     "ConfigError",
@@ -47,13 +55,19 @@ __all__ = [
     "DetoxifyConfig",
     "EvaluationConfig",
     "GenerateConfig",
+    "GuardConfig",
     "IdentityConfig",
     "IngestConfig",
+    "JailbreaksConfig",
+    "LanguageConfig",
     "LowInformationConfig",
+    "MatchesConfig",
     "NamedTeacher",
     "PersonalConfig",
     "ProfanityCheckConfig",
     "PublishConfig",
+    "QuestionConfig",
+    "QuotaConfig",
     "RefusalsConfig",
     "ResourcesConfig",
     "ReviewConfig",
@@ -61,6 +75,7 @@ __all__ = [
     "ScoreConfig",
     "ScreenConfig",
     "Section",
+    "SemanticConfig",
     "SourceConfig",
     "TargetsConfig",
     "TeacherConfig",

@@ -8,11 +8,14 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
+from stillhouse.schemas.config.curation import EvaluationConfig, SemanticConfig
+from stillhouse.schemas.config.guards import GuardConfig
 from stillhouse.schemas.config.run import Config
 from stillhouse.schemas.config.section import ConfigError, is_local_path
 from stillhouse.schemas.config.teacher import TeacherConfig
+from stillhouse.schemas.config.teachers import NamedTeacher
 
-AnyTeacher = TypeVar("AnyTeacher", bound=TeacherConfig)
+Model = TypeVar("Model", TeacherConfig, NamedTeacher, GuardConfig, SemanticConfig)
 
 
 def load(path: str | Path, overrides: list[str] | None = None) -> Config:
@@ -41,7 +44,9 @@ def load(path: str | Path, overrides: list[str] | None = None) -> Config:
     for number, teacher in enumerate(teachers if isinstance(teachers, list) else []):
         _inline(teacher, f"teachers.{number}", "chat_template", str)
         _inline(teacher, f"teachers.{number}", "system_prompts", yaml.safe_load)
-    _digest_evaluations(raw)
+    _inline_guards(raw)
+    for where in ("decontamination.evaluations", "screen.jailbreaks.templates"):
+        _digest_sets(raw, where)
     return validated(raw, str(path))
 
 
@@ -114,11 +119,20 @@ def _inline(values: Any, section: str, key: str, parse: Callable[[str], Any]) ->
         raise ConfigError(f"{section}.{key}: {values[key]} is not YAML; write a list of strings") from None
 
 
-def _digest_evaluations(raw: dict[str, Any]) -> None:
-    """Puts the digest of a local evaluation set beside its path, so that the hash covers what the file holds."""
-    section = raw.get("decontamination")
-    evaluations = section.get("evaluations") if isinstance(section, dict) else None
-    for evaluation in evaluations if isinstance(evaluations, list) else []:
+def _inline_guards(raw: dict[str, Any]) -> None:
+    screen = raw.get("screen")
+    classifiers = screen.get("classifiers") if isinstance(screen, dict) else None
+    for classifier in classifiers if isinstance(classifiers, list) else []:
+        _inline(classifier, "screen.classifiers", "chat_template", str)
+
+
+def _digest_sets(raw: dict[str, Any], where: str) -> None:
+    """Puts the digest of a local set of texts beside its path, so that the hash covers what the file holds. `where` is
+    the list of sets, as a dotted key."""
+    found: Any = raw
+    for key in where.split("."):
+        found = found.get(key) if isinstance(found, dict) else None
+    for evaluation in found if isinstance(found, list) else []:
         path = evaluation.get("path") if isinstance(evaluation, dict) else None
         if not isinstance(path, str) or "://" in path or evaluation.get("sha256") is not None:
             continue
@@ -126,9 +140,7 @@ def _digest_evaluations(raw: dict[str, Any]) -> None:
             with Path(path).expanduser().open("rb") as file:
                 evaluation["sha256"] = hashlib.file_digest(file, "sha256").hexdigest()
         except OSError as error:
-            raise ConfigError(
-                f"decontamination.evaluations: {path} cannot be read ({error.strerror}); check the path"
-            ) from None
+            raise ConfigError(f"{where}: {path} cannot be read ({error.strerror}); check the path") from None
 
 
 def absolute(config: Config) -> Config:
@@ -137,26 +149,34 @@ def absolute(config: Config) -> Config:
     def fix(path: str) -> str:
         return path if "://" in path else str(Path(path).expanduser().absolute())
 
-    def fixed(teacher: AnyTeacher) -> AnyTeacher:
-        return teacher.model_copy(update={"model": fix(teacher.model)}) if is_local_path(teacher.model) else teacher
+    def moved(sets: list[EvaluationConfig]) -> list[EvaluationConfig]:
+        return [one if one.path is None else one.model_copy(update={"path": fix(one.path)}) for one in sets]
 
-    source = config.source
+    def local(section: Model) -> Model:
+        return section.model_copy(update={"model": fix(section.model)}) if is_local_path(section.model) else section
+
+    source, decontamination = config.source, config.decontamination
+    screen, dedupe = config.screen, config.dedupe
     if source.path is not None:
         paths = [source.path] if isinstance(source.path, str) else source.path
         source = source.model_copy(update={"path": [fix(path) for path in paths]})
-    decontamination = config.decontamination
     if decontamination is not None:
-        evaluations = [
-            evaluation.model_copy(update={"path": fix(evaluation.path)}) if evaluation.path is not None else evaluation
-            for evaluation in decontamination.evaluations
-        ]
-        decontamination = decontamination.model_copy(update={"evaluations": evaluations})
+        decontamination = decontamination.model_copy(update={"evaluations": moved(decontamination.evaluations)})
+    if screen.jailbreaks is not None:
+        jailbreaks = screen.jailbreaks.model_copy(update={"templates": moved(screen.jailbreaks.templates)})
+        screen = screen.model_copy(update={"jailbreaks": jailbreaks})
+    classifiers = [local(one) if isinstance(one, GuardConfig) else one for one in screen.classifiers]
+    screen = screen.model_copy(update={"classifiers": classifiers})
+    if dedupe.semantic is not None:
+        dedupe = dedupe.model_copy(update={"semantic": local(dedupe.semantic)})
     return config.model_copy(
         update={
             "run_dir": fix(config.run_dir),
             "source": source,
-            "teacher": fixed(config.teacher),
-            "teachers": None if config.teachers is None else [fixed(teacher) for teacher in config.teachers],
+            "teacher": local(config.teacher),
+            "teachers": None if config.teachers is None else [local(teacher) for teacher in config.teachers],
             "decontamination": decontamination,
+            "dedupe": dedupe,
+            "screen": screen,
         }
     )

@@ -43,7 +43,7 @@ class Part(NamedTuple):
     token_logprobs: bytes  # float32 [n]
     draws: bytes  # int32 [n, D]
     asked_logprobs: bytes  # float32 [n, Q]
-    probe: bytes  # float32 [V]: logits of the probed token
+    probe: bytes  # float32 [V]: log-probabilities of the probed token
 
 
 def probed_of(seed: int, fraction: float, num_tokens: int) -> int:

@@ -20,8 +20,10 @@ MAY_BE_NULL = frozenset(
         "language",
         "messages.reasoning_content",
         "probe",
+        "prompt_language",
         "prompt_scores",
         "prompt_personal",
+        "prompt_topic",
         "response_personal",
         "redacted",
         "rendering_differs",
@@ -93,8 +95,9 @@ def published_schema(table: pa.Table, targets: dict[str, Any]) -> pa.Schema:
     columns = ("prompt_scores", "response_scores", "prompt_personal")
     labels, response_labels, kinds = (_names_in(table.schema, column) for column in columns)
     settings = TargetsConfig(method=targets["method"], precision=targets.get("precision") or 0.0)
-    asked, several = (name in table.column_names for name in ("asked_ids", tables.TEACHER.name))
-    return tables.reviewed(labels, settings, kinds, response_labels, asked=asked, several=several)
+    names = table.column_names
+    asked, several = (name in names for name in ("asked_ids", tables.TEACHER.name))
+    return tables.reviewed(labels, settings, kinds, response_labels, names, asked=asked, several=several)
 
 
 def _names_in(schema: pa.Schema, column: str) -> list[str]:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from stillhouse.pipeline.folder import keys, open_folder
+from stillhouse.pipeline.folder import keys
 from stillhouse.pipeline.folder import shard as shards
 from stillhouse.pipeline.look.place import open_place
 from stillhouse.pipeline.look.report.times import times
@@ -17,7 +17,7 @@ from stillhouse.pipeline.run.timeline import Timeline
 
 def tell(folder: Path, results: list[ShardResult]) -> None:
     progress = Progress()
-    timeline = Timeline(open_folder(str(folder)), progress)
+    timeline = Timeline(str(folder), progress)
     report = Reports(progress, timeline)
     report.begin("generate", len(results))
     for result in results:
@@ -79,7 +79,7 @@ def test_what_cannot_be_read_is_left_out(folder: Path) -> None:
 
 def test_teachers_that_take_turns_are_one_step(folder: Path) -> None:
     progress = Progress()
-    timeline = Timeline(open_folder(str(folder)), progress)
+    timeline = Timeline(str(folder), progress)
     report = Reports(progress, timeline)
     for name, outcome in (("first", "part"), ("second", "written")):
         report.begin(f"generate: {name}", 1)
