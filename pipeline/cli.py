@@ -205,6 +205,11 @@ def _check(config: Config, arguments: argparse.Namespace) -> tuple[dict[str, Any
 
     if arguments.address is not None:
         return cluster.check(config, arguments)
+    if arguments.probe and config.task == "score":
+        raise ConfigError(
+            "--probe: tries how fast a teacher writes, and with task: score it writes nothing; leave it out, and try "
+            "`run --sample`"
+        )
     result = check.check(config, rows=arguments.rows, tokens_per_second=arguments.tokens_per_second)
     check.show(result)
     if arguments.probe and not result["problems"]:

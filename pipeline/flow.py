@@ -21,6 +21,8 @@ from stillhouse.schemas.config import Config
 if TYPE_CHECKING:
     from stillhouse.stages.generate import Generate
     from stillhouse.stages.teacher import Teacher
+    from stillhouse.stages.teacher.chat import Chat
+    from stillhouse.stages.teacher.watchdog import Watchdog
 
 Transform = Callable[..., Any]
 """(table) or (table, assignment) -> table, or an awaitable of one. Of ingest: rows of the source -> tables."""
@@ -37,7 +39,7 @@ class Stage:
     is_async: bool = False
     """Its transform is a coroutine and one worker runs several shards at once."""
     follows_answers: bool = False
-    """Its shards are made from the teacher's answers: they are made again when those are. Before generate that is not
+    """Its shards are made from the teacher's answers: they are made again when those are. Before these that is not
     asked: what is made again there holds the same rows, and answers are too dear to be lost to a difference in how they
     are written."""
 
@@ -48,7 +50,7 @@ def of(config: Config) -> tuple[Stage, ...]:
         Stage("ingest", _ingest),  # reads the source and fixes the shards
         Stage("dedupe", _dedupe, sketch=_dedupe_sketch, assign=_dedupe_assign),
         Stage("screen", _screen),
-        Stage("generate", _generate, is_async=True),
+        Stage(config.task, _score if config.task == "score" else _generate, is_async=True),
         Stage(
             "review",
             _review,
@@ -83,11 +85,12 @@ def prompt_counter(config: Config) -> Callable[..., list[int | None]]:
 
     Raises `TemplateError` when the template cannot do what the configuration asks: better here than after dedupe.
     """
-    from stillhouse.stages.generate import check_template, longest_system_prompt
     from stillhouse.stages.teacher.chat import load_chat
+    from stillhouse.stages.teacher.conversing import check_template, longest_system_prompt
 
     chat = load_chat(config, run_date(config))
-    check_template(config, chat)
+    if not config.given_ids:
+        check_template(config, chat)
     if config.generate.system_prompts == "source":
         return chat.num_prompt_tokens
     return functools.partial(chat.num_prompt_tokens, system_prompt=longest_system_prompt(config, chat))
@@ -135,13 +138,25 @@ def _generate(config: Config) -> Transform:
 def generate(config: Config, around: "Callable[[Teacher], Teacher]" = lambda teacher: teacher) -> "Generate":
     """The stage generate with its engine; `around` puts something between the two."""
     from stillhouse.stages.generate import Generate
+
+    chat, teacher = _teacher(config)
+    return Generate(config, chat, around(teacher))
+
+
+def _score(config: Config) -> Transform:
+    from stillhouse.stages.score import Score
+
+    return Score(config, *_teacher(config))
+
+
+def _teacher(config: Config) -> "tuple[Chat, Watchdog]":
     from stillhouse.stages.teacher import load_teacher
     from stillhouse.stages.teacher.chat import load_chat
     from stillhouse.stages.teacher.watchdog import Watchdog
 
     chat = load_chat(config, run_date(config))
     teacher = load_teacher(config, chat.end_of_turn_ids())
-    return Generate(config, chat, around(Watchdog(teacher, config.teacher.stall_timeout_s)))
+    return chat, Watchdog(teacher, config.teacher.stall_timeout_s)
 
 
 def _review(config: Config) -> Transform:

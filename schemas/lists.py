@@ -1,6 +1,6 @@
 """List columns: made from arrays, and taken apart into arrays. The one place that slices and shifts Arrow's offsets.
 
-Shape legend: P places (values of the outer list of all rows together), K values in each.
+Shape legend: T tokens of a conversation, P places (values of the outer list of all rows together), K values in each.
 """
 
 from typing import Any
@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+
+from stillhouse.schemas.tables import IGNORE_INDEX
 
 
 def lists(offsets: npt.NDArray[Any], values: pa.Array) -> pa.ListArray:
@@ -29,3 +31,10 @@ def matrix(offsets: npt.NDArray[Any], values_PK: npt.NDArray[Any]) -> pa.ListArr
     """list<list<...>>: row i holds rows `offsets[i]` to `offsets[i + 1]` of `values_PK`."""
     P, K = values_PK.shape
     return lists(offsets, lists(np.arange(P + 1, dtype=np.int64) * K, pa.array(values_PK.ravel())))
+
+
+def supervised_runs(labels_T: npt.NDArray[np.int32]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Where the runs of labels start and end [answers]: one is what is learned of an answer."""
+    ours = np.concatenate([[False], labels_T != IGNORE_INDEX, [False]])
+    edges = np.flatnonzero(ours[1:] != ours[:-1])
+    return edges[::2], edges[1::2]

@@ -31,7 +31,7 @@ PROMPTS = pa.schema(
     [
         # The source's conversation id, or a digest of the user turns where the source has none; unique in a run.
         pa.field("prompt_id", pa.string()),
-        # All user turns kept, in order. The source's answers are not read past ingest.
+        # All user turns kept, in order. The source's answers are not read past ingest, unless they are scored (GIVEN).
         pa.field("user_turns", pa.list_(pa.string())),
         # The source's system prompt, kept aside; null where there is none.
         pa.field("system_prompt", pa.string()),
@@ -50,10 +50,22 @@ PROMPTS = pa.schema(
 )
 
 
-def prompts(kinds: Sequence[str]) -> pa.Schema:
-    """`PROMPTS` and, where personal information is looked for, `prompt_personal`: how often each kind was found in the
-    user turns kept and the system prompt, masked or not."""
-    return PROMPTS.append(pa.field("prompt_personal", personal_type(kinds))) if kinds else PROMPTS
+GIVEN = pa.schema(
+    [
+        pa.field("answers", pa.list_(pa.string())),  # the answer to each of user_turns
+        # Of score.ids: source the ids of the conversation [T], and these on supervised tokens, -100 elsewhere [T].
+        pa.field("given_ids", pa.list_(pa.int32())),
+        pa.field("given_labels", pa.list_(pa.int32())),
+    ]
+)
+"""What the source's answers add to `PROMPTS` with `task: score`; null where there is none."""
+
+
+def prompts(kinds: Sequence[str], *, scored: bool = False) -> pa.Schema:
+    """`PROMPTS`, with `GIVEN` where answers are `scored`, and, where personal information is looked for,
+    `prompt_personal`: how often each kind was found in the user turns kept and the system prompt, masked or not."""
+    schema = pa.schema([*PROMPTS, *GIVEN]) if scored else PROMPTS
+    return schema.append(pa.field("prompt_personal", personal_type(kinds))) if kinds else schema
 
 
 DEDUPED = PROMPTS.append(pa.field("cluster_id", pa.string())).append(pa.field("cluster_size", pa.int32()))
@@ -143,7 +155,7 @@ def completions(labels: Sequence[str], settings: TargetsConfig | None = None, ki
         # Why messages, rendered by the teacher's template, are not the text of input_ids (docs/templates.md);
         # null where they are.
         pa.field("rendering_differs", pa.string()),
-        pa.field("finish_reasons", pa.list_(pa.string())),  # one per assistant turn: stop, length
+        pa.field("finish_reasons", pa.list_(pa.string())),  # one per assistant turn: stop, length, given
         pa.field("num_input_tokens", pa.int32()),  # T
         pa.field("num_target_tokens", pa.int32()),  # S
         pa.field("probe", PROBE),  # null in most rows

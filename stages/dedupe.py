@@ -71,8 +71,10 @@ class Sketch:
         text_hashes, reading_hashes, units_hashes, num_hashes = [], [], [], []
         shingle_hashes = array("I")
         systems = table["system_prompt"].to_pylist()
-        for turns, system in zip(table["user_turns"].to_pylist(), systems, strict=True):
-            texts = [system or "", *turns]
+        # With task: score the answers are part of what is compared: two samples of one prompt are no duplicates.
+        answers = table["answers"].to_pylist() if "answers" in table.column_names else [[]] * table.num_rows
+        for turns, given, system in zip(table["user_turns"].to_pylist(), answers, systems, strict=True):
+            texts = [system or "", *turns, *given]
             readings = [reading(text) for text in texts]
             text_hashes.append(_blake2b([text.strip() for text in texts], 16))
             reading_hashes.append(_blake2b(readings, 16))

@@ -7,18 +7,17 @@ Shape legend: T tokens of a conversation, S supervised tokens, K targets kept pe
 
 import asyncio
 from dataclasses import replace
-from hashlib import blake2b
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from stillhouse.schemas.config import Config
-from stillhouse.stages.teacher import Answer, Load, Teacher, TeacherError, TemplateError, fault
+from stillhouse.stages.teacher import Answer, Teacher, TeacherError, TemplateError, fault
 from stillhouse.stages.teacher.channels import Channels, without_end
 from stillhouse.stages.teacher.chat import Chat
 from stillhouse.stages.teacher.completions import Sample, completions
+from stillhouse.stages.teacher.conversing import Conversing, check_template, sample_seed, system_prompts
 from stillhouse.stages.teacher.draws import draw_from_top_k
 from stillhouse.stages.teacher.thinking import Thinking
 
@@ -29,15 +28,7 @@ CALLS_A_TOOL = ("<|call|>", "<|eom_id|>")
 """Ends of a turn (gpt-oss, Llama 3) after which a tool speaks and not the user: the conversation ends there."""
 
 
-class GenerateProgress(NamedTuple):
-    """Counts since the stage was built, over all the shards that it works on."""
-
-    num_done: int  # samples that have ended
-    num_under_way: int  # samples that have begun and not ended
-    num_tokens: int  # tokens that the teacher has written, those of answers under way included
-
-
-class Generate:
+class Generate(Conversing):
     """Prompts in, completions out: `sampling.n` rows per prompt, in the prompts' order.
 
     Drop reasons: `template_refused` (the chat template or the guard against control tokens refuses the prompt),
@@ -49,16 +40,15 @@ class Generate:
     """
 
     def __init__(self, config: Config, chat: Chat, teacher: Teacher) -> None:
+        super().__init__(teacher)
         self._config = config
         self._chat = chat
-        self._teacher = teacher
         check_template(config, chat)
         self._end_ids = {*chat.end_of_turn_ids(), *config.sampling.stop_token_ids}
         self._control_ids = set(chat.control_ids.values())
         self._tool_ids = {chat.control_ids[text] for text in CALLS_A_TOOL if text in chat.control_ids}
         self._channels = Channels(chat, config.generate.thinking_tokens)
         self._thinking = None if config.generate.thinking == "supervise" else Thinking(config.generate, chat)
-        self._num_done = self._num_under_way = self._num_ended_tokens = 0
 
     async def __call__(self, prompts: pa.Table) -> pa.Table:
         turns = prompts.column("user_turns").to_pylist()
@@ -68,47 +58,17 @@ class Generate:
             for row, prompt_id in enumerate(prompt_ids)
             for number in range(self._config.sampling.n)
         ]
-        asked = self._config.generate.system_prompts
-        systems = (
-            prompts.column("system_prompt").to_pylist()
-            if asked == "source"
-            else [draw_system_prompt(asked, self._config.sampling.seed, prompt_id) for prompt_id in prompt_ids]
-        )
+        systems = system_prompts(self._config, prompts)
         await asyncio.gather(*(self._count_and_converse(s, turns[s.row], systems[s.row]) for s in samples))
         return completions(prompts, samples, self._config.targets)
 
-    @property
-    def broken(self) -> bool:
-        """Whether the teacher has failed for good: only a new process helps."""
-        return self._teacher.broken
-
-    def progress(self) -> GenerateProgress:
-        """How far the stage is; may be called from another thread. A teacher that cannot tell how many tokens it has
-        written counts those of the answers that have ended."""
-        num_tokens = getattr(self._teacher, "num_tokens", self._num_ended_tokens)
-        return GenerateProgress(self._num_done, self._num_under_way, num_tokens)
-
-    @property
-    def load(self) -> Load:
-        """How full the teacher's engine is, as far as it tells; may be read from another thread."""
-        load: Load = getattr(self._teacher, "load", Load())
-        return load
-
-    def close(self) -> None:
-        """End the teacher."""
-        self._teacher.shutdown()
-
     async def _count_and_converse(self, sample: Sample, user_turns: list[str], system_prompt: str | None) -> None:
-        self._num_under_way += 1
-        try:
+        with self._counted():
             await self._converse(sample, user_turns, system_prompt)
             if sample.finish_reasons:
                 sample.rendering_differs = self._channels.difference(
                     sample.messages, np.concatenate(sample.input_ids), sample.finish_reasons[-1]
                 )
-            self._num_done += 1
-        finally:
-            self._num_under_way -= 1
 
     async def _converse(self, sample: Sample, user_turns: list[str], system_prompt: str | None) -> None:
         """Fill `sample`. A conversation ends at its last turn, at an answer that is cut off or calls a tool, or before
@@ -191,42 +151,3 @@ class Generate:
         """What the teacher said, without the token that ended its turn."""
         ids = without_end(answer.token_ids.tolist(), answer.finish_reason, self._end_ids, self._control_ids)
         return self._channels.message(ids, is_opened=self._config.generate.thinking != "drop")
-
-
-def check_template(config: Config, chat: Chat) -> None:
-    """Raises `TemplateError` when the teacher's template cannot do what the configuration asks of it: open a turn for
-    the teacher, take a system prompt, or carry ids over turns."""
-    asked = config.generate.system_prompts
-    system_prompts = {None, ""} if asked == "source" else set(asked or [None])
-    for system_prompt in sorted({prompt is not None for prompt in system_prompts}):
-        chat.jinja.require(system_prompt)
-        rewrites = chat.rewrites(system_prompt)
-        if rewrites is not None and config.ingest.turns == "all":
-            raise TemplateError(
-                f"ingest.turns: all needs earlier turns as they were, but {rewrites}; set ingest.turns to first, "
-                "generate.thinking to drop if that is what is stripped, or teacher.chat_template to one that keeps them"
-            )
-
-
-def longest_system_prompt(config: Config, chat: Chat) -> str | None:
-    """The configured system prompt with the most tokens, to check lengths before a prompt has drawn its own. None where
-    each prompt's own is used: `ingest` counts it."""
-    asked = config.generate.system_prompts
-    prompts = [prompt for prompt in asked or [] if prompt is not None] if asked != "source" else []
-    return max(prompts, key=lambda prompt: len(chat.tokenizer.encode(prompt)), default=None)
-
-
-def draw_system_prompt(system_prompts: list[str | None] | None, seed: int, prompt_id: str) -> str | None:
-    """The one of `system_prompts` that the prompt `prompt_id` gets: the same for all its samples, on every machine."""
-    if not system_prompts:
-        return None
-    return system_prompts[_digest(seed, "system", prompt_id) % len(system_prompts)]
-
-
-def sample_seed(seed: int, sample_id: str, turn: int) -> int:
-    """A 63-bit seed that depends on nothing but the run's seed, the sample and the turn."""
-    return _digest(seed, str(turn), sample_id) >> 1
-
-
-def _digest(seed: int, purpose: str, name: str) -> int:
-    return int.from_bytes(blake2b(f"{seed}/{purpose}/{name}".encode(), digest_size=8).digest())

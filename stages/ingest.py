@@ -1,7 +1,7 @@
 """Reads conversations and keeps what the user said, in shards of consecutive source rows.
 
-Keeps user turns and a leading system prompt only. Of an answer, only the role is looked at; its text never leaves this
-module. Not deduplication or screening (those are `stages.dedupe` and `stages.screen`).
+Keeps user turns and a leading system prompt only, and answers with `task: score`; otherwise only the role of an answer
+is looked at. Not deduplication or screening (those are `stages.dedupe` and `stages.screen`).
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,12 +14,15 @@ from stillhouse.schemas import tables
 from stillhouse.schemas.config import Config
 from stillhouse.stages.personal import PERSONAL, PLACEHOLDER, Finder
 from stillhouse.stages.sources import conversation, sample, source_name
+from stillhouse.stages.sources.content import is_unicode, text_of
+from stillhouse.stages.sources.exchanges import MALFORMED_IDS, UNANSWERED, exchanges, given_ids
 from stillhouse.stages.sources.ids import Ids, usable_id
 from stillhouse.stages.sources.row import (
     INVALID_CSV,
     INVALID_JSON,
     MALFORMED_CONVERSATION,
     MISSING_CONVERSATION,
+    NOT_TEXT,
     ROW_TOO_LARGE,
     TRANSCRIPT,
     TRUNCATED_SOURCE,
@@ -32,7 +35,6 @@ from stillhouse.stages.sources.row import (
 NOT_AN_OBJECT = "not_an_object"
 NO_USER_TURN = "no_user_turn"
 STARTS_WITH_ASSISTANT = "starts_with_assistant"
-NOT_TEXT = "not_text"
 EMPTY = "empty"
 LANGUAGE = "language"
 TOO_LONG = "too_long"
@@ -54,6 +56,8 @@ REASONS: dict[str, str] = {
     STARTS_WITH_ASSISTANT: "something other than a system prompt comes before the first user turn",
     NOT_TEXT: "a kept message holds something that is not text, such as an image",
     EMPTY: "the first user turn is empty or white space",
+    UNANSWERED: "the first user turn has no answer, or an empty one, or several (`task: score`)",
+    MALFORMED_IDS: "`input_ids` and `labels` are not those of the conversation's answers (`score.ids: source`)",
     LANGUAGE: "the language is none of `ingest.languages`",
     PLACEHOLDER: "names were replaced by placeholders such as NAME_1 (`personal.placeholders`)",
     PERSONAL: "a kept text holds personal information (`personal.prompts`)",
@@ -84,6 +88,14 @@ class _Prompt(NamedTuple):
     redacted: bool | None
     moderation_flagged: bool | None
     prompt_personal: dict[str, int] | None = None
+    answers: list[str] | None = None  # with task: score; of the user turns
+    given_ids: list[int] | None = None
+    given_labels: list[int] | None = None
+
+    @property
+    def texts(self) -> list[str]:
+        """What is said in it: by this its id is made."""
+        return [*self.user_turns, *(self.answers or [])]
 
 
 class Ingest:
@@ -103,7 +115,7 @@ class Ingest:
         self._source = source_name(config.source)
         self._spelling = conversation.Spelling(config.source)
         self._personal = None if config.personal is None else Finder(config.personal)
-        self._schema = tables.marked(tables.prompts(config.personal_kinds))
+        self._schema = tables.marked(tables.prompts(config.personal_kinds, scored=config.task == "score"))
         self._languages = None if config.ingest.languages is None else frozenset(config.ingest.languages)
 
     def __call__(self, rows: Iterable[Row]) -> Iterator[pa.Table]:
@@ -126,7 +138,7 @@ class Ingest:
             return _Refused(NOT_AN_OBJECT)
         prompt_id = usable_id(self._spelling.ids(value))
         try:
-            prompt = _prompt(value, self._spelling, prompt_id, self._config.ingest.turns == "first")
+            prompt = _prompt(value, self._spelling, prompt_id, self._config)
             if self._languages is not None and prompt.language not in self._languages:
                 raise RefusedError(LANGUAGE)
         except RefusedError as refused:
@@ -175,14 +187,14 @@ class Ingest:
         if num_tokens is not None and num_tokens > self._config.max_prompt_tokens:
             return _Refused(TOO_LONG, prompt.prompt_id)
         if prompt.prompt_id is None:
-            return prompt._replace(prompt_id=ids.make(prompt.user_turns))
-        claimed = ids.claim(prompt.prompt_id, [prompt.system_prompt or "", *prompt.user_turns])
+            return prompt._replace(prompt_id=ids.make(prompt.texts))
+        claimed = ids.claim(prompt.prompt_id, [prompt.system_prompt or "", *prompt.texts])
         if claimed is None:
             return _Refused(DUPLICATE_ID, prompt.prompt_id)
         return prompt._replace(prompt_id=claimed)
 
 
-def _prompt(value: dict[str, Any], spelling: conversation.Spelling, prompt_id: str | None, first_only: bool) -> _Prompt:
+def _prompt(value: dict[str, Any], spelling: conversation.Spelling, prompt_id: str | None, config: Config) -> _Prompt:
     """What is kept of a row. Raises `RefusedError`.
 
     Roles are checked in the whole conversation, contents only where they are kept. With all turns, the first empty one
@@ -196,23 +208,18 @@ def _prompt(value: dict[str, Any], spelling: conversation.Spelling, prompt_id: s
     if any(role != conversation.SYSTEM for role in roles[:first]):
         raise RefusedError(STARTS_WITH_ASSISTANT)
     beside = spelling.system(value)
-    parts = [] if beside is None else [_text(beside)]
-    parts += [_text(message.content) for message in messages[:first]]
+    parts = [] if beside is None else [text_of(beside)]
+    parts += [text_of(message.content) for message in messages[:first]]
     system = "\n\n".join(dict.fromkeys(filter(str.strip, parts)))
-    turns: list[str] = []
-    kept: list[int] = []
-    for i, role in enumerate(roles):
-        if role != conversation.USER:
-            continue
-        turn = _text(messages[i].content)
-        if not turn.strip():
-            break
-        turns.append(turn)
-        kept.append(i)
-        if first_only:
-            break
-    if not turns:
-        raise RefusedError(EMPTY)
+    kept = _kept(messages, first, config)
+    turns = [text_of(messages[i].content) for i in kept]
+    given: dict[str, Any] = {}
+    if config.task == "score":
+        given["answers"] = [text_of(messages[i + 1].content) for i in kept]
+        if config.given_ids:
+            given["given_ids"], given["given_labels"] = given_ids(
+                value, len(kept), first_only=config.ingest.turns == "first"
+            )
     redacted = value.get("redacted")
     return _Prompt(
         prompt_id=prompt_id,
@@ -221,40 +228,32 @@ def _prompt(value: dict[str, Any], spelling: conversation.Spelling, prompt_id: s
         language=_language(spelling.language(value)),
         redacted=redacted if isinstance(redacted, bool) else None,
         moderation_flagged=_moderation_flagged(value.get("openai_moderation"), messages, kept),
+        **given,
     )
 
 
-def _text(content: object) -> str:
-    if content is None:
-        raise RefusedError(MALFORMED_CONVERSATION)
-    if isinstance(content, list):
-        content = "".join(_part(part) for part in content)
-    if not isinstance(content, str):
-        raise RefusedError(NOT_TEXT)
-    if not _is_unicode(content):
-        raise RefusedError(UNDECODABLE)
-    return content
-
-
-def _part(part: object) -> str:
-    """The text of a part; Google's and Bedrock's parts have no type."""
-    text = part.get("text") if isinstance(part, dict) and part.get("type") in ("text", "input_text", None) else None
-    if not isinstance(text, str):
-        raise RefusedError(NOT_TEXT)
-    return text
-
-
-def _is_unicode(text: str) -> bool:
-    """Whether a string can be encoded as UTF-8. JSON escapes can spell half a surrogate pair, which cannot."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+def _kept(messages: list[conversation.Message], first: int, config: Config) -> list[int]:
+    """Places of the user turns that are kept, of which `first` is the first. With `task: score` these are the ones
+    that have an answer, one right after them, up to the first that has none."""
+    if config.task == "score":
+        kept = exchanges(messages, first)
+    else:
+        kept = []
+        for i, message in enumerate(messages):
+            if message.role != conversation.USER:
+                continue
+            if not text_of(message.content).strip():
+                break
+            kept.append(i)
+            if config.ingest.turns == "first":
+                break
+        if not kept:
+            raise RefusedError(EMPTY)
+    return kept[:1] if config.ingest.turns == "first" else kept
 
 
 def _language(language: object) -> str | None:
-    return language if isinstance(language, str) and _is_unicode(language) else None
+    return language if isinstance(language, str) and is_unicode(language) else None
 
 
 def _moderation_flagged(moderation: object, messages: list[conversation.Message], kept: list[int]) -> bool | None:

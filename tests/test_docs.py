@@ -20,7 +20,7 @@ def test_every_drop_reason_is_documented() -> None:
     }
     shared = (ROOT / "stages/personal/__init__.py").read_text()  # of ingest and review
     assert documented["ingest"] == set(ingest.REASONS)
-    for stage in ("dedupe", "screen", "generate", "review"):
+    for stage in ("dedupe", "screen", "generate", "score", "review"):
         source = (ROOT / "stages" / f"{stage}.py").read_text() + shared
         for reason in documented[stage]:
             assert f'"{reason}"' in source, reason
@@ -117,7 +117,9 @@ def test_architecture_names_every_module() -> None:
 
 
 def test_stages_are_the_files_of_their_folder(raw_config: dict[str, Any]) -> None:
-    stages = [stage.name for stage in flow.of(Config.model_validate(raw_config))]
+    scoring = {key: value for key, value in raw_config.items() if key != "sampling"} | {"task": "score"}
+    configs = [Config.model_validate(raw) for raw in (raw_config, scoring)]
+    stages = [stage.name for config in configs for stage in flow.of(config)]
     files = {path.stem for path in (ROOT / "stages").glob("*.py")}
     assert files - {"__init__"} == set(stages)
 

@@ -48,7 +48,7 @@ def submit(config: Config, arguments: argparse.Namespace) -> Result:
         return _follow(cluster, running.submission_id, arguments)
     if not arguments.no_preflight:
         judgement, facts = _preflight(cluster, submission, arguments)
-        _show(judgement, facts)
+        _show(judgement, facts, config.task)
         if judgement.problems:
             raise RunError("nothing was submitted; --no-preflight submits all the same")
     entrypoint = submission.entrypoint("stillhouse run", *["--retry-set-aside"] * arguments.retry_set_aside)
@@ -65,7 +65,7 @@ def check(config: Config, arguments: argparse.Namespace) -> Result:
     """Exit code 1 where a run would fail."""
     submission, cluster = _prepare(config, arguments)
     judgement, facts = _preflight(cluster, submission, arguments)
-    _show(judgement, facts)
+    _show(judgement, facts, config.task)
     result = {"problems": judgement.problems, "notes": judgement.notes, "plan": judgement.plan}
     return result | {"check": facts.get("check"), "nodes": facts.get("nodes", [])}, int(bool(judgement.problems))
 
@@ -164,14 +164,14 @@ def _unanswered(job: Any, log: str) -> str:
     return f"the cluster cannot run a small job: {reason[:300]}; look at its dashboard"
 
 
-def _show(judgement: Judgement, facts: dict[str, Any]) -> None:
+def _show(judgement: Judgement, facts: dict[str, Any], task: str) -> None:
     if "check" in facts:
         show_check({**facts["check"], "notes": [], "problems": []})
     if plan := judgement.plan:
         later = f", up to {plan['max_replicas']}" if plan["max_replicas"] != plan["replicas"] else ""
         hours = plan.get("max_hours")
         text = f"cluster: nodes: {plan['nodes']}; replicas of the teacher that fit: {plan['replicas']}{later}"
-        text += f"; at most {duration(hours * 3600)} for generate" if hours is not None else ""
+        text += f"; at most {duration(hours * 3600)} for {task}" if hours is not None else ""
         message(text + (f" and {plan['max_bytes'] / 1e9:,.2f} GB" if "max_bytes" in plan else ""))
     for note in judgement.notes:
         message(f"note: {note}")

@@ -120,7 +120,7 @@ def _engine(config: Config, facts: Facts, nodes: list[Facts], named: _Named) -> 
         return
     ours = [found for found in map(Requirement, requirements()) if found.name in ENGINES]
     wanted = ours[0].specifier if ours else SpecifierSet()
-    fitting = [node for node in nodes if has_room(node["resources"], needed_by(config.resources.generate))]
+    fitting = [node for node in nodes if has_room(node["resources"], needed_by(config.engine_workers))]
     for found, bad in _grouped(fitting, lambda node: node["vllm"] or "none"):
         if found == "none" or not wanted.contains(found):
             yield (
@@ -151,7 +151,7 @@ def _tokens(config: Config, facts: Facts, nodes: list[Facts], named: _Named) -> 
 
 
 def _model(config: Config, facts: Facts, nodes: list[Facts], named: _Named) -> Iterator[str]:
-    fitting = [node for node in nodes if has_room(node["resources"], needed_by(config.resources.generate))]
+    fitting = [node for node in nodes if has_room(node["resources"], needed_by(config.engine_workers))]
     if lacking := [node for node in fitting if not node["has_model"]]:
         yield (
             f"teacher.model: {config.teacher.model} is no folder with a model on {named(lacking)}; put the weights "
@@ -160,10 +160,10 @@ def _model(config: Config, facts: Facts, nodes: list[Facts], named: _Named) -> I
 
 
 def _parallel(config: Config) -> Iterator[str]:
-    num, asked = _num_parallel(config), config.resources.generate.num_gpus
+    num, asked = _num_parallel(config), config.engine_workers.num_gpus
     if asked and config.teacher.backend == OWN_ENGINE and asked != num:
         yield (
-            f"resources.generate.num_gpus: {asked:g}, and an engine of teacher.engine uses {num} "
+            f"resources.{config.task}.num_gpus: {asked:g}, and an engine of teacher.engine uses {num} "
             f"(tensor_parallel_size x pipeline_parallel_size); set it to {num}"
         )
 
@@ -173,8 +173,8 @@ def _memory(config: Config, facts: Facts, nodes: list[Facts], named: _Named) -> 
     weights = facts.get("footprint", {}).get("weight_bytes")
     if not weights or config.teacher.backend != OWN_ENGINE:
         return
-    fitting = [node for node in nodes if has_room(node["resources"], needed_by(config.resources.generate))]
-    if config.resources.generate.num_gpus:
+    fitting = [node for node in nodes if has_room(node["resources"], needed_by(config.engine_workers))]
+    if config.engine_workers.num_gpus:
         num, share = _num_parallel(config), _gpu_share(config)
         each = weights / num
         for found, bad in _grouped(fitting, lambda node: min(node["gpus"], default=None)):
@@ -182,7 +182,7 @@ def _memory(config: Config, facts: Facts, nodes: list[Facts], named: _Named) -> 
                 yield (
                     f"teacher: weights of {_gb(weights)} are {_gb(each)} for each of {num} GPUs, and those of "
                     f"{named(bad)} have {_gb(found)}, of which {share:.0%} are used; raise "
-                    "teacher.engine.tensor_parallel_size with resources.generate.num_gpus, or use larger GPUs"
+                    f"teacher.engine.tensor_parallel_size with resources.{config.task}.num_gpus, or use larger GPUs"
                 )
         return
     cache = float(config.teacher.env.get("VLLM_CPU_KVCACHE_SPACE") or 0) * 2**30
@@ -199,7 +199,7 @@ def _disk(config: Config, facts: Facts, nodes: list[Facts], named: _Named) -> It
     size = facts.get("footprint", {}).get("file_bytes")
     if not size or is_local_path(config.teacher.model):
         return
-    fitting = [node for node in nodes if has_room(node["resources"], needed_by(config.resources.generate))]
+    fitting = [node for node in nodes if has_room(node["resources"], needed_by(config.engine_workers))]
     for free, bad in _grouped(fitting, lambda node: None if node["is_cached"] else node["disk_free_bytes"]):
         if size > free:
             yield (
@@ -234,9 +234,9 @@ def _resources(config: Config, facts: Facts) -> tuple[list[str], list[str]]:
 
 def _unseen(config: Config, facts: Facts, nodes: list[Facts]) -> Iterator[str]:
     """What could not be looked at."""
-    needed = needed_by(config.resources.generate)
+    needed = needed_by(config.engine_workers)
     if not any(has_room(node["resources"], needed) for node in nodes):
-        yield "generate: no node that it fits on is up, so its vLLM, GPUs and memory were not looked at"
+        yield f"{config.task}: no node that it fits on is up, so its vLLM, GPUs and memory were not looked at"
     may_grow = bool(facts["node_types"]) or any(NODE_GROUP_LABEL in node["labels"] for node in nodes)
     if may_grow and "://" not in config.run_dir.removeprefix("file://"):
         yield f"run_dir: nodes that the autoscaler adds must mount {config.run_dir} as well"
@@ -247,7 +247,7 @@ def _cache(config: Config, facts: Facts, nodes: list[Facts]) -> Iterator[str]:
     found = facts.get("footprint", {})
     weights, per_token = found.get("weight_bytes"), found.get("cache_bytes_per_token")
     gpus = [min(node["gpus"]) for node in nodes if node["gpus"]]
-    if not weights or not per_token or not gpus or not config.resources.generate.num_gpus:
+    if not weights or not per_token or not gpus or not config.engine_workers.num_gpus:
         return
     num, share = _num_parallel(config), _gpu_share(config)
     cache = per_token * config.teacher.max_model_len / num
@@ -262,7 +262,7 @@ def _cache(config: Config, facts: Facts, nodes: list[Facts]) -> Iterator[str]:
 def _plan(config: Config, facts: Facts) -> dict[str, Any]:
     """`nodes` that are up, `replicas` of the engine on them, `max_replicas` with what may be added, upper bounds of
     `max_hours` for generate with the latter (None: not known) and of `max_bytes`."""
-    workers, needed = config.resources.generate, needed_by(config.resources.generate)
+    workers, needed = config.engine_workers, needed_by(config.engine_workers)
     fit = sum(_how_many(node["resources"], needed) for node in facts["nodes"])
     later = [_how_many(t["resources"], needed) * t["max"] for t in facts["node_types"] if t["max"] > 0]
     is_open = any(t["max"] < 0 and _how_many(t["resources"], needed) for t in facts["node_types"])

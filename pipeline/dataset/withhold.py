@@ -60,6 +60,11 @@ def withhold(
     dataset, target = open_dataset(url), open_folder(output, staged=STAGED)
     if "withheld" in dataset.manifest:
         raise ConfigError(f"{url}: its prompts are withheld already")
+    if dataset.manifest["config"].get("task") == "score":
+        raise ConfigError(
+            f"{url}: its answers are the source's like its prompts (task: score), so that only targets would be left; "
+            "--no-prompts is for what a teacher wrote"
+        )
     identity = str(certified({"layout": LAYOUT, "dataset": certified(dataset.manifest)["sha256"]})["sha256"])
     if (there := finished(target, identity)) is not None:
         return there

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 
 from stillhouse.pipeline import flow
 from stillhouse.pipeline.console import message
+from stillhouse.pipeline.dataset.given import check_given_ids
 from stillhouse.pipeline.folder.identity import compare_with_folder
 from stillhouse.schemas import tables
 from stillhouse.schemas.config import Config, TargetsConfig
@@ -40,9 +41,10 @@ def check(config: Config, rows: int, tokens_per_second: float) -> dict[str, Any]
 
     Raises `ConfigError` when the run folder belongs to another configuration, and what reading the source or the
     teacher's tokenizer raises. Tokens, bytes and GPU hours are upper bounds: before dedupe and screen, every answer
-    as long as `sampling.max_tokens`.
+    as long as `sampling.max_tokens`; with `task: score` as long as those looked at are.
     """
     compare_with_folder(config)
+    check_given_ids(config)
     total = count_rows(config.source)
     table = ingested(config, rows)
     reasons = table.column("drop_reason")
@@ -67,7 +69,8 @@ def check(config: Config, rows: int, tokens_per_second: float) -> dict[str, Any]
         result["mean_turns"] = round(turns / kept.num_rows, 2)
     if total is not None and table.num_rows:
         prompts = round(total * kept.num_rows / table.num_rows)
-        tokens = round(prompts * config.sampling.n * config.sampling.max_tokens * result.get("mean_turns", 0))
+        most = config.sampling.n * config.sampling.max_tokens * result.get("mean_turns", 0)
+        tokens = round(prompts * (_answer_tokens(config, kept) if config.task == "score" else most))
         engine = config.teacher.engine
         gpus = engine.get("tensor_parallel_size", 1) * engine.get("pipeline_parallel_size", 1)
         result["estimate"] = {
@@ -80,12 +83,28 @@ def check(config: Config, rows: int, tokens_per_second: float) -> dict[str, Any]
     return result
 
 
+def _answer_tokens(config: Config, kept: pa.Table) -> float:
+    """How many tokens are scored of a row, on average."""
+    if config.given_ids:
+        counts = [sum(label != tables.IGNORE_INDEX for label in row) for row in kept.column("given_labels").to_pylist()]
+    else:
+        from stillhouse.stages.teacher.pretrained import load_tokenizer
+
+        teacher = config.teacher
+        tokenizer = load_tokenizer(teacher.model, teacher.revision, teacher.trust_remote_code)
+        answers = kept.column("answers").to_pylist()
+        counts = [sum(len(tokenizer.encode(text, add_special_tokens=False)) + 1 for text in row) for row in answers]
+    return float(sum(counts) / max(len(counts), 1))
+
+
 def ingested(config: Config, rows: int) -> pa.Table:
     """The first `rows` source rows as ingest leaves them, marked (`tables.marked(tables.prompts(…))`)."""
     looked = min(filter(None, (rows, config.source.limit)))
     sample = config.model_copy(update={"source": config.source.model_copy(update={"limit": looked})})
-    empty = tables.marked(tables.prompts(config.personal_kinds)).empty_table()
-    return pa.concat_tables([empty, *Ingest(sample, flow.prompt_counter(config))(read_rows(sample.source))])
+    empty = tables.marked(tables.prompts(config.personal_kinds, scored=config.task == "score")).empty_table()
+    return pa.concat_tables(
+        [empty, *Ingest(sample, flow.prompt_counter(config))(read_rows(sample.source, given_ids=config.given_ids))]
+    )
 
 
 def _first_rows(table: pa.Table, reason: str) -> list[int]:

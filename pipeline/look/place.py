@@ -18,7 +18,7 @@ from stillhouse.schemas.tables import LEDGER
 
 Kind = Literal["run", "stage", "dataset", "export", "shard"]
 
-STAGES = ("ingest", "dedupe", "screen", "generate", "review", keys.PUBLISH)
+STAGES = ("ingest", "dedupe", "screen", *keys.TEACHERS, "review", keys.PUBLISH)
 """As `flow.of` has them, which needs a configuration."""
 SUFFIXES = (".parquet", ".jsonl")
 LOOSE = "ledger"

@@ -26,7 +26,7 @@ def summary(
     )
     if generate_tokens:
         rate = generate_tokens / generate_seconds
-        message(f"generate: {rate:,.0f} tokens/s over {generate_seconds:,.0f} s, engine start included")
+        message(f"{config.task + ':':9} {rate:,.0f} tokens/s over {generate_seconds:,.0f} s, engine start included")
     message(f"all:      {seconds:,.0f} s" if num_made else f"nothing was missing ({seconds:.1f} s)")
     if num_others:
         message(f"shared:   {num_others:,} shards were written by another run on this folder meanwhile")

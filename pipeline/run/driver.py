@@ -9,6 +9,7 @@ from typing import Any
 
 from stillhouse.pipeline import flow
 from stillhouse.pipeline.dataset import manifest
+from stillhouse.pipeline.dataset.given import check_given_ids
 from stillhouse.pipeline.errors import RedoError, RunError
 from stillhouse.pipeline.flow import Stage
 from stillhouse.pipeline.folder import index, keys, partition
@@ -45,6 +46,7 @@ def run(
     names = [stage.name for stage in flow.of(config)[:-1]]
     if until is not None and until not in names:
         raise ConfigError(f"--until: a run cannot stop after {until!r}; name one of {', '.join(names)}")
+    check_given_ids(config)
     folder = open_run(config)
     purge.finish(config, report.trouble)
     if retry_set_aside:

@@ -30,7 +30,7 @@ def ingest(
     number, num_rows = 0, 0
     started = time.monotonic()
     register = purged.read(folder)
-    for marked in read(read_rows(config.source)):
+    for marked in read(read_rows(config.source, given_ids=config.given_ids)):
         marked = register.mark(marked)
         name = keys.shard_name(number)
         yield commit(

@@ -165,7 +165,7 @@ class Parts:
         tables = [await transform(source.table.slice(0, 0))]  # for its columns
         parts, end = self.of(shard), 0
         if missing(parts, 0, source.table.num_rows):
-            raise RedoError(f"generate {shard}: a part of it is gone; another run may have used it")
+            raise RedoError(f"{self._stage} {shard}: a part of it is gone; another run may have used it")
         for (low, high), key in sorted(parts.items(), key=lambda part: (part[0][0], -part[0][1])):
             if high <= end:  # two runs that shared it otherwise
                 continue

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from stillhouse.pipeline.console import message
+from stillhouse.pipeline.folder.keys import TEACHERS
 from stillhouse.pipeline.run.result import Activity, ShardResult
 
 LINE_EVERY_S = 10.0
@@ -237,7 +238,7 @@ class Progress:
             self.num_others += result.outcome == "others"
             if self._step is not None:
                 self._step.add_result(result)
-                if step == "generate" and result.outcome not in ("others", "part"):
+                if step in TEACHERS and result.outcome not in ("others", "part"):
                     self.generate_seconds = time.monotonic() - self._step.began
                     self.generate_tokens += result.num_target_tokens
         if result.outcome == "part":

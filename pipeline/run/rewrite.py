@@ -22,7 +22,7 @@ from stillhouse.pipeline.run.commit import write_ledger
 from stillhouse.schemas.config import Config, config_hash
 from stillhouse.stages.teacher import fidelity
 
-MADE_ANEW = ("ingest", "generate")
+MADE_ANEW = ("ingest", *keys.TEACHERS)
 """Stages that make a table by its schema; the others add columns to the one they read."""
 
 

@@ -261,7 +261,7 @@ class Worker:
         return of_info(info, time.monotonic() - started)
 
     def _commit(self, shard: str, source: Shard, result: pa.Table, started: float) -> ShardResult:
-        samples = self._config.sampling.n if self._stage.name == "generate" else 1
+        samples = self._config.sampling.n if self._stage.is_async else 1
         check_contract(self._stage.name, source.table, result, samples)
         return commit(
             self._folder,

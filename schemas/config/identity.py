@@ -21,7 +21,11 @@ def deciding_values(config: Config) -> dict[str, Any]:
             value, key = getattr(section, name), prefix + name
             if value is None and any(isinstance(mark, Added) for mark in field.metadata):
                 continue
-            if isinstance(value, Section):
+            if key == "task" and value == "generate":  # younger than run folders that must stay valid
+                continue
+            if key == "sampling" and config.task == "score":  # only its seed is read
+                flat["sampling.seed"] = config.sampling.seed
+            elif isinstance(value, Section):
                 visit(value, f"{key}.")
             elif key == "teacher.engine":
                 flat[key] = {k: v for k, v in sorted(value.items()) if k not in FREE_ENGINE_OPTIONS}
@@ -36,17 +40,20 @@ def deciding_values(config: Config) -> dict[str, Any]:
 
 
 def nested_values(deciding: Mapping[str, Any], sections: Iterable[str]) -> dict[str, Any]:
-    """The `sections` of a configuration (none that holds lists of sections) as YAML would give them, from its
-    `deciding_values`."""
+    """The `sections` (and keys of no section) of a configuration, none that holds lists of sections, as YAML would give
+    them, from its `deciding_values`."""
     nested: dict[str, Any] = {}
     for key, value in deciding.items():
-        first, *inner, last = key.split(".")
+        first, *inner = key.split(".")
         if first not in sections:
             continue
+        if not inner:
+            nested[first] = value
+            continue
         node = nested.setdefault(first, {})
-        for name in inner:
+        for name in inner[:-1]:
             node = node.setdefault(name, {})
-        node[last] = value
+        node[inner[-1]] = value
     return nested
 
 

@@ -1,6 +1,6 @@
 """A whole run, and the resources it may use."""
 
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -15,7 +15,7 @@ from stillhouse.schemas.config.data import (
     SourceConfig,
 )
 from stillhouse.schemas.config.section import Count, Section, added, checked_location, free
-from stillhouse.schemas.config.teacher import GenerateConfig, SamplingConfig, TargetsConfig, TeacherConfig
+from stillhouse.schemas.config.teacher import GenerateConfig, SamplingConfig, ScoreConfig, TargetsConfig, TeacherConfig
 
 
 class WorkersConfig(Section):
@@ -44,10 +44,11 @@ class ResourcesConfig(Section):
     dedupe: WorkersConfig = WorkersConfig(max_workers=2)
     screen: WorkersConfig = WorkersConfig()
     generate: WorkersConfig = WorkersConfig(shards_in_flight=2)
+    score: WorkersConfig = WorkersConfig(shards_in_flight=2)
     review: WorkersConfig = WorkersConfig()
     publish: WorkersConfig = WorkersConfig(max_workers=2)
     max_attempts: Count = 3
-    """Attempts at a shard before it is set aside (a generate shard is then first made in parts)."""
+    """Attempts at a shard before it is set aside (one of generate or score is then first made in parts)."""
 
 
 MAX_SHARD_TARGETS = 2**30
@@ -58,6 +59,9 @@ what this many are at 5 bytes each (3 is usual)."""
 class Config(Section):
     """A whole run."""
 
+    task: Literal["generate", "score"] = "generate"
+    """`generate`: the teacher answers the source's prompts. `score`: it reads the source's own answers, and its
+    distribution is kept for each of their tokens. Also the name of the stage that does it."""
     run_dir: Annotated[str, AfterValidator(checked_location), free]
     """Folder of the run: stages, ledger, dataset. A path or an object-store URL."""
     source: SourceConfig
@@ -72,9 +76,49 @@ class Config(Section):
     sampling: SamplingConfig
     targets: TargetsConfig = TargetsConfig()
     generate: GenerateConfig = GenerateConfig()
+    score: Annotated[ScoreConfig | None, added] = None
+    """Set (to its defaults, if to nothing else) with `task: score`, and only then."""
     review: ReviewConfig = ReviewConfig()
     publish: PublishConfig = PublishConfig()
     resources: Annotated[ResourcesConfig, free] = ResourcesConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _scored(cls, raw: Any) -> Any:
+        """With `task: score` the teacher writes one token for each conversation, which nobody reads: all keys of
+        `sampling` but the seed say nothing then, and need not be there."""
+        if not isinstance(raw, dict) or raw.get("task") != "score":
+            return raw
+        sampling = raw.get("sampling") or {}
+        if not isinstance(sampling, dict):
+            return raw
+        silent = SamplingConfig(max_tokens=1).model_dump()
+        if unread := sorted(key for key, value in sampling.items() if key != "seed" and value != silent.get(key)):
+            raise ValueError(
+                f"sampling: {', '.join(unread)} say how a teacher writes, and with task: score it writes nothing; "
+                "remove them (sampling.seed stays)"
+            )
+        return {**raw, "sampling": {**sampling, "max_tokens": 1}, "score": raw.get("score") or {}}
+
+    @model_validator(mode="after")
+    def _scores(self) -> "Config":
+        if self.score is None:
+            return self
+        if self.task != "score":
+            raise ValueError("score: is read with task: score only; set that, or remove the section")
+        if self.generate.thinking != "supervise":
+            raise ValueError(
+                f"generate.thinking: {self.generate.thinking} is about what a teacher writes, and with task: score it "
+                "writes nothing; remove it (labels of score.ids: source say what is learned)"
+            )
+        if self.score.ids == "source" and self.personal is not None and self.personal.prompts == "mask":
+            raise ValueError(
+                "personal.prompts: mask would change words whose ids are given (score.ids: source); set it to drop or "
+                "keep"
+            )
+        if "speculative_config" in self.teacher.engine:
+            raise ValueError("teacher.engine.speculative_config: nothing is written with task: score; remove it")
+        return self
 
     @model_validator(mode="after")
     def _fits(self) -> "Config":
@@ -108,7 +152,8 @@ class Config(Section):
     def _check_shard_size(self) -> None:
         """Raises ValueError where a shard could hold more targets than one file may: said before answers are paid
         for."""
-        tokens = self.teacher.max_model_len if self.ingest.turns == "all" else self.sampling.max_tokens
+        is_whole = self.task == "score" or self.ingest.turns == "all"
+        tokens = self.teacher.max_model_len if is_whole else self.sampling.max_tokens
         targets = 0 if self.targets.method == "sampled" else self.targets.top_k
         draws = 0 if self.targets.method == "top_k" else self.targets.num_draws
         each = self.sampling.n * tokens * max(targets, draws)
@@ -119,6 +164,16 @@ class Config(Section):
                 f"tokens x targets of each) can exceed the {MAX_SHARD_TARGETS:,} that a shard may hold; "
                 + (f"lower it to {fitting:,}" if fitting else "lower targets.top_k, sampling.n or sampling.max_tokens")
             )
+
+    @property
+    def engine_workers(self) -> WorkersConfig:
+        """Of the stage that has the teacher."""
+        return self.resources.score if self.task == "score" else self.resources.generate
+
+    @property
+    def given_ids(self) -> bool:
+        """Whether rows of the source bring the ids that are scored."""
+        return self.score is not None and self.score.ids == "source"
 
     @property
     def personal_kinds(self) -> tuple[str, ...]:

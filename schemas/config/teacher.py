@@ -191,3 +191,28 @@ class GenerateConfig(Section):
     """What opens and closes thinking; each must be a single token of the teacher."""
     max_dropped_fraction: Annotated[Fraction, free] = 0.2
     """Fail when more than this share gets no answer."""
+
+
+class ScoreConfig(Section):
+    """`task: score`: the source's own answers get the teacher's distributions; docs/scoring.md says how."""
+
+    answers: Literal["all", "last"] = "all"
+    """Which answers of those that `ingest.turns` keeps are supervised: all of them, or the last, which then reads the
+    others as they are."""
+    ids: Literal["text", "source"] = "text"
+    """`text`: the answers go through the teacher's chat template. `source`: each row's `input_ids` and `labels` (or a
+    mask: docs/scoring.md) are scored as they are."""
+    tokenizer_sha256: Annotated[str, Field(pattern="^([0-9a-f]{64}|teacher)$")] | None = None
+    """With `ids: source`, whose ids they are: the `tokenizer_sha256` that the teacher must have, or the word `teacher`,
+    by which you say that they are its own. A source that is a Stillhouse dataset says so in its manifest."""
+    cut_long: bool = False
+    """Of an answer that does not fit `teacher.max_model_len`, keep as much as fits (`finish_reasons` say length);
+    otherwise the conversation ends before it, and is dropped where nothing is left."""
+    max_dropped_fraction: Annotated[Fraction, free] = 0.2
+    """Fail when more than this share cannot be scored."""
+
+    @model_validator(mode="after")
+    def _whose_ids(self) -> "ScoreConfig":
+        if self.tokenizer_sha256 is not None and self.ids == "text":
+            raise ValueError("tokenizer_sha256 is about ids that the source gives; set ids to source, or remove it")
+        return self

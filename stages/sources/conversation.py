@@ -88,8 +88,8 @@ class Spelling:
     """How the rows of a source spell what is kept of them: by its format or columns, or else by each row's own columns,
     so that files of several kinds may stand side by side."""
 
-    def __init__(self, source: SourceConfig, *, every_column: bool = False) -> None:
-        self._columns = source.columns
+    def __init__(self, source: SourceConfig, *, every_column: bool = False, more_columns: tuple[str, ...] = ()) -> None:
+        self._columns, self._more_columns = source.columns, more_columns
         self._every_column = every_column
         named = _FORMATS.get(source.format)
         self._ids: tuple[str, ...] | None = named[1] if named else None
@@ -109,7 +109,7 @@ class Spelling:
         """Dotted paths of all that a row may be asked for; None for everything."""
         if self._every_column:
             return None
-        beside = ("role", "context", "history", "redacted", "openai_moderation", self._language)
+        beside = ("role", "context", "history", "redacted", "openai_moderation", self._language, *self._more_columns)
         return (*self.candidates, *(self._ids or IDS), *self._systems, *beside)
 
     @property

@@ -16,6 +16,7 @@ MISSING_CONVERSATION = "missing_conversation"
 MALFORMED_CONVERSATION = "malformed_conversation"
 TRANSCRIPT = "transcript"
 UNKNOWN_ROLE = "unknown_role"
+NOT_TEXT = "not_text"
 
 
 class SourceError(ValueError):

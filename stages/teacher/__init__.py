@@ -33,7 +33,7 @@ class Answer:
     target_ids: npt.NDArray[np.int32]  # [S, K], most probable first
     target_logprobs: npt.NDArray[np.float32]  # [S, K], nats
     token_logprobs: npt.NDArray[np.float32]  # [S], nats
-    finish_reason: str | None  # stop | length; anything else is no answer
+    finish_reason: str | None  # stop | length, given where it was scored; anything else is no answer
     draws: npt.NDArray[np.int32] | None = None  # [S, D] independent draws from the whole distribution
     probe: tuple[int, npt.NDArray[np.float32]] | None = None  # a token's number and its whole distribution [V], nats
 
@@ -84,6 +84,10 @@ class TemplateError(ValueError):
     """A template or tokenizer that cannot be used, or that refuses a conversation; the message says why."""
 
 
+class ControlTextError(TemplateError):
+    """An answer whose text spells a control token: its ids as text would not be those that a model writes."""
+
+
 class Load(NamedTuple):
     """How full an engine is."""
 
@@ -124,6 +128,17 @@ class Teacher(Protocol):
 
     def shutdown(self) -> None:
         """End everything the teacher started."""
+        ...
+
+
+class Scorer(Teacher, Protocol):
+    """A teacher that can also tell its distribution behind tokens that somebody else wrote (`task: score`)."""
+
+    async def score(
+        self, token_ids: npt.NDArray[np.int32], supervised: npt.NDArray[np.bool_], request_id: str, seed: int
+    ) -> Answer:
+        """The distributions behind those of `token_ids` [T] that `supervised` [T] marks, never the first: an `Answer`
+        of these S tokens, whose finish reason is `given`. Raises `TeacherError` when these ids cannot be read."""
         ...
 
 

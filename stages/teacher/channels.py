@@ -175,7 +175,7 @@ class Channels:
 def without_end(token_ids: list[int], finish_reason: str | None, end_ids: set[int], control_ids: set[int]) -> list[int]:
     """An answer's `token_ids` without the token that ended its turn (vLLM knows ends that the template does not)."""
     last = token_ids[-1] if token_ids else None
-    is_end = last in end_ids or (finish_reason == "stop" and last in control_ids)
+    is_end = last in end_ids or (finish_reason in ("stop", "given") and last in control_ids)
     return token_ids[:-1] if is_end else token_ids
 
 

@@ -5,13 +5,16 @@
 """
 
 import contextlib
+import functools
 import secrets
 from collections.abc import Sequence
 from datetime import date
 from typing import Any
 
+import numpy as np
+
 from stillhouse.schemas.config import Config
-from stillhouse.stages.teacher import TemplateError
+from stillhouse.stages.teacher import ControlTextError, TemplateError
 from stillhouse.stages.teacher.guard import Guard, IntArray
 from stillhouse.stages.teacher.pretrained import load_tokenizer
 from stillhouse.stages.teacher.template import HARMONY_OPENING, Message, Template
@@ -183,6 +186,36 @@ class Chat:
             messages += [{"role": "user", "content": turn}, {"role": "assistant", "content": self._answer}]
         return self._guard.encode(self.render(messages[:-1]).rpartition(self._answer)[2].lstrip())
 
+    def answer_ids(self, text: str) -> IntArray:
+        """Token ids [S] int32 of a given answer as the template writes it after the opening of the teacher's turn, up
+        to the control token that ends the turn, which is the last of them.
+
+        Raises `ControlTextError` when the answer spells a control string, and `TemplateError` when the template does
+        not write it after the opening, changes its words, or ends it with text.
+        """
+        if self._guard.holds_control(text):
+            raise ControlTextError("an answer spells a control string; the row is refused")
+        asked = [{"role": "user", "content": self._question}]
+        prompt = self.render(asked)
+        whole = self.render([*asked, {"role": "assistant", "content": text}], False)
+        written = whole[len(prompt) :]
+        if not whole.startswith(prompt) or text.strip() not in written:
+            raise TemplateError(
+                "the chat template does not write a given answer, as it is, after the opening of a turn"
+            )
+        before, ids = self._guard.encode(prompt), self._guard.encode(whole)
+        after = ids[len(before) :]
+        if not np.array_equal(ids[: len(before)], before):  # its first characters and the opening make one token
+            after = self._guard.encode(written)
+            if self.tokenizer.decode([*before, *after]) != self.tokenizer.decode(ids):
+                raise TemplateError(
+                    "an answer cannot be told from the opening of its turn in tokens; the row is refused"
+                )
+        ends = np.flatnonzero(np.isin(after, self.end_of_turn_ids()))
+        if not len(ends):
+            raise TemplateError("the chat template ends an answer with text and not with a control token")
+        return after[: ends[0] + 1]
+
     def rewrites(self, system_prompt: bool = False) -> str | None:
         """What the template does to earlier turns that keeps their ids from being carried over, in words; None when it
         leaves them as they are. Whitespace around answers does not count: see `next_turn_ids`.
@@ -278,6 +311,10 @@ class Chat:
     def end_of_turn_ids(self) -> list[int]:
         """Ids that end the teacher's turn: the tokenizer's EOS and the control token the template writes after an
         assistant message."""
+        return [*self._end_of_turn_ids]
+
+    @functools.cached_property
+    def _end_of_turn_ids(self) -> list[int]:
         ids = set()
         if self.tokenizer.eos_token_id is not None:
             ids.add(int(self.tokenizer.eos_token_id))

@@ -43,6 +43,13 @@ class Sample:
         self.input_ids.append(ids)
         self.labels.append(np.full(len(ids), IGNORE_INDEX, dtype=np.int32))
 
+    def add_unsupervised(self, message: dict[str, str | None], ids: npt.NDArray[np.int32], finish_reason: str) -> None:
+        """An answer that is read and not learned."""
+        self.messages.append(message)
+        self.input_ids.append(ids)
+        self.labels.append(np.full(len(ids), IGNORE_INDEX, dtype=np.int32))
+        self.finish_reasons.append(finish_reason)
+
     def cut_end(self) -> None:
         """Take back the last token of the last answer, with its targets."""
         self.input_ids[-1], labels = self.input_ids[-1][:-1], self.labels[-1]
@@ -139,7 +146,7 @@ def _joined(rows: list[list[npt.NDArray[Any]]], value_type: pa.DataType) -> pa.L
     lengths = [sum(map(len, row)) for row in rows]
     offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
     if offsets[-1] >= 2**31:
-        raise ValueError(f"generate: a shard of {offsets[-1]} target values exceeds 2^31; lower ingest.rows_per_shard")
+        raise ValueError(f"a shard of {offsets[-1]} target values exceeds 2^31; lower ingest.rows_per_shard")
     parts = [part for row in rows for part in row]
     values = np.concatenate(parts) if parts else np.empty(0)
     return lists(offsets, pa.array(values.astype(value_type.to_pandas_dtype(), copy=False), type=value_type))

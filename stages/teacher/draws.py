@@ -98,10 +98,16 @@ def with_draws(answer: Answer, parts: list[tuple[bytes, bytes]], num_draws: int,
         check_draws(draws_SD, answer.token_ids, answer.token_logprobs)
     logits = [kept for _, kept in parts if kept]
     if logits and probed < len(answer.token_ids):
-        logits_V = np.frombuffer(logits[0], dtype=np.float32)
-        logits_V = logits_V - logits_V.max()
-        probe = (probed, logits_V - np.log(np.exp(logits_V.astype(np.float64)).sum()).astype(np.float32))
+        probe = (probed, whole_distribution(logits[0]))
     return replace(answer, draws=draws_SD, probe=probe)
+
+
+def whole_distribution(logits: bytes) -> npt.NDArray[np.float32]:
+    """Log-probabilities [V] of float32 logits."""
+    logits_V = np.frombuffer(logits, dtype=np.float32)
+    logits_V = logits_V - logits_V.max()
+    whole: npt.NDArray[np.float32] = logits_V - np.log(np.exp(logits_V.astype(np.float64)).sum()).astype(np.float32)
+    return whole
 
 
 def draw_from_top_k(answer: Answer, num_draws: int, seed: int) -> npt.NDArray[np.int32]:

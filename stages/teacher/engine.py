@@ -2,22 +2,18 @@
 
 import asyncio
 import atexit
-import contextlib
 import itertools
 import json
-import logging
 import os
 import shutil
 import tempfile
 import weakref
-from copy import deepcopy
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import ValidationError
 
 from stillhouse.schemas.config import Config, SamplingConfig, is_local_path
 from stillhouse.stages.teacher import Answer, Capacity, Load, TeacherError
@@ -31,13 +27,16 @@ from stillhouse.stages.teacher.draws import (
     uses_draws,
     with_draws,
 )
+from stillhouse.stages.teacher.failures import log_failures, start_failure
 from stillhouse.stages.teacher.outputs import silence, watch_outputs
 from stillhouse.stages.teacher.plugin import ENGINE_MARK
+from stillhouse.stages.teacher.scores import SCORED, Part, request_of, scored_answer
 
 SHUTDOWN_TIMEOUT_S = 30.0
 """What vLLM's processes get to end by themselves; its own default of 5 s kills them on a busy machine."""
 
 DRAWS_IN_ENGINE = "stillhouse.stages.teacher.draws_in_engine"
+SCORES_IN_ENGINE = "stillhouse.stages.teacher.scores_in_engine"
 """Imported by the engine's workers, by name: this process need not have torch loaded."""
 
 
@@ -58,7 +57,10 @@ class VLLMTeacher:
         self._stop_token_ids = stop_token_ids
         self._top_k = num_top_k(config.targets)
         self._num_draws = num_engine_draws(config.targets)
-        self._probe_fraction = config.targets.probe_fraction if uses_draws(config) else 0.0
+        is_probed = uses_draws(config) or config.task == "score"
+        self._probe_fraction = config.targets.probe_fraction if is_probed else 0.0
+        self._scores = config.task == "score"
+        self._beginning: asyncio.Future[Any] | None = None
         self._names = itertools.count()
         self._waiting: dict[str, asyncio.Future[list[Any]]] = {}
         self._fetching: asyncio.Task[None] | None = None
@@ -124,6 +126,34 @@ class VLLMTeacher:
             return answer
         return with_draws(answer, await self._fetched(name), self._num_draws, probed)
 
+    async def score(
+        self, token_ids: npt.NDArray[np.int32], supervised: npt.NDArray[np.bool_], request_id: str, seed: int
+    ) -> Answer:
+        """As `Scorer.score`; of an engine that was started with `task: score`."""
+        from vllm.exceptions import VLLMClientError
+        from vllm.inputs import TokensPrompt
+
+        if self._beginning is None:
+            self._beginning = asyncio.ensure_future(self.engine.collective_rpc("begin_scoring"))
+        await asyncio.shield(self._beginning)
+        asked = request_of(
+            str(next(self._names)), token_ids, supervised, seed, self._probe_fraction, self._num_draws, self._top_k
+        )
+        last = int(np.flatnonzero(supervised)[-1])  # is predicted by those before it
+        params = scoring_params(self.engine.vllm_config.scheduler_config.scheduler_cls)
+        params.extra_args = {SCORED: tuple(asked)}
+        final = None
+        try:
+            async for output in self.engine.generate(
+                TokensPrompt(prompt_token_ids=token_ids[:last].tolist()), params, request_id
+            ):
+                final = output
+        except VLLMClientError as error:
+            raise TeacherError(f"vLLM refuses {len(token_ids)} tokens ({type(error).__name__})") from None
+        if final is None or final.outputs[0].finish_reason != "length":
+            raise RuntimeError("vLLM ended a request without reading it")  # as it does when it is told to stop
+        return scored_answer([Part(*part) for part in await self._fetched(asked.name)], asked)
+
     async def _fetched(self, name: str) -> list[Any]:
         """What the workers kept for the request `name`, one entry per worker. Requests that end together share a call,
         because a call waits for the engine's step to end."""
@@ -137,7 +167,8 @@ class VLLMTeacher:
         while self._waiting:
             waiting, self._waiting = self._waiting, {}
             try:
-                by_worker = await self.engine.collective_rpc("take_draws", args=(list(waiting),))
+                take = "take_scores" if self._scores else "take_draws"
+                by_worker = await self.engine.collective_rpc(take, args=(list(waiting),))
                 for future, parts in zip(waiting.values(), zip(*by_worker, strict=True), strict=True):
                     if not future.done():
                         future.set_result(list(parts))
@@ -150,37 +181,6 @@ class VLLMTeacher:
     def shutdown(self) -> None:
         self._end()
         atexit.unregister(self._at_exit)
-
-
-class FailureLog(logging.Handler):
-    """Appends each exception that a process of vLLM logs to a file: its type and message, as a line of JSON.
-
-    vLLM's front end only says "Engine core initialization failed"; the reason is in a log record of a process that it
-    started.
-    """
-
-    def __init__(self, path: str) -> None:
-        super().__init__(logging.ERROR)
-        self._path = path
-
-    def emit(self, record: logging.LogRecord) -> None:
-        if record.exc_info and record.exc_info[1] is not None:
-            # The folder is gone once the engine runs.
-            with contextlib.suppress(FileNotFoundError), open(self._path, "a", encoding="utf-8") as file:
-                file.write(json.dumps(start_failure(record.exc_info[1])) + "\n")
-
-
-def start_failure(error: BaseException) -> str:
-    """Type and message of the error with which a start failed, in one line of at most 500 characters.
-
-    Pydantic's errors hold several messages: the first one counts. Not for later errors of an engine, whose messages
-    can hold text of prompts.
-    """
-    if isinstance(error, ValidationError):
-        first = error.errors()[0]
-        error = first.get("ctx", {}).get("error", ValueError(f"{first['loc']}: {first['msg']}"))
-    line = " ".join(str(error).split()).rstrip(".")
-    return f"{type(error).__name__}: {line if len(line) <= 500 else line[:499] + '…'}"
 
 
 def _start(config: Config) -> Any:
@@ -217,12 +217,15 @@ def _start_logged(config: Config, failures: Path) -> Any:
 
     top_k = num_top_k(config.targets)
     engine = dict(config.teacher.engine)
-    if uses_draws(config):
+    scores = config.task == "score"
+    if scores:
+        engine["worker_extension_cls"] = f"{SCORES_IN_ENGINE}.TakeScores"
+    elif uses_draws(config):
         engine["worker_extension_cls"] = f"{DRAWS_IN_ENGINE}.TakeDraws"
     # The scheduler counts only for an engine that logs: it may, to nobody unless the user wants vLLM's own statistics.
     is_silent = engine.pop("disable_log_stats", True)
     engine.setdefault("use_tqdm_on_load", False)
-    if current_platform.is_cpu():
+    if current_platform.is_cpu() and not scores:
         # vLLM's CPU sampler fails on a seeded request whose prompt was split ("CPU Generator does not use offset").
         engine.setdefault("enable_chunked_prefill", False)
         engine.setdefault("max_num_batched_tokens", max(2048, config.teacher.max_model_len))
@@ -241,38 +244,17 @@ def _start_logged(config: Config, failures: Path) -> Any:
     vocab_size = int(vllm_config.model_config.get_vocab_size())
     if top_k > vocab_size:
         raise TeacherError(f"targets.top_k: {top_k} exceeds the teacher's vocabulary of {vocab_size}; lower it")
-    if uses_draws(config):
+    if scores and vllm_config.scheduler_config.scheduler_cls is None:
+        kind = "AsyncScoringScheduler" if vllm_config.scheduler_config.async_scheduling else "ScoringScheduler"
+        vllm_config.scheduler_config.scheduler_cls = f"{SCORES_IN_ENGINE}.{kind}"
+    elif uses_draws(config) and not scores:
         runner = "V2" if vllm_config.use_v2_model_runner else "V1"
         vllm_config.model_config.logits_processors = [f"{DRAWS_IN_ENGINE}:Draws{runner}"]
-    _log_failures(vllm_config, failures)
+    log_failures(vllm_config, failures)
     started = AsyncLLM.from_vllm_config(vllm_config, disable_log_stats=False)
     if is_silent:
         silence(started)
     return started
-
-
-def _log_failures(vllm_config: Any, path: Path) -> None:
-    """Add a `FailureLog` to the logging configuration of vLLM's processes, unless the user has one of their own or the
-    processes are Ray's (they may be on machines that do not see `path`)."""
-    from vllm.config.logging import LoggingConfig
-    from vllm.logger import DEFAULT_LOGGING_CONFIG
-
-    mine = vllm_config.logging_config
-    if (
-        mine.pylogging_config_file is not None
-        or mine.formatter != "text"
-        or not mine.configure_logging
-        or vllm_config.parallel_config.distributed_executor_backend not in (None, "mp", "uni")
-    ):
-        return
-    logging_config = deepcopy(DEFAULT_LOGGING_CONFIG)
-    # What vLLM's module holds dates from its import, which may be before our settings.
-    logging_config["handlers"]["vllm"].update(level=mine.log_level, stream=os.environ["VLLM_LOGGING_STREAM"])
-    logging_config["handlers"]["failures"] = {"()": f"{__name__}.FailureLog", "path": str(path)}
-    logging_config["loggers"]["vllm"].update(handlers=["vllm", "failures"], level=mine.log_level)
-    file = path.with_name("logging.json")
-    file.write_text(json.dumps(logging_config), encoding="utf-8")
-    vllm_config.logging_config = LoggingConfig(log_level=mine.log_level, pylogging_config_file=str(file))
 
 
 def _shutdown(teacher: "weakref.ref[VLLMTeacher]") -> None:
@@ -308,5 +290,21 @@ def sampling_params(sampling: SamplingConfig, top_k: int, stop_token_ids: list[i
         logprobs=top_k,
         flat_logprobs=True,
         detokenize=False,
+        output_kind=RequestOutputKind.FINAL_ONLY,
+    )
+
+
+def scoring_params(scheduler_cls: object) -> Any:
+    """vLLM's `SamplingParams` for reading one conversation: one token is written, by no random number. Under a
+    scheduler that is not ours nothing is taken from the prefix cache."""
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    return SamplingParams(
+        temperature=0.0,
+        max_tokens=1,
+        ignore_eos=True,
+        detokenize=False,
+        skip_reading_prefix_cache=not str(scheduler_cls).startswith(SCORES_IN_ENGINE),
         output_kind=RequestOutputKind.FINAL_ONLY,
     )

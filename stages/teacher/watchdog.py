@@ -2,11 +2,13 @@
 
 import asyncio
 import time
+from collections.abc import Coroutine
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 
-from stillhouse.stages.teacher import Answer, Capacity, Load, Teacher
+from stillhouse.stages.teacher import Answer, Capacity, Load, Scorer, Teacher
 
 
 class Watchdog:
@@ -48,10 +50,20 @@ class Watchdog:
 
     async def answer(self, prompt_ids: npt.NDArray[np.int32], request_id: str, seed: int, max_tokens: int) -> Answer:
         """As `Teacher.answer`."""
+        return await self._watched(self._teacher.answer(prompt_ids, request_id, seed, max_tokens))
+
+    async def score(
+        self, token_ids: npt.NDArray[np.int32], supervised: npt.NDArray[np.bool_], request_id: str, seed: int
+    ) -> Answer:
+        """As `Scorer.score`."""
+        scorer = cast(Scorer, self._teacher)
+        return await self._watched(scorer.score(token_ids, supervised, request_id, seed))
+
+    async def _watched(self, answer: Coroutine[Any, Any, Answer]) -> Answer:
         if not self._num_under_way:
             self._last_end_s = time.monotonic()
         self._num_under_way += 1
-        asked = asyncio.ensure_future(self._teacher.answer(prompt_ids, request_id, seed, max_tokens))
+        asked = asyncio.ensure_future(answer)
         try:
             while not (await asyncio.wait([asked], timeout=self._left_s()))[0]:
                 if self._left_s() <= 0:

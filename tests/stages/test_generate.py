@@ -9,9 +9,10 @@ import pytest
 
 from stillhouse.schemas import tables, targets
 from stillhouse.schemas.config import Config
-from stillhouse.stages.generate import Generate, sample_seed
+from stillhouse.stages.generate import Generate
 from stillhouse.stages.teacher import Answer, TeacherError, TemplateError
 from stillhouse.stages.teacher.chat import Chat
+from stillhouse.stages.teacher.conversing import sample_seed
 from stillhouse.stages.teacher.watchdog import Watchdog
 from tests.support.prompts import prompts
 

@@ -73,6 +73,33 @@ class FakeTeacher:
             draws = np.stack([random.choice(i, self._num_draws, p=p) for i, p in zip(rest, p_SK, strict=True)])
         return Answer(written, ids_SK, logprobs_SK, logprobs_SK[:, 0], "stop" if stopped else "length", draws)
 
+    async def score(
+        self, token_ids: npt.NDArray[np.int32], supervised: npt.NDArray[np.bool_], request_id: str, seed: int
+    ) -> Answer:
+        """A pure function of seed and ids: a distribution over the whole vocabulary for each supervised token, which
+        is in every second one the most probable, elsewhere none of the K."""
+        places = np.flatnonzero(supervised)
+        answer = await self.answer(token_ids[: places[0]], request_id, seed, 1)
+        S, K = len(places), self._top_k
+        random = np.random.default_rng([seed, int(token_ids.sum())])
+        ids_SK = np.stack([random.choice(self.vocab_size - 100, K, replace=False) + 100 for _ in range(S)])
+        written, is_inside_S = token_ids[places], np.arange(S) % 2 == 0
+        for ids_K, token, is_inside in zip(ids_SK, written, is_inside_S, strict=True):
+            ids_K[ids_K == token] = 98
+            if is_inside:
+                ids_K[0] = token
+        weights_SK = np.sort(random.random((S, K)) + 0.1, axis=1)[:, ::-1]
+        probs_SK = weights_SK / weights_SK.sum(axis=1, keepdims=True) * 0.9
+        logprobs_SK = np.log(probs_SK).astype(np.float32)
+        own_S = np.where(is_inside_S, logprobs_SK[:, 0], np.float32(-12.0))
+        draws = None
+        if self._num_draws:
+            draws = np.stack(
+                [random.choice(ids, self._num_draws, p=p / p.sum()) for ids, p in zip(ids_SK, probs_SK, strict=True)]
+            )
+        assert answer.finish_reason is not None
+        return Answer(written, ids_SK.astype(np.int32), logprobs_SK, own_S, "given", draws)
+
     def shutdown(self) -> None:
         pass
 

@@ -11,7 +11,8 @@ import pyarrow as pa
 
 from stillhouse.pipeline.dataset.checks import alignment
 from stillhouse.pipeline.dataset.checks.findings import Findings, RowError, digests
-from stillhouse.pipeline.dataset.checks.text import Words, supervised_runs
+from stillhouse.pipeline.dataset.checks.text import Words
+from stillhouse.schemas.lists import supervised_runs
 from stillhouse.schemas.tables import IGNORE_INDEX
 from stillhouse.schemas.targets import TAIL_FLOOR, Kind, Targets, decode
 from stillhouse.stages.layouts.records import Conversation, records
@@ -33,6 +34,8 @@ class Settings(NamedTuple):
     draws_are_whole: bool
     """Whether no draw was lost."""
     n: int | None
+    answers: str | None
+    """Of `task: score`, which answers are supervised (all, last)."""
     max_tokens: int | None
     """Tokens of an answer that ended by length; None where it holds tokens that are not supervised."""
 
@@ -48,7 +51,8 @@ def settings_of(manifest: dict[str, Any]) -> Settings:
         precision=targets.get("precision") or 0.0,
         num_draws=targets.get("num_draws", 0),
         draws_are_whole=config.get("targets.draws_from") == "engine",
-        n=config.get("sampling.n"),
+        n=1 if config.get("task") == "score" else config.get("sampling.n"),
+        answers=config.get("score.answers"),
         max_tokens=config.get("sampling.max_tokens") if is_whole_answer else None,
     )
 
@@ -146,12 +150,14 @@ def _check_turns(row: dict[str, Any], settings: Settings) -> None:
         raise RowError(f"its {len(roles)} messages are not one of the user and one of the teacher in turn")
     starts, ends = supervised_runs(row["labels"])
     reasons = row["finish_reasons"]
-    if not len(turns) // 2 == len(starts) == len(reasons):
+    num_learned = min(1, len(reasons)) if settings.answers == "last" else len(reasons)
+    if not len(turns) // 2 == len(reasons) or len(starts) != num_learned:
         raise RowError(
             f"{len(turns) // 2} answers in messages, {len(starts)} in labels and {len(reasons)} finish_reasons"
         )
-    if reasons[-1] not in ("stop", "length") or any(reason != "stop" for reason in reasons[:-1]):
-        raise RowError("finish_reasons are not stop of every answer, or length of the last one")
+    whole = "stop" if settings.answers is None else "given"
+    if reasons[-1] not in (whole, "length") or any(reason != whole for reason in reasons[:-1]):
+        raise RowError(f"finish_reasons are not {whole} of every answer, or length of the last one")
     if settings.max_tokens is not None:
         lengths = ends - starts
         if lengths.max() > settings.max_tokens:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from stillhouse.pipeline.dataset.checks.findings import RowError
 from stillhouse.pipeline.dataset.manifest import tokenizer_digests
 from stillhouse.schemas.config import Config, GenerateConfig, TeacherConfig
-from stillhouse.schemas.tables import IGNORE_INDEX
+from stillhouse.schemas.lists import supervised_runs
 from stillhouse.stages.teacher import TemplateError, chat
 from stillhouse.stages.teacher.channels import Channels, without_end
 from stillhouse.stages.teacher.thinking import Thinking
@@ -40,11 +40,12 @@ class Words:
         system = messages[0]["content"] if messages[0]["role"] == "system" else None
         questions = [message["content"] for message in messages if message["role"] == "user"]
         answers = [message for message in messages if message["role"] == "assistant"]
-        starts, ends = supervised_runs(row["labels"])
+        starts, ends = (places.tolist() for places in supervised_runs(row["labels"]))
         done = 0
         for turn, answer in enumerate(answers):
             asked = self._asked(questions[: turn + 1], system, ids_T[:done])
-            start, end = int(starts[turn]), int(ends[turn])
+            number = turn - (len(answers) - len(starts))  # earlier answers may have no labels (score.answers: last)
+            start, end = (starts[number], ends[number]) if number >= 0 else self._unlearned(ids_T, done + len(asked))
             # Thinking that is kept without labels is the teacher's too.
             answer_start = done + len(asked) if self._thinking == "keep" else start
             self._compare(ids_T[done:answer_start], asked, turn, done)
@@ -58,6 +59,13 @@ class Words:
             raise RowError(f"{len(ids_T) - done} tokens follow its last answer")
         if self._channels.difference(messages, ids_T, reasons[-1]) != row["rendering_differs"]:
             raise RowError("rendering_differs is not what comparing messages with input_ids gives")
+
+    def _unlearned(self, ids_T: npt.NDArray[np.int32], start: int) -> tuple[int, int]:
+        """Where an answer without labels is, which begins at `start`: up to its end of turn."""
+        ends = np.flatnonzero(np.isin(ids_T[start:], [*self._end_ids]))
+        if not len(ends):
+            raise RowError(f"an answer without labels, from token {start} on, has no end of turn")
+        return start, start + int(ends[0]) + 1
 
     def _asked(self, questions: list[str], system: str | None, before: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
         """The ids of the template and the user after `before` [T], up to the teacher's next words."""
@@ -91,19 +99,12 @@ class Words:
     def _check_end(self, written: list[int], reason: str, *, is_last: bool) -> None:
         if not is_last:
             return  # in the middle the template's end of turn may have taken the teacher's place
-        if reason == "stop" and written[-1] not in self._end_ids | self._control_ids:
-            raise RowError("finish_reasons say stop of an answer without an end of turn")
+        if reason in ("stop", "given") and written[-1] not in self._end_ids | self._control_ids:
+            raise RowError(f"finish_reasons say {reason} of an answer without an end of turn")
         if reason == "length" and self._max_tokens and self._thinking != "drop" and len(written) != self._max_tokens:
             raise RowError(
                 f"finish_reasons say length of an answer of {len(written)} tokens, which is {self._max_tokens} tokens"
             )
-
-
-def supervised_runs(labels_T: npt.NDArray[np.int32]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Where the runs of labels start and end [answers]: one is what is learned of an answer."""
-    ours = np.concatenate([[False], labels_T != IGNORE_INDEX, [False]])
-    edges = np.flatnonzero(ours[1:] != ours[:-1])
-    return edges[::2], edges[1::2]
 
 
 @functools.lru_cache(maxsize=1)
@@ -123,6 +124,8 @@ def _load(model: str | None, facts: str) -> tuple[Words | None, str]:
     not_made = "text against ids, control tokens and ends of turns were not checked: "
     if "model" not in sections["teacher"]:
         return None, f"{not_made}manifest.json names no teacher; give --teacher the folder of its tokenizer"
+    if config.get("score.ids") == "source":
+        return None, f"{not_made}the ids are the source's own, and no template of the teacher's wrote them"
     name = sections["teacher"]["model"]
     try:
         of_run = Config.model_construct(

@@ -184,7 +184,7 @@ def _set_aside(place: Place) -> list[str]:
         return list((place.manifest or {}).get("set_aside", []))
     return [
         f"{stage} {keys.set_aside_shard(file)}"
-        for stage in (*place.stages, *(name for name in ("generate",) if name not in place.stages))
+        for stage in (*place.stages, *(name for name in keys.TEACHERS if name not in place.stages))
         for file in place.folder.list(keys.set_aside_folder(stage))
     ]
 

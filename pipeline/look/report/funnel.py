@@ -11,6 +11,7 @@ STAGES = {
     "dedupe": "without duplicates",
     "screen": "safe prompts",
     "generate": "answered by the teacher",
+    "score": "scored by the teacher",
     "review": "good answers",
 }
 ADVICE = {

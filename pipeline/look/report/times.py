@@ -45,7 +45,7 @@ def times(place: Place) -> dict[str, Any] | None:
                     row["num_target_tokens"] - (in_pieces[row["shard"]] if row["outcome"] == "written" else 0),
                 )
                 for row in [*rows, *pieces]
-                if row["stage"] == "generate"
+                if row["stage"] in keys.TEACHERS
             ]
             before += max(((row["ended"] - began).total_seconds() for row in rows), default=0.0)
             runs += 1

@@ -8,7 +8,8 @@ import pytest
 
 from stillhouse.schemas.config import Config
 from stillhouse.stages.teacher import TeacherError
-from stillhouse.stages.teacher.engine import FailureLog, VLLMTeacher, start_failure
+from stillhouse.stages.teacher.engine import VLLMTeacher
+from stillhouse.stages.teacher.failures import FailureLog, start_failure
 
 
 def test_a_failure_is_noted_in_one_line(tmp_path: Path) -> None:

@@ -12,9 +12,9 @@ from transformers.utils.chat_template_utils import render_jinja_template
 from stillhouse.pipeline import flow
 from stillhouse.schemas.config import Config
 from stillhouse.schemas.config.teacher import RESERVED_TEMPLATE_ARGUMENTS
-from stillhouse.stages.generate import check_template
 from stillhouse.stages.teacher import TemplateError
 from stillhouse.stages.teacher.chat import Chat
+from stillhouse.stages.teacher.conversing import check_template
 from tests.stages.teacher.test_channels import run
 from tests.support import chat_families, reasoning
 from tests.support.chat_families import CHATML, FAMILIES, LLAMA3, Family

@@ -1,0 +1,60 @@
+"""Whose are the ids that a source gives (`score.ids: source`)? With another tokenizer they mean nothing."""
+
+from typing import Any
+
+from stillhouse.pipeline.dataset.manifest import open_dataset, tokenizer_digests
+from stillhouse.pipeline.folder.identity import run_date
+from stillhouse.schemas.config import Config, ConfigError
+from stillhouse.stages.sources.formats import is_known
+from stillhouse.stages.teacher.chat import load_chat
+
+OWN = "teacher"
+"""Value of `score.tokenizer_sha256` by which a user says that the ids are the teacher's own."""
+
+
+def check_given_ids(config: Config) -> None:
+    """Raises `ConfigError` where ids of the source are scored and their tokenizer is not the teacher's, or nobody says
+    whose it is."""
+    if not config.given_ids:
+        return
+    assert config.score is not None
+    asked = config.score.tokenizer_sha256
+    if asked == OWN:
+        return
+    told = {"score.tokenizer_sha256": asked} if asked is not None else _of_source(config)
+    if not told:
+        raise ConfigError(
+            "score.tokenizer_sha256: the source is no Stillhouse dataset, whose manifest.json would name the tokenizer "
+            "of its ids; name it here, or write teacher if they are the teacher's own"
+        )
+    own = tokenizer_digests(load_chat(config, run_date(config)))["tokenizer_sha256"]
+    for where, digest in told.items():
+        if digest != own:
+            raise ConfigError(
+                f"{where}: the ids are those of the tokenizer {digest[:12]}, and the teacher {config.teacher.model} "
+                f"has {own[:12]}; set score.ids to text, by which the teacher's template and tokenizer read the answers"
+            )
+
+
+def _of_source(config: Config) -> dict[str, str]:
+    """The digest of the tokenizer that each path of the source was made with; nothing where one is of no dataset."""
+    paths = config.source.path or []
+    found = {}
+    for path in [paths] if isinstance(paths, str) else paths:
+        folder = path.rstrip("/")
+        for _ in range(3):  # a dataset's folder, or its data/, or files in that
+            is_folder = folder and "*" not in folder and not is_known(folder)
+            if is_folder and (manifest := _manifest(folder)) is not None:
+                found[path] = str(manifest["teacher"]["tokenizer_sha256"])
+                break
+            folder = folder.rpartition("/")[0]
+        else:
+            return {}
+    return found
+
+
+def _manifest(folder: str) -> dict[str, Any] | None:
+    try:
+        return open_dataset(folder).manifest
+    except ConfigError:
+        return None

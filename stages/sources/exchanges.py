@@ -1,0 +1,66 @@
+"""Answers that a source gives (`task: score`): which questions have one, and the ids that stand beside them.
+
+Shape legend: T tokens of a conversation.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from stillhouse.schemas.lists import supervised_runs
+from stillhouse.schemas.tables import IGNORE_INDEX
+from stillhouse.stages.sources.content import text_of
+from stillhouse.stages.sources.conversation import ASSISTANT, USER, Message, at
+from stillhouse.stages.sources.row import RefusedError
+
+UNANSWERED = "unanswered"
+MALFORMED_IDS = "malformed_ids"
+
+INPUT_IDS, LABELS = "input_ids", "labels"
+MASKS = ("assistant_masks", "assistant_mask", "loss_mask", "completion_mask")
+"""Columns of 0 and 1 that say which ids are supervised, where there are no `labels`."""
+COLUMNS = (INPUT_IDS, LABELS, *MASKS)
+
+
+def exchanges(messages: list[Message], first: int) -> list[int]:
+    """Places of the user turns, from `first` on, that have one answer right after them, up to the first that has none
+    or whose answer is followed by something else than a user turn. Raises `RefusedError` where there is none."""
+    roles = [message.role for message in messages]
+    kept = []
+    for i in range(first, len(messages) - 1, 2):
+        is_exchange = roles[i : i + 2] == [USER, ASSISTANT] and roles[i + 2 : i + 3] in ([], [USER])
+        if not is_exchange or not all(text_of(message.content).strip() for message in messages[i : i + 2]):
+            break
+        kept.append(i)
+    if not kept:
+        raise RefusedError(UNANSWERED)
+    return kept
+
+
+def given_ids(row: dict[str, Any], num_answers: int, *, first_only: bool) -> tuple[list[int], list[int]]:
+    """A row's own ids [T], and its labels [T]: the ids where they are supervised, else -100. Both end with the last
+    supervised token; with `first_only` with that of the first answer.
+
+    Raises `RefusedError` unless each of `num_answers` is one run of labels.
+    """
+    ids, labels = at(row, INPUT_IDS), at(row, LABELS)
+    if labels is None and isinstance(ids, list):
+        mask = next((value for name in MASKS if (value := at(row, name)) is not None), None)
+        if isinstance(mask, list) and len(mask) == len(ids):
+            labels = [token if chosen else IGNORE_INDEX for token, chosen in zip(ids, mask, strict=True)]
+    if not _are_ids(ids) or not _are_ids(labels) or len(ids) != len(labels):
+        raise RefusedError(MALFORMED_IDS)
+    ids_T, labels_T = np.array(ids, np.int32), np.array(labels, np.int32)
+    ours_T = labels_T != IGNORE_INDEX
+    starts, ends = supervised_runs(labels_T)
+    are_wrong = (labels_T[ours_T] != ids_T[ours_T]).any() or (ids_T < 0).any()
+    if are_wrong or not len(starts) or starts[0] == 0 or (len(starts) != num_answers and not first_only):
+        raise RefusedError(MALFORMED_IDS)
+    end = int(ends[0 if first_only else -1])
+    return ids[:end], labels[:end]
+
+
+def _are_ids(value: object) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(number, int) and not isinstance(number, bool) and -(2**31) <= number < 2**31 for number in value
+    )

@@ -1,0 +1,150 @@
+"""A run that scores, from a source with answers to exports, and again from what another run wrote."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from stillhouse.pipeline.dataset.export import default_output, export
+from stillhouse.pipeline.dataset.verify import verify
+from stillhouse.pipeline.dataset.withhold import withhold
+from stillhouse.pipeline.look import check
+from stillhouse.schemas.config import Config, ConfigError
+from tests.support.command import Command, contents, read
+from tests.support.data import CONVERSATIONS
+from tests.support.inline_pool import run_inline
+from tests.support.scoring import make_raw_score_config
+
+Raw = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def scored(tmp_path_factory: pytest.TempPathFactory, weights: Path) -> tuple[Raw, dict[str, Any]]:
+    """A finished run over real conversations, all their answers."""
+    raw = make_raw_score_config(tmp_path_factory.mktemp("scored"))
+    raw["ingest"]["turns"] = "all"
+    raw["targets"] = {"method": "both", "top_k": 8, "num_draws": 8}
+    raw["score"]["cut_long"] = True
+    raw["source"]["limit"] = 30
+    manifest, _ = run_inline(Config.model_validate(raw))
+    return raw, manifest
+
+
+def test_answers_are_the_sources(scored: tuple[Raw, dict[str, Any]]) -> None:
+    raw, manifest = scored
+    table = read(Path(raw["run_dir"]) / "dataset/data")
+    assert table.num_rows == manifest["rows"] > 10
+    assert list(manifest["stages"]) == ["ingest", "dedupe", "screen", "score", "review"]
+    source = pq.read_table(CONVERSATIONS).slice(0, 30).to_pylist()
+    turns = 0
+    for row in table.to_pylist():
+        given = source[row["source_row"]]["conversation"]
+        for said, message in zip(row["messages"], given, strict=False):
+            if row["finish_reasons"][-1] == "given" or said is not row["messages"][-1]:
+                assert said["content"] == message["content"]
+            else:
+                assert message["content"].startswith(said["content"].rstrip("\ufffd"))
+        turns += len(row["finish_reasons"])
+    assert turns > table.num_rows
+    assert {reason for row in table["finish_reasons"].to_pylist() for reason in row} == {"given", "length"}
+
+
+def test_the_dataset_and_its_exports_are_what_they_say(scored: tuple[Raw, dict[str, Any]], tmp_path: Path) -> None:
+    raw, _ = scored
+    found = verify(raw["run_dir"])
+    assert (found["problems"], found["not_checked"]) == ([], [])
+    for layout in ("axolotl", "openai"):
+        output = default_output(raw["run_dir"], layout)
+        export(raw["run_dir"], layout, output)
+        assert verify(output)["problems"] == []
+        alone = tmp_path / layout
+        Path(output).rename(alone)
+        assert verify(str(alone))["problems"] == []
+    with pytest.raises(ConfigError, match="like its prompts"):
+        withhold(raw["run_dir"], str(tmp_path / "no-prompts"))
+
+
+def test_nothing_is_made_twice(scored: tuple[Raw, dict[str, Any]]) -> None:
+    raw, _ = scored
+    before = contents(Path(raw["run_dir"]))
+    run_inline(Config.model_validate(raw))
+    assert contents(Path(raw["run_dir"])) == before
+    (Path(raw["run_dir"]) / "dataset/manifest.json").unlink()
+    (Path(raw["run_dir"]) / "score/00001.parquet").unlink()
+    run_inline(Config.model_validate(raw))
+    assert contents(Path(raw["run_dir"])) == before
+
+
+def test_a_run_folder_of_another_task_is_refused(scored: tuple[Raw, dict[str, Any]]) -> None:
+    raw = {key: value for key, value in scored[0].items() if key not in ("task", "score")}
+    with pytest.raises(ConfigError, match="task"):
+        run_inline(Config.model_validate(raw | {"sampling": {"max_tokens": 8}}))
+
+
+def of_dataset(folder: Path, source: str, **score: Any) -> Raw:
+    raw = make_raw_score_config(folder, ids="source", **score)
+    raw["source"] = {"path": source}
+    raw["ingest"]["turns"] = "all"
+    raw["dedupe"] = {"threshold": 1.0}
+    return raw
+
+
+def test_ids_of_a_dataset_are_scored_as_they_are(finished: Command, tmp_path: Path) -> None:
+    """Two samples of each prompt, of several turns: what generate wrote, token for token."""
+    source = finished.run_dir / "dataset"
+    for path in (str(source), f"{source}/data/*.parquet"):
+        raw = of_dataset(tmp_path / path.rpartition("/")[2], path)
+        run_inline(Config.model_validate(raw))
+        table = read(Path(raw["run_dir"]) / "dataset/data")
+        wanted = {
+            json.dumps([row["input_ids"], row["labels"], row["messages"]]) for row in read(source / "data").to_pylist()
+        }
+        got = {json.dumps([row["input_ids"], row["labels"], row["messages"]]) for row in table.to_pylist()}
+        assert got <= wanted
+        assert len(got) > 0.9 * len(wanted)
+        found = verify(raw["run_dir"])
+        assert found["problems"] == []
+        assert "the ids are the source's own" in found["not_checked"][0]
+
+
+def test_ids_need_their_tokenizer(finished: Command, tmp_path: Path) -> None:
+    source, loose = str(finished.run_dir / "dataset"), tmp_path / "loose.parquet"
+    pq.write_table(read(finished.run_dir / "dataset/data"), loose)
+    with pytest.raises(ConfigError, match="would name the tokenizer"):
+        run_inline(Config.model_validate(of_dataset(tmp_path, str(loose))))
+    with pytest.raises(ConfigError, match="ids are those of the tokenizer ffffffffffff, and the teacher"):
+        run_inline(Config.model_validate(of_dataset(tmp_path, source, tokenizer_sha256="f" * 64)))
+    manifest = json.loads((finished.run_dir / "dataset/manifest.json").read_text())
+    digest = manifest["teacher"]["tokenizer_sha256"]
+    for said in (digest, "teacher"):
+        raw = of_dataset(tmp_path / said[:7], str(loose), tokenizer_sha256=said)
+        assert run_inline(Config.model_validate(raw))[0]["rows"] > 0
+
+
+def test_only_the_last_answer(tmp_path: Path, weights: Path) -> None:
+    raw = make_raw_score_config(tmp_path, answers="last")
+    raw["source"]["limit"] = 20
+    raw["ingest"]["turns"] = "all"
+    run_inline(Config.model_validate(raw))
+    found = verify(raw["run_dir"])
+    assert (found["problems"], found["not_checked"]) == ([], [])
+    rows = read(Path(raw["run_dir"]) / "dataset/data").to_pylist()
+    several = [row for row in rows if len(row["finish_reasons"]) > 1]
+    assert several
+    for row in several:
+        runs = np.diff(np.array([-100, *row["labels"]]) != -100)
+        assert runs.sum() == 1
+
+
+def test_check_counts_the_tokens_of_answers(scored: tuple[Raw, dict[str, Any]], tokenizer: Any) -> None:
+    raw = {**scored[0], "source": {"path": str(CONVERSATIONS), "limit": 20}}
+    raw["run_dir"] += "-other"
+    found = check.check(Config.model_validate(raw), 20, 1000.0)
+    source = pq.read_table(CONVERSATIONS).slice(0, 20).to_pylist()
+    every = [m["content"] for row in source for m in row["conversation"] if m["role"] == "assistant"]
+    most = sum(len(tokenizer.encode(text)) + 1 for text in every)
+    assert 0.3 * most < found["estimate"]["max_answer_tokens"] <= most
+    assert found["problems"] == []

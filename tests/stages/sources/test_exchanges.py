@@ -1,0 +1,101 @@
+"""Answers that a source gives: which questions have one, and the ids beside them."""
+
+from typing import Any
+
+import pytest
+
+from stillhouse.schemas import tables
+from stillhouse.schemas.config import Config
+from stillhouse.stages.ingest import Ingest
+from stillhouse.stages.sources import Row
+from tests.support.chats import talk
+from tests.support.ingesting import num_words
+
+
+def ingested(rows: list[Any], turns: str = "all", **score: Any) -> list[dict[str, Any]]:
+    config = Config.model_validate(
+        {
+            "run_dir": "run",
+            "task": "score",
+            "source": {"path": "a.jsonl"},
+            "ingest": {"turns": turns},
+            "teacher": {"model": "./teacher", "max_model_len": 1000},
+            "score": score,
+        }
+    )
+    (shard,) = Ingest(config, num_words)(Row(row) for row in rows)
+    assert shard.schema == tables.marked(tables.prompts((), scored=True))
+    return shard.to_pylist()
+
+
+def test_questions_are_kept_as_long_as_they_have_one_answer() -> None:
+    rows = [
+        {"messages": talk("a", "one", "b", "two")},
+        {"messages": talk("a", "one", "b")},
+        {"messages": talk("a", "one", "b", " ", "c", "three")},
+        {"messages": [*talk("a", "one", "b", "two"), {"role": "assistant", "content": "again"}]},
+        {"messages": [*talk("a", "one"), {"role": "tool", "content": "x"}, *talk("b", "two")]},
+        {"messages": talk("a")},
+        {"messages": [{"role": "user", "content": "a"}, *talk("b", "one")]},
+    ]
+    found = ingested(rows)
+    assert [(row["user_turns"], row["answers"]) for row in found] == [
+        (["a", "b"], ["one", "two"]),
+        (["a"], ["one"]),
+        (["a"], ["one"]),
+        (["a"], ["one"]),
+        (None, None),
+        (None, None),
+        (None, None),
+    ]
+    assert [row["drop_reason"] for row in found] == [None] * 4 + ["unanswered"] * 3
+
+
+def test_the_first_exchange_alone() -> None:
+    (row,) = ingested([{"messages": talk("a", "one", "b", "two")}], turns="first")
+    assert (row["user_turns"], row["answers"]) == (["a"], ["one"])
+
+
+def test_rows_with_one_prompt_and_several_answers_are_several_rows() -> None:
+    rows = [{"id": "x", "messages": talk("a", answer)} for answer in ("one", "two", "one")]
+    first, second, third = ingested(rows)
+    assert first["prompt_id"] == "x"
+    assert second["prompt_id"].startswith("x-")
+    assert third["drop_reason"] == "duplicate_id"
+    made = ingested([{"messages": talk("a", answer)} for answer in ("one", "two")])
+    assert made[0]["prompt_id"] != made[1]["prompt_id"]
+    assert "-" not in made[1]["prompt_id"]
+
+
+def test_given_ids_and_labels() -> None:
+    ids, labels = [1, 2, 3, 4, 5, 6, 7], [-100, 2, 3, -100, 5, 6, -100]
+    row = {"messages": talk("a", "one", "b", "two"), "input_ids": ids, "labels": labels}
+    (found,) = ingested([row], ids="source")
+    assert (found["given_ids"], found["given_labels"]) == (ids[:6], labels[:6])
+    (found,) = ingested([row], turns="first", ids="source")
+    assert (found["given_ids"], found["given_labels"]) == (ids[:3], labels[:3])
+    masked = {**row, "labels": None, "assistant_masks": [0, 1, 1, 0, 1, 1, 0]}
+    (found,) = ingested([masked], ids="source")
+    assert (found["given_ids"], found["given_labels"]) == (ids[:6], labels[:6])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"input_ids": None},
+        {"labels": None},
+        {"labels": [-100, 2]},
+        {"labels": [-100, 2, 4]},  # another id
+        {"labels": [-100, -100, -100]},
+        {"labels": [1, 2, 3]},  # nothing predicts the first
+        {"labels": [-100, 2, -100], "messages": talk("a", "one", "b", "two")},  # one run, two answers
+        {"input_ids": [1, -2, 3], "labels": [-100, -2, 3]},
+        {"input_ids": [1, 2.5, 3]},
+        {"input_ids": [1, 2**40, 3]},
+        {"input_ids": "1 2 3"},
+    ],
+)
+def test_ids_that_are_not_those_of_the_answers(change: dict[str, Any]) -> None:
+    row = {"messages": talk("a", "one"), "input_ids": [1, 2, 3], "labels": [-100, 2, 3]}
+    assert ingested([row], ids="source")[0]["drop_reason"] is None
+    assert ingested([row | change], ids="source")[0]["drop_reason"] == "malformed_ids"
