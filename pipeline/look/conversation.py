@@ -21,6 +21,7 @@ HEAVY = frozenset(
         "input_ids",
         "labels",
         "token_logprobs",
+        "teacher_entropy",
         "target_ids",
         "target_logprobs",
         "target_gaps",
@@ -46,6 +47,7 @@ def conversation(table: pa.Table, row: int, tokenizer: Any | None, num_alternati
                        prompt of its own; null where nothing, or without a tokenizer (`look.added`),
      "columns": {every scalar column; structs flattened, as prompt_scores.toxicity},
      "tokens": {"ids": [T], "texts": [T], "supervised": [T] 0 or 1, "logprobs": [S] nats, "tails": [S] nats or null,
+                "entropies": [S] nats or null,
                 "alternatives": [S] of [[id, text, logprob], ...], most probable first, or null,
                 "draws": [S] of [[id, text, count], ...], most frequent first, or null,
                 "ranks": [S] place of the token written among its targets, 0 the most probable, null where it is none
@@ -107,6 +109,7 @@ def _tokens(table: pa.Table, tokenizer: Any | None, num_alternatives: int) -> di
         "supervised": (labels_T != IGNORE_INDEX).astype(int).tolist(),
         "logprobs": _rounded(logprobs_S),
         "tails": None,
+        "entropies": _rounded(_array(table, "teacher_entropy")) if "teacher_entropy" in table.column_names else None,
         "alternatives": None,
         "draws": None,
         "ranks": None,
@@ -148,7 +151,9 @@ def _array(table: pa.Table, name: str) -> npt.NDArray[Any]:
     """A list column of the one row; empty where there is no such column or the row has none."""
     if name not in table.column_names:
         return np.zeros(0, np.int64)
-    return np.asarray(table.column(name)[0].as_py() or [], np.float32 if name == "token_logprobs" else np.int64)
+    return np.asarray(
+        table.column(name)[0].as_py() or [], np.float32 if name in ("token_logprobs", "teacher_entropy") else np.int64
+    )
 
 
 def _rounded(nats: npt.NDArray[Any]) -> list[float | None]:

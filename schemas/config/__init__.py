@@ -28,7 +28,14 @@ from stillhouse.schemas.config.identity import config_hash, deciding_values, dif
 from stillhouse.schemas.config.load import absolute, load, override, sampled, validated
 from stillhouse.schemas.config.run import Config, ResourcesConfig, WorkersConfig
 from stillhouse.schemas.config.section import ConfigError, Section, checked_location, is_local_path
-from stillhouse.schemas.config.teacher import GenerateConfig, SamplingConfig, ScoreConfig, TargetsConfig, TeacherConfig
+from stillhouse.schemas.config.teacher import (
+    GenerateConfig,
+    KeepConfig,
+    SamplingConfig,
+    ScoreConfig,
+    TargetsConfig,
+    TeacherConfig,
+)
 
 __all__ = [
     "ClassifierConfig",
@@ -41,6 +48,7 @@ __all__ = [
     "GenerateConfig",
     "IdentityConfig",
     "IngestConfig",
+    "KeepConfig",
     "LowInformationConfig",
     "PersonalConfig",
     "ProfanityCheckConfig",

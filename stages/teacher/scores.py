@@ -29,6 +29,7 @@ class Scored(NamedTuple):
     probed: int  # number of the supervised token to probe, -1 for none
     num_draws: int
     top_k: int
+    entropy: bool
     rows: bytes  # int32 [S], ascending: the place of the token before each supervised one, whose output predicts it
     tokens: bytes  # int32 [S]: the supervised tokens
 
@@ -41,6 +42,7 @@ class Part(NamedTuple):
     target_logprobs: bytes  # float32 [n, K]
     token_logprobs: bytes  # float32 [n]
     draws: bytes  # int32 [n, D]
+    entropies: bytes  # float32 [n], or none
     probe: bytes  # float32 [V]: logits of the probed token
 
 
@@ -60,6 +62,7 @@ def scored_answer(parts: list[Part], asked: Scored) -> Answer:
     S, K, D = len(token_ids), asked.top_k, asked.num_draws
     ids_SK, logprobs_SK = np.zeros((S, K), np.int32), np.zeros((S, K), np.float32)
     own_S, draws_SD = np.zeros(S, np.float32), np.zeros((S, D), np.int32)
+    entropies_SE = np.zeros((S, int(asked.entropy)), np.float32)
     is_there_S = np.zeros(S, np.bool_)
     probe = None
     for part in parts:
@@ -69,6 +72,7 @@ def scored_answer(parts: list[Part], asked: Scored) -> Answer:
             (logprobs_SK, np.frombuffer(part.target_logprobs, np.float32)),
             (own_S, np.frombuffer(part.token_logprobs, np.float32)),
             (draws_SD, np.frombuffer(part.draws, np.int32)),
+            (entropies_SE, np.frombuffer(part.entropies, np.float32)),
         ):
             kept[numbers] = values.reshape(len(numbers), *kept.shape[1:])
         is_there_S[numbers] = True
@@ -81,7 +85,8 @@ def scored_answer(parts: list[Part], asked: Scored) -> Answer:
         )
     if D:
         check_draws(draws_SD, token_ids, own_S)
-    return Answer(token_ids, ids_SK, logprobs_SK, own_S, "given", draws_SD if D else None, probe)
+    entropies_S = entropies_SE[:, 0] if asked.entropy else None
+    return Answer(token_ids, ids_SK, logprobs_SK, own_S, "given", draws_SD if D else None, probe, entropies_S)
 
 
 def request_of(
@@ -92,6 +97,7 @@ def request_of(
     probe_fraction: float,
     num_draws: int,
     top_k: int,
+    entropy: bool = False,
 ) -> Scored:
     """What is asked about those of `token_ids` [T] that `supervised` [T] marks. Raises ValueError where these are none,
     or the first token is one."""
@@ -104,6 +110,7 @@ def request_of(
         probed_of(seed, probe_fraction, len(places)),
         num_draws,
         top_k,
+        entropy,
         (places - 1).tobytes(),
         token_ids[places].astype(np.int32).tobytes(),
     )

@@ -22,7 +22,7 @@ from vllm.utils.torch_utils import async_tensor_h2d
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
 
-from stillhouse.stages.teacher.draws_in_engine import draw
+from stillhouse.stages.teacher.draws_in_engine import draw, entropies
 from stillhouse.stages.teacher.scores import SCORED, Part, Scored
 
 CHUNK_VALUES = 1 << 26
@@ -37,6 +37,7 @@ class Rows(NamedTuple):
     target_logprobs: torch.Tensor  # [R, K] float32, nats
     token_logprobs: torch.Tensor  # [R] float32, nats
     draws: torch.Tensor  # [R, D] int32
+    entropies: torch.Tensor  # [R, 1] float32, nats; or [R, 0]
 
 
 def distributions(
@@ -48,6 +49,7 @@ def distributions(
     vocab_size: int,
     top_k: int,
     num_draws: int,
+    has_entropy: bool = False,
 ) -> Iterator[tuple[slice, torch.Tensor, Rows]]:
     """Which rows these are, their float32 logits [R, V] (gone with the next ones) and what is kept of them. `tokens_N`
     are the tokens that the rows are to tell the probability of, `numbers_N` their places among the supervised tokens of
@@ -63,8 +65,9 @@ def distributions(
             draws_RD = draw(logits_RV, seeds_N[part], numbers_N[part], num_draws)
         else:
             draws_RD = torch.empty((len(logits_RV), 0), dtype=torch.int32)
+        entropies_RE = entropies(logits_RV)[:, None] if has_entropy else torch.empty((len(logits_RV), 0))
         ids_RK, logprobs_RK = top_RK.indices.to(torch.int32), top_RK.values - whole_R[:, None]
-        yield part, logits_RV, Rows(ids_RK, logprobs_RK, own_R - whole_R, draws_RD)
+        yield part, logits_RV, Rows(ids_RK, logprobs_RK, own_R - whole_R, draws_RD, entropies_RE)
 
 
 class Span(NamedTuple):
@@ -89,12 +92,12 @@ class _UnderWay:
     def part(self) -> Part:
         """Of a token that came twice the last counts, as in an assignment to NumPy's places."""
         if not self.kept:
-            return Part(b"", b"", b"", b"", b"", b"")
+            return Part(b"", b"", b"", b"", b"", b"", b"")
         numbers = np.concatenate([numbers for numbers, _ in self.kept]).tobytes()
-        ids, logprobs, own, draws = (
+        ids, logprobs, own, draws, told = (
             np.concatenate([rows[i].cpu().numpy() for _, rows in self.kept]).tobytes() for i in range(len(Rows._fields))
         )
-        return Part(numbers, ids, logprobs, own, draws, self.probe)
+        return Part(numbers, ids, logprobs, own, draws, told, self.probe)
 
 
 class Scoring:
@@ -147,7 +150,15 @@ class Scoring:
             async_tensor_h2d(values.tolist(), device, torch.int64) for values in (place_N, token_N, seed_N, number_N)
         )
         chunks = distributions(
-            logits_of, hidden_TH[place], token, seed, number, self._vocab_size, asked.top_k, asked.num_draws
+            logits_of,
+            hidden_TH[place],
+            token,
+            seed,
+            number,
+            self._vocab_size,
+            asked.top_k,
+            asked.num_draws,
+            asked.entropy,
         )
         for part, logits_RV, rows in chunks:
             if self._keeps:
