@@ -47,11 +47,11 @@ def conversation(table: pa.Table, row: int, tokenizer: Any | None, num_alternati
                        prompt of its own; null where nothing, or without a tokenizer (`look.added`),
      "columns": {every scalar column; structs flattened, as prompt_scores.toxicity},
      "tokens": {"ids": [T], "texts": [T], "supervised": [T] 0 or 1, "logprobs": [S] nats, "tails": [S] nats or null,
-                "entropies": [S] nats or null,
                 "alternatives": [S] of [[id, text, logprob], ...], most probable first, or null,
                 "draws": [S] of [[id, text, count], ...], most frequent first, or null,
                 "ranks": [S] place of the token written among its targets, 0 the most probable, null where it is none
-                         of them; or null}}
+                         of them; or null,
+                "entropies": [S] nats; only where the table has them}}
 
     At most `num_alternatives` targets and draws of each token. Log-probabilities have 3 decimals; null stands for minus
     infinity. Texts are those of single ids (`tokens.token_texts`).
@@ -109,7 +109,6 @@ def _tokens(table: pa.Table, tokenizer: Any | None, num_alternatives: int) -> di
         "supervised": (labels_T != IGNORE_INDEX).astype(int).tolist(),
         "logprobs": _rounded(logprobs_S),
         "tails": None,
-        "entropies": _rounded(_array(table, "teacher_entropy")) if "teacher_entropy" in table.column_names else None,
         "alternatives": None,
         "draws": None,
         "ranks": None,
@@ -125,6 +124,8 @@ def _tokens(table: pa.Table, tokenizer: Any | None, num_alternatives: int) -> di
         found["draws"] = _named(table, "draw", tokenizer, num_alternatives)
         if found["tails"] is None:
             found["tails"] = _rounded(decode(table, "draw")[0].tail)
+    if "teacher_entropy" in table.column_names:
+        found["entropies"] = _rounded(_array(table, "teacher_entropy"))
     return found
 
 

@@ -22,10 +22,10 @@ def check_entropies(entropies_S: npt.NDArray[np.float32], probe: dict[str, Any] 
     most = math.log(vocab_size)
     if not ((entropies_S >= 0) & (entropies_S <= most + SLACK * (1 + most))).all():  # NaN is not
         raise RowError(f"teacher_entropy holds numbers outside of 0 to {most:.2f} nats, the vocabulary's")
-    if probe is not None and abs(found := entropies_S[probe["token"]] - probe["entropy"]) > SLACK * (
-        1 + probe["entropy"]
-    ):
-        raise RowError(f"teacher_entropy is {abs(found):.4g} nats from that of its probe")
+    if probe is not None:
+        off = abs(entropies_S[probe["token"]] - probe["entropy"])
+        if off > SLACK * (1 + probe["entropy"]):
+            raise RowError(f"teacher_entropy is {off:.4g} nats from that of its probe")
 
 
 def check_against_top_k(
