@@ -219,7 +219,12 @@ def test_damage_is_found(make: Callable[[str], Path], tmp_path: Path, kind: str)
 def test_shifted_entropies_are_found(make: Callable[[str], Path], tmp_path: Path) -> None:
     shutil.copytree(make("fraction") / "dataset", tmp_path / "dataset")
     folder = Folder(tmp_path / "dataset")
-    folder.change(folder.largest(), lambda rows: [move(row) for row in rows])
+
+    def move_all(rows: Rows) -> None:
+        for row in rows:
+            move(row)
+
+    folder.change(folder.largest(), move_all)
     assert verify(str(tmp_path / "dataset"), 1)["problems"]
 
 

@@ -125,7 +125,7 @@ def test_an_answer_of_which_nothing_is_kept() -> None:
     sample.add_answer({"role": "assistant", "content": "!"}, answer([1.0] * S), np.ones(S, np.bool_), settings)
     table = completions(prompts([["?"]]), [sample], settings)
     for kind in ("target", "draw"):
-        (found,) = targets.decode(table, kind)  # type: ignore[arg-type]
+        (found,) = targets.decode(table, kind)
         assert found.ids.shape == (S, 0)
         assert (found.tail == 0).all()
     said = fidelity.report(fidelity.statistics(table))
