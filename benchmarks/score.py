@@ -63,7 +63,7 @@ def config_of(arguments: argparse.Namespace) -> Config:
 
 def prompts_of(chat: Chat, count: int) -> list[Ids]:
     rows = pq.read_table(DATA / "conversations.parquet", columns=["conversation"]).column(0)[:2000].to_pylist()
-    texts = [m[0]["content"] for m in rows if m[0]["role"] == "user" and 50 < len(m[0]["content"]) < 400]
+    texts = [m[0]["content"] for m in rows if m and m[0]["role"] == "user" and 50 < len(m[0]["content"]) < 400]
     return [chat.prompt_ids([{"role": "user", "content": text}]) for text in texts[:count]]
 
 

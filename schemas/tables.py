@@ -56,6 +56,8 @@ GIVEN = pa.schema(
         # Of score.ids: source the ids of the conversation [T], and these on supervised tokens, -100 elsewhere [T].
         pa.field("given_ids", pa.list_(pa.int32())),
         pa.field("given_labels", pa.list_(pa.int32())),
+        # Of score.asked_ids, flat: Q ids for each supervised token in order.
+        pa.field("asked_ids", pa.list_(pa.int32())),
     ]
 )
 """What the source's answers add to `PROMPTS` with `task: score`; null where there is none."""
@@ -138,6 +140,15 @@ PROBE = pa.struct(
 """What storing cost at one token whose whole distribution the engine kept for a moment (`targets.probe_fraction`)."""
 
 
+ASKED = pa.schema(
+    [
+        pa.field("asked_ids", pa.list_(pa.int32())),  # flat [S x Q], the source's: Q for each supervised token
+        pa.field("asked_logprobs", pa.list_(pa.float32())),  # flat [S x Q], the teacher's, nats, temperature 1
+    ]
+)
+"""More ids that the source asks about (`score.asked_ids`)."""
+
+
 def target_fields(settings: TargetsConfig) -> list[pa.Field]:
     """The columns that hold what `targets` asks for."""
     top_k = ROUNDED_TOP_K if settings.precision else TOP_K
@@ -149,9 +160,12 @@ ENTROPY = pa.field("teacher_entropy", pa.list_(pa.float32()))
 `targets.keep`)."""
 
 
-def completions(labels: Sequence[str], settings: TargetsConfig | None = None, kinds: Sequence[str] = ()) -> pa.Schema:
-    """The table of completions: the columns of `targets` (by default its defaults) and, where there are kinds of
-    personal information and labels, the `prompt_personal` of ingest and the `prompt_scores` that screen gave."""
+def completions(
+    labels: Sequence[str], settings: TargetsConfig | None = None, kinds: Sequence[str] = (), *, asked: bool = False
+) -> pa.Schema:
+    """The table of completions: the columns of `targets` (by default its defaults), `ASKED` where more ids were `asked`
+    about and, where there are kinds of personal information and labels, the `prompt_personal` of ingest and the
+    `prompt_scores` that screen gave."""
     settings = settings or TargetsConfig()
     fields = [
         pa.field("sample_id", pa.string()),  # <prompt_id>/<sample>
@@ -162,6 +176,7 @@ def completions(labels: Sequence[str], settings: TargetsConfig | None = None, ki
         *target_fields(settings),
         pa.field("token_logprobs", pa.list_(pa.float32())),  # [S] log-probability of the token written
         *([ENTROPY] if settings.has_entropy else []),
+        *(ASKED if asked else ()),
         # Why messages, rendered by the teacher's template, are not the text of input_ids (docs/templates.md);
         # null where they are.
         pa.field("rendering_differs", pa.string()),
@@ -188,11 +203,13 @@ def reviewed(
     settings: TargetsConfig | None = None,
     kinds: Sequence[str] = (),
     response_labels: Sequence[str] | None = None,
+    *,
+    asked: bool = False,
 ) -> pa.Schema:
     """`completions` plus `loop_tokens` (longest self-repeating stretch of an answer, in tokens; 0 when none),
     `response_scores` (for each of `response_labels`, by default those of prompts, the highest score of any answer) and
     `response_personal` (how often each kind was found in all answers)."""
-    schema = completions(labels, settings, kinds).append(pa.field("loop_tokens", pa.int32()))
+    schema = completions(labels, settings, kinds, asked=asked).append(pa.field("loop_tokens", pa.int32()))
     response_labels = labels if response_labels is None else response_labels
     if response_labels:
         schema = schema.append(pa.field("response_scores", scores_type(response_labels)))

@@ -91,6 +91,7 @@ class _Prompt(NamedTuple):
     answers: list[str] | None = None  # with task: score; of the user turns
     given_ids: list[int] | None = None
     given_labels: list[int] | None = None
+    asked_ids: list[int] | None = None
 
     @property
     def texts(self) -> list[str]:
@@ -216,10 +217,9 @@ def _prompt(value: dict[str, Any], spelling: conversation.Spelling, prompt_id: s
     given: dict[str, Any] = {}
     if config.task == "score":
         given["answers"] = [text_of(messages[i + 1].content) for i in kept]
-        if config.given_ids:
-            given["given_ids"], given["given_labels"] = given_ids(
-                value, len(kept), first_only=config.ingest.turns == "first"
-            )
+        if config.score is not None and config.given_ids:
+            found = given_ids(value, len(kept), config.score, first_only=config.ingest.turns == "first")
+            given |= {"given_ids": found.ids, "given_labels": found.labels, "asked_ids": found.asked}
     redacted = value.get("redacted")
     return _Prompt(
         prompt_id=prompt_id,

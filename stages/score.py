@@ -3,7 +3,7 @@
 The peer of `generate`: the same columns come out. Ids are those that the source gives, or what the teacher's chat
 template makes of the text, under the same guard: neither a question nor an answer can speak as control.
 
-Shape legend: T tokens of a conversation, S supervised tokens.
+Shape legend: T tokens of a conversation, S supervised tokens, Q more ids asked about per token.
 """
 
 import asyncio
@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from stillhouse.schemas import tables
 from stillhouse.schemas.config import Config
 from stillhouse.schemas.lists import supervised_runs
 from stillhouse.stages.teacher import Answer, ControlTextError, Scorer, TeacherError, TemplateError, fault
@@ -33,6 +34,7 @@ class Turn(NamedTuple):
     prompt: npt.NDArray[np.int32]  # from the end of the turn before to the opening of the teacher's
     answer: npt.NDArray[np.int32]  # with the token that ends the turn
     supervised: npt.NDArray[np.bool_]  # of the answer: which tokens are learned
+    asked_ids: npt.NDArray[np.int32]  # [S, Q] more ids that the source asks about, of each of these
 
 
 class _RefusedError(Exception):
@@ -62,12 +64,12 @@ class Score(Conversing):
         self._channels = Channels(chat, config.generate.thinking_tokens)
 
     async def __call__(self, prompts: pa.Table) -> pa.Table:
-        columns = ["user_turns", "answers", "given_ids", "given_labels"]
+        columns = ["user_turns", "answers", *tables.GIVEN.names[1:]]
         rows = prompts.select(columns).to_pylist()
         samples = [Sample(f"{name}/0", row) for row, name in enumerate(prompts.column("prompt_id").to_pylist())]
         systems = system_prompts(self._config, prompts)
         await asyncio.gather(*(self._score(sample, rows[sample.row], systems[sample.row]) for sample in samples))
-        return completions(prompts, samples, self._config.targets)
+        return completions(prompts, samples, self._config.targets, asked=self._settings.asked_ids is not None)
 
     def _num_tokens(self) -> int:
         return self._num_ended_tokens  # an engine writes one token for each conversation
@@ -99,7 +101,10 @@ class Score(Conversing):
             except TemplateError:
                 raise _RefusedError("template_refused") from None
         if self._settings.answers == "last":
-            turns[:-1] = [turn._replace(supervised=np.zeros(len(turn.answer), np.bool_)) for turn in turns[:-1]]
+            turns[:-1] = [
+                turn._replace(supervised=np.zeros(len(turn.answer), np.bool_), asked_ids=turn.asked_ids[:0])
+                for turn in turns[:-1]
+            ]
         return turns
 
     def _rendered_turns(self, questions: list[str], answers: list[str], system_prompt: str | None) -> list[Turn]:
@@ -115,19 +120,21 @@ class Score(Conversing):
                 elif int(prompt[0]) in self._control_ids:
                     raise TemplateError("the chat template ends earlier answers with another token than the last one")
             answer = self._chat.answer_ids(text)
-            turns.append(Turn(prompt, answer, np.ones(len(answer), np.bool_)))
+            turns.append(_turn(prompt, answer))
         return turns
 
     def _given_turns(self, row: dict[str, Any]) -> list[Turn]:
         """The same of given ids: a turn is what comes before a run of labels, and the run."""
         ids_T = np.array(row["given_ids"], np.int32)
-        if ids_T.max() >= self._scorer.vocab_size:
+        asked = np.array(row["asked_ids"] or [], np.int32)
+        if max(ids_T.max(), asked.max(initial=0)) >= self._scorer.vocab_size:
             raise _RefusedError("unknown_ids")
         starts, ends = supervised_runs(np.array(row["given_labels"], np.int32))
-        done, turns = 0, []
+        asked_SQ = asked.reshape(int((ends - starts).sum()), -1)
+        done, number, turns = 0, 0, []
         for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
-            turns.append(Turn(ids_T[done:start], ids_T[start:end], np.ones(end - start, np.bool_)))
-            done = end
+            turns.append(_turn(ids_T[done:start], ids_T[start:end], asked_SQ[number : number + end - start]))
+            done, number = end, number + end - start
         return turns
 
     def _fitting(self, turns: list[Turn]) -> list[Turn]:
@@ -139,7 +146,8 @@ class Score(Conversing):
             if left < 0:
                 num_kept = room - len(turn.prompt)
                 if self._settings.cut_long and num_kept > 0:
-                    fitting.append(Turn(turn.prompt, turn.answer[:num_kept], turn.supervised[:num_kept]))
+                    kept = slice(num_kept)
+                    fitting.append(_turn(turn.prompt, turn.answer[kept], turn.asked_ids[kept], turn.supervised[kept]))
                 break
             fitting.append(turn)
             room = left
@@ -155,7 +163,10 @@ class Score(Conversing):
         )
         seed = sample_seed(self._config.sampling.seed, sample.sample_id, 0)
         try:
-            answer = await self._scorer.score(ids_T, supervised_T, sample.sample_id, seed)
+            asked_SQ = np.concatenate([turn.asked_ids for turn in turns])
+            answer = await self._scorer.score(
+                ids_T, supervised_T, sample.sample_id, seed, asked_SQ if asked_SQ.size else None
+            )
         except TeacherError:
             raise _RefusedError("teacher_failed") from None
         if fault(answer, self._scorer.vocab_size) is not None:
@@ -179,3 +190,16 @@ class Score(Conversing):
                 continue
             part = replace(answer.only(number_S == number), finish_reason=reason)
             sample.add_answer(message, part, turn.supervised, self._config.targets)
+            sample.asked_ids.append(turn.asked_ids.ravel())
+
+
+def _turn(
+    prompt: npt.NDArray[np.int32],
+    answer: npt.NDArray[np.int32],
+    asked_ids: npt.NDArray[np.int32] | None = None,
+    supervised: npt.NDArray[np.bool_] | None = None,
+) -> Turn:
+    """By default one of which the whole answer is learned, and nothing more is asked."""
+    asked_ids = np.empty((len(answer), 0), np.int32) if asked_ids is None else asked_ids
+    supervised = np.ones(len(answer), np.bool_) if supervised is None else supervised
+    return Turn(prompt, answer, supervised, asked_ids)

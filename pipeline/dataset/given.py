@@ -43,7 +43,7 @@ def _of_source(config: Config) -> dict[str, str]:
     for path in [paths] if isinstance(paths, str) else paths:
         folder = path.rstrip("/")
         for _ in range(3):  # a dataset's folder, or its data/, or files in that
-            is_folder = folder and "*" not in folder and not is_known(folder)
+            is_folder = folder.strip("/") and "*" not in folder and not is_known(folder) and not folder.endswith(":/")
             if is_folder and (manifest := _manifest(folder)) is not None:
                 found[path] = str(manifest["teacher"]["tokenizer_sha256"])
                 break

@@ -81,9 +81,7 @@ class _Source:
 
     def __init__(self, config: Config) -> None:
         # Lengths decide which rows are refused; those asked for were not.
-        tables = Ingest(config, lambda texts, *systems: [0] * len(texts))(
-            read_rows(config.source, given_ids=config.given_ids)
-        )
+        tables = Ingest(config, lambda texts, *systems: [0] * len(texts))(read_rows(config.source))
         self._rows = (row for table in tables for row in table.to_pylist())
         self._row: dict[str, Any] = {"source_row": -1}
 

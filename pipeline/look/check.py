@@ -19,6 +19,7 @@ from stillhouse.schemas import tables
 from stillhouse.schemas.config import Config, TargetsConfig
 from stillhouse.stages.ingest import REASONS, Ingest
 from stillhouse.stages.sources import count_rows, read_rows
+from stillhouse.stages.sources.exchanges import columns
 from stillhouse.stages.sources.proposal import column_names, proposal
 
 NUM_ROWS_NAMED = 5
@@ -104,9 +105,8 @@ def ingested(config: Config, rows: int) -> pa.Table:
     looked = min(filter(None, (rows, config.source.limit)))
     sample = config.model_copy(update={"source": config.source.model_copy(update={"limit": looked})})
     empty = tables.marked(tables.prompts(config.personal_kinds, scored=config.task == "score")).empty_table()
-    return pa.concat_tables(
-        [empty, *Ingest(sample, flow.prompt_counter(config))(read_rows(sample.source, given_ids=config.given_ids))]
-    )
+    rows_read = read_rows(sample.source, more_columns=columns(config.score))
+    return pa.concat_tables([empty, *Ingest(sample, flow.prompt_counter(config))(rows_read)])
 
 
 def _first_rows(table: pa.Table, reason: str) -> list[int]:

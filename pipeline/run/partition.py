@@ -22,6 +22,7 @@ def ingest(
     """
     from stillhouse.stages.ingest import Ingest
     from stillhouse.stages.sources import read_rows
+    from stillhouse.stages.sources.exchanges import columns
 
     read = (
         flow.stage(config, "ingest").build(config) if num_prompt_tokens is None else Ingest(config, num_prompt_tokens)
@@ -30,7 +31,7 @@ def ingest(
     number, num_rows = 0, 0
     started = time.monotonic()
     register = purged.read(folder)
-    for marked in read(read_rows(config.source, given_ids=config.given_ids)):
+    for marked in read(read_rows(config.source, more_columns=columns(config.score))):
         marked = register.mark(marked)
         name = keys.shard_name(number)
         yield commit(

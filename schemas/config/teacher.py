@@ -231,6 +231,9 @@ class ScoreConfig(Section):
     tokenizer_sha256: Annotated[str, Field(pattern="^([0-9a-f]{64}|teacher)$")] | None = None
     """With `ids: source`, whose ids they are: the `tokenizer_sha256` that the teacher must have, or the word `teacher`,
     by which you say that they are its own. A source that is a Stillhouse dataset says so in its manifest."""
+    asked_ids: str | None = None
+    """With `ids: source`, a column of it that has more ids for each supervised token, such as a student's most probable
+    ones: as many for each, in lists or flat. The teacher's log-probabilities of them come out beside the targets."""
     cut_long: bool = False
     """Of an answer that does not fit `teacher.max_model_len`, keep as much as fits (`finish_reasons` say length);
     otherwise the conversation ends before it, and is dropped where nothing is left."""
@@ -241,4 +244,6 @@ class ScoreConfig(Section):
     def _whose_ids(self) -> "ScoreConfig":
         if self.tokenizer_sha256 is not None and self.ids == "text":
             raise ValueError("tokenizer_sha256 is about ids that the source gives; set ids to source, or remove it")
+        if self.asked_ids is not None and self.ids == "text":
+            raise ValueError("asked_ids belong to tokens that the source gives; set ids to source, or remove it")
         return self

@@ -10,23 +10,21 @@ from collections.abc import Iterator
 from stillhouse.schemas.config import SourceConfig
 from stillhouse.stages.sources import formats
 from stillhouse.stages.sources.conversation import Spelling
-from stillhouse.stages.sources.exchanges import COLUMNS
 from stillhouse.stages.sources.files import File, files_of, paths_of
 from stillhouse.stages.sources.row import Row, SourceError
 
 __all__ = ["Row", "SourceError", "count_rows", "read_rows", "source_name"]
 
 
-def read_rows(config: SourceConfig, *, every_column: bool = False, given_ids: bool = False) -> Iterator[Row]:
+def read_rows(config: SourceConfig, *, every_column: bool = False, more_columns: tuple[str, ...] = ()) -> Iterator[Row]:
     """The rows of a source in a fixed order: a row's number in this order is its `source_row`. Of Parquet only the
-    columns are read that hold what is kept of a row, with `given_ids` ids and labels too, unless `every_column` is
-    asked for.
+    columns are read that hold what is kept of a row, and `more_columns`, unless `every_column` is asked for.
 
     A missing file, an empty match or an unknown suffix is a `SourceError` of this call; a file that turns out not to be
     what its name says is one when it is reached. A failing disk or network raises its own error.
     """
     files = list(files_of(config))
-    spelling = Spelling(config, every_column=every_column, more_columns=COLUMNS if given_ids else ())
+    spelling = Spelling(config, every_column=every_column, more_columns=more_columns)
     return (row for file in files for row in _read_file(file, spelling))
 
 

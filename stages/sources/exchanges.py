@@ -3,10 +3,11 @@
 Shape legend: T tokens of a conversation.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from stillhouse.schemas.config import ScoreConfig
 from stillhouse.schemas.lists import supervised_runs
 from stillhouse.schemas.tables import IGNORE_INDEX
 from stillhouse.stages.sources.content import text_of
@@ -19,7 +20,13 @@ MALFORMED_IDS = "malformed_ids"
 INPUT_IDS, LABELS = "input_ids", "labels"
 MASKS = ("assistant_masks", "assistant_mask", "loss_mask", "completion_mask")
 """Columns of 0 and 1 that say which ids are supervised, where there are no `labels`."""
-COLUMNS = (INPUT_IDS, LABELS, *MASKS)
+
+
+def columns(score: ScoreConfig | None) -> tuple[str, ...]:
+    """Columns that ids are read from, beside those of every conversation."""
+    if score is None or score.ids == "text":
+        return ()
+    return (INPUT_IDS, LABELS, *MASKS, *([] if score.asked_ids is None else [score.asked_ids]))
 
 
 def exchanges(messages: list[Message], first: int) -> list[int]:
@@ -37,9 +44,17 @@ def exchanges(messages: list[Message], first: int) -> list[int]:
     return kept
 
 
-def given_ids(row: dict[str, Any], num_answers: int, *, first_only: bool) -> tuple[list[int], list[int]]:
-    """A row's own ids [T], and its labels [T]: the ids where they are supervised, else -100. Both end with the last
-    supervised token; with `first_only` with that of the first answer.
+class GivenIds(NamedTuple):
+    """A row's own ids [T], its labels [T] (the ids where they are supervised, else -100), and for each supervised token
+    as many more ids, flat. All end with the last supervised token."""
+
+    ids: list[int]
+    labels: list[int]
+    asked: list[int] | None
+
+
+def given_ids(row: dict[str, Any], num_answers: int, score: ScoreConfig, *, first_only: bool) -> GivenIds:
+    """What a row gives; with `first_only` up to the end of the first answer.
 
     Raises `RefusedError` unless each of `num_answers` is one run of labels.
     """
@@ -57,7 +72,21 @@ def given_ids(row: dict[str, Any], num_answers: int, *, first_only: bool) -> tup
     if are_wrong or not len(starts) or starts[0] == 0 or (len(starts) != num_answers and not first_only):
         raise RefusedError(MALFORMED_IDS)
     end = int(ends[0 if first_only else -1])
-    return ids[:end], labels[:end]
+    asked = None if score.asked_ids is None else _asked(at(row, score.asked_ids), int(ours_T.sum()))
+    if asked is not None:
+        asked = asked[: int(ours_T[:end].sum()) * (len(asked) // int(ours_T.sum()))]
+    return GivenIds(ids[:end], labels[:end], asked)
+
+
+def _asked(value: object, num_tokens: int) -> list[int]:
+    """More ids of `num_tokens` tokens, flat. Raises `RefusedError` unless there are as many for each."""
+    if isinstance(value, list) and all(isinstance(ids, list) for ids in value):
+        if len(value) != num_tokens or len({len(ids) for ids in value}) != 1:
+            raise RefusedError(MALFORMED_IDS)
+        value = [number for ids in value for number in ids]
+    if not isinstance(value, list) or not _are_ids(value) or not value or len(value) % num_tokens or min(value) < 0:
+        raise RefusedError(MALFORMED_IDS)
+    return value
 
 
 def _are_ids(value: object) -> bool:

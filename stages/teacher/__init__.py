@@ -36,6 +36,7 @@ class Answer:
     finish_reason: str | None  # stop | length, given where it was scored; anything else is no answer
     draws: npt.NDArray[np.int32] | None = None  # [S, D] independent draws from the whole distribution
     probe: tuple[int, npt.NDArray[np.float32]] | None = None  # a token's number and its whole distribution [V], nats
+    asked_logprobs: npt.NDArray[np.float32] | None = None  # [S, Q], nats: of the ids that a scorer was asked about
     entropies: npt.NDArray[np.float32] | None = None  # [S] nats, of the whole distribution behind each token
 
     def only(self, kept: npt.NDArray[np.bool_]) -> "Answer":
@@ -51,6 +52,7 @@ class Answer:
             token_logprobs=self.token_logprobs[kept],
             draws=None if self.draws is None else self.draws[kept],
             entropies=None if self.entropies is None else self.entropies[kept],
+            asked_logprobs=None if self.asked_logprobs is None else self.asked_logprobs[kept],
             probe=probe,
         )
 
@@ -70,6 +72,8 @@ def fault(answer: Answer, vocab_size: int) -> str | None:
             return "a log-probability is not a number"
         if not (np.exp(logprobs_SK.astype(np.float64)).sum(axis=1) <= 1 + MASS_TOLERANCE).all():
             return "the probabilities of a token's targets sum to more than 1"
+    if answer.asked_logprobs is not None and np.isnan(answer.asked_logprobs).any():
+        return "a log-probability that was asked for is not a number"
     if (answer.token_logprobs > MASS_TOLERANCE).any():
         return "a written token's log-probability is above 0"
     if answer.entropies is not None:
@@ -142,10 +146,16 @@ class Scorer(Teacher, Protocol):
     """A teacher that can also tell its distribution behind tokens that somebody else wrote (`task: score`)."""
 
     async def score(
-        self, token_ids: npt.NDArray[np.int32], supervised: npt.NDArray[np.bool_], request_id: str, seed: int
+        self,
+        token_ids: npt.NDArray[np.int32],
+        supervised: npt.NDArray[np.bool_],
+        request_id: str,
+        seed: int,
+        asked_ids: npt.NDArray[np.int32] | None = None,
     ) -> Answer:
         """The distributions behind those of `token_ids` [T] that `supervised` [T] marks, never the first: an `Answer`
-        of these S tokens, whose finish reason is `given`. Raises `TeacherError` when these ids cannot be read."""
+        of these S tokens, whose finish reason is `given`; with the log-probabilities of `asked_ids` [S, Q] there.
+        Raises `TeacherError` when these ids cannot be read."""
         ...
 
 

@@ -31,6 +31,8 @@ class Sample:
     probe: dict[str, Any] | None = None
     token_logprobs: list[npt.NDArray[np.float32]] = field(default_factory=list)
     entropies: list[npt.NDArray[np.float32]] = field(default_factory=list)
+    asked_ids: list[npt.NDArray[np.int32]] = field(default_factory=list)
+    asked_logprobs: list[npt.NDArray[np.float32]] = field(default_factory=list)
     finish_reasons: list[str] = field(default_factory=list)
     messages: list[dict[str, str | None]] = field(default_factory=list)
     rendering_differs: str | None = None
@@ -104,6 +106,8 @@ class Sample:
             found = fidelity.probe(answer.probe[1], top_k, draws, number, settings.precision)
             self.probe = found | {"token": number + sum(map(len, self.token_logprobs))}
         self.token_logprobs.append(answer.token_logprobs[kept])
+        if answer.asked_logprobs is not None:
+            self.asked_logprobs.append(answer.asked_logprobs[kept].ravel())
         assert answer.finish_reason is not None  # an answer that was given up is none
         self.finish_reasons.append(answer.finish_reason)
 
@@ -118,8 +122,9 @@ def _without_last(part: Any) -> Any:
     return part._replace(**parts)
 
 
-def completions(prompts: pa.Table, samples: list[Sample], settings: TargetsConfig) -> pa.Table:
-    """The table of completions: one row per sample, with what its prompt carries through."""
+def completions(prompts: pa.Table, samples: list[Sample], settings: TargetsConfig, *, asked: bool = False) -> pa.Table:
+    """The table of completions: one row per sample, with what its prompt carries through, and with what was `asked`
+    about it."""
     carried = prompts.take(pa.array([sample.row for sample in samples], type=pa.int64()))
     columns: dict[str, Any] = {
         "sample_id": pa.array([s.sample_id for s in samples], type=pa.string()),
@@ -128,6 +133,8 @@ def completions(prompts: pa.Table, samples: list[Sample], settings: TargetsConfi
         "labels": _joined([s.labels for s in samples], pa.int32()),
         "token_logprobs": _joined([s.token_logprobs for s in samples], pa.float32()),
         tables.ENTROPY.name: _joined([s.entropies for s in samples], pa.float32()),
+        "asked_ids": _joined([s.asked_ids for s in samples], pa.int32()),
+        "asked_logprobs": _joined([s.asked_logprobs for s in samples], pa.float32()),
         "rendering_differs": pa.array([s.rendering_differs for s in samples], type=pa.string()),
         "finish_reasons": pa.array([s.finish_reasons for s in samples], type=pa.list_(pa.string())),
         "num_input_tokens": pa.array([s.num_tokens for s in samples], type=pa.int32()),
@@ -144,7 +151,7 @@ def completions(prompts: pa.Table, samples: list[Sample], settings: TargetsConfi
             columns[field_.name] = _joined(rows, field_.type.value_type)
     labels = carried.schema.field("prompt_scores").type.names if "prompt_scores" in carried.column_names else ()
     kinds = carried.schema.field("prompt_personal").type.names if "prompt_personal" in carried.column_names else ()
-    schema = tables.marked(tables.completions(labels, settings, kinds))
+    schema = tables.marked(tables.completions(labels, settings, kinds, asked=asked))
     return pa.table(
         [columns[name] if name in columns else carried.column(name) for name in schema.names], schema=schema
     )

@@ -127,7 +127,12 @@ class VLLMTeacher:
         return with_draws(answer, await self._fetched(asked.name), asked) if is_asked else answer
 
     async def score(
-        self, token_ids: npt.NDArray[np.int32], supervised: npt.NDArray[np.bool_], request_id: str, seed: int
+        self,
+        token_ids: npt.NDArray[np.int32],
+        supervised: npt.NDArray[np.bool_],
+        request_id: str,
+        seed: int,
+        asked_ids: npt.NDArray[np.int32] | None = None,
     ) -> Answer:
         """As `Scorer.score`; of an engine that was started with `task: score`."""
         from vllm.exceptions import VLLMClientError
@@ -137,14 +142,8 @@ class VLLMTeacher:
             self._beginning = asyncio.ensure_future(self.engine.collective_rpc("begin_scoring"))
         await asyncio.shield(self._beginning)
         asked = request_of(
-            str(next(self._names)),
-            token_ids,
-            supervised,
-            seed,
-            self._probe_fraction,
-            self._num_draws,
-            self._top_k,
-            self._has_entropy,
+            *(str(next(self._names)), token_ids, supervised, seed),
+            *(self._probe_fraction, self._num_draws, self._top_k, asked_ids, self._has_entropy),
         )
         last = int(np.flatnonzero(supervised)[-1])  # is predicted by those before it
         params = scoring_params(self.engine.vllm_config.scheduler_config.scheduler_cls)

@@ -3,7 +3,7 @@
 The engine's side is `scores_in_engine`.
 
 Shape legend: T tokens of a conversation, S supervised tokens, V vocabulary, K targets kept per token, D draws per
-token.
+token, Q more ids asked about per token.
 """
 
 from typing import NamedTuple
@@ -32,6 +32,7 @@ class Scored(NamedTuple):
     entropy: bool
     rows: bytes  # int32 [S], ascending: the place of the token before each supervised one, whose output predicts it
     tokens: bytes  # int32 [S]: the supervised tokens
+    asked_ids: bytes  # int32 [S, Q]: more ids for each of them
 
 
 class Part(NamedTuple):
@@ -42,6 +43,7 @@ class Part(NamedTuple):
     target_logprobs: bytes  # float32 [n, K]
     token_logprobs: bytes  # float32 [n]
     draws: bytes  # int32 [n, D]
+    asked_logprobs: bytes  # float32 [n, Q]
     entropies: bytes  # float32 [n], or none
     probe: bytes  # float32 [V]: logits of the probed token
 
@@ -63,6 +65,7 @@ def scored_answer(parts: list[Part], asked: Scored) -> Answer:
     ids_SK, logprobs_SK = np.zeros((S, K), np.int32), np.zeros((S, K), np.float32)
     own_S, draws_SD = np.zeros(S, np.float32), np.zeros((S, D), np.int32)
     entropies_SE = np.zeros((S, int(asked.entropy)), np.float32)
+    asked_SQ = np.zeros((S, len(asked.asked_ids) // len(asked.tokens)), np.float32)
     is_there_S = np.zeros(S, np.bool_)
     probe = None
     for part in parts:
@@ -73,6 +76,7 @@ def scored_answer(parts: list[Part], asked: Scored) -> Answer:
             (own_S, np.frombuffer(part.token_logprobs, np.float32)),
             (draws_SD, np.frombuffer(part.draws, np.int32)),
             (entropies_SE, np.frombuffer(part.entropies, np.float32)),
+            (asked_SQ, np.frombuffer(part.asked_logprobs, np.float32)),
         ):
             kept[numbers] = values.reshape(len(numbers), *kept.shape[1:])
         is_there_S[numbers] = True
@@ -85,8 +89,9 @@ def scored_answer(parts: list[Part], asked: Scored) -> Answer:
         )
     if D:
         check_draws(draws_SD, token_ids, own_S)
+    draws, more_SQ = draws_SD if D else None, asked_SQ if asked_SQ.size else None
     entropies_S = entropies_SE[:, 0] if asked.entropy else None
-    return Answer(token_ids, ids_SK, logprobs_SK, own_S, "given", draws_SD if D else None, probe, entropies_S)
+    return Answer(token_ids, ids_SK, logprobs_SK, own_S, "given", draws, probe, more_SQ, entropies_S)
 
 
 def request_of(
@@ -97,10 +102,11 @@ def request_of(
     probe_fraction: float,
     num_draws: int,
     top_k: int,
+    asked_ids: npt.NDArray[np.int32] | None = None,
     entropy: bool = False,
 ) -> Scored:
-    """What is asked about those of `token_ids` [T] that `supervised` [T] marks. Raises ValueError where these are none,
-    or the first token is one."""
+    """What is asked about those of `token_ids` [T] that `supervised` [T] marks, and about `asked_ids` [S, Q] at each.
+    Raises ValueError where these are none, or the first token is one."""
     places = np.flatnonzero(supervised).astype(np.int32)
     if not len(places) or places[0] == 0:
         raise ValueError("score: give at least one supervised token, and not the first, which nothing predicts")
@@ -113,4 +119,5 @@ def request_of(
         entropy,
         (places - 1).tobytes(),
         token_ids[places].astype(np.int32).tobytes(),
+        b"" if asked_ids is None else asked_ids.astype(np.int32).tobytes(),
     )

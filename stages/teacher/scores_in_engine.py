@@ -9,7 +9,7 @@ vLLM's own `prompt_logprobs` makes logits of every place of a prompt, of a whole
 prefix caching off.
 
 Shape legend: T tokens of a step, H hidden size, N supervised places of a step, R rows worked on at once, V vocabulary,
-K targets kept per token, D draws per token.
+K targets kept per token, D draws per token, Q more ids asked about per token.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -37,6 +37,7 @@ class Rows(NamedTuple):
     target_logprobs: torch.Tensor  # [R, K] float32, nats
     token_logprobs: torch.Tensor  # [R] float32, nats
     draws: torch.Tensor  # [R, D] int32
+    asked_logprobs: torch.Tensor  # [R, Q] float32, nats
     entropies: torch.Tensor  # [R, 1] float32, nats; or [R, 0]
 
 
@@ -44,6 +45,7 @@ def distributions(
     logits_of: Callable[[torch.Tensor], torch.Tensor],
     hidden_NH: torch.Tensor,
     tokens_N: torch.Tensor,
+    asked_NQ: torch.Tensor,
     seeds_N: torch.Tensor,
     numbers_N: torch.Tensor,
     vocab_size: int,
@@ -51,9 +53,10 @@ def distributions(
     num_draws: int,
     has_entropy: bool = False,
 ) -> Iterator[tuple[slice, torch.Tensor, Rows]]:
-    """Which rows these are, their float32 logits [R, V] (gone with the next ones) and what is kept of them. `tokens_N`
-    are the tokens that the rows are to tell the probability of, `numbers_N` their places among the supervised tokens of
-    their conversation, by which with `seeds_N` they are drawn for."""
+    """Which rows these are, their float32 logits [R, V] (gone with the next ones) and what is kept of them.
+
+    `tokens_N` are the tokens of which the rows are to tell the probability, `asked_NQ` more of them; `numbers_N` their
+    places among the supervised tokens of their conversation, by which with `seeds_N` they are drawn for."""
     step = max(1, CHUNK_VALUES // vocab_size)
     for start in range(0, len(hidden_NH), step):
         part = slice(start, start + step)
@@ -67,7 +70,8 @@ def distributions(
             draws_RD = torch.empty((len(logits_RV), 0), dtype=torch.int32)
         entropies_RE = entropies(logits_RV)[:, None] if has_entropy else torch.empty((len(logits_RV), 0))
         ids_RK, logprobs_RK = top_RK.indices.to(torch.int32), top_RK.values - whole_R[:, None]
-        yield part, logits_RV, Rows(ids_RK, logprobs_RK, own_R - whole_R, draws_RD, entropies_RE)
+        asked_RQ = logits_RV.gather(1, asked_NQ[part]) - whole_R[:, None]
+        yield part, logits_RV, Rows(ids_RK, logprobs_RK, own_R - whole_R, draws_RD, asked_RQ, entropies_RE)
 
 
 class Span(NamedTuple):
@@ -79,6 +83,9 @@ class Span(NamedTuple):
     num_tokens: int
 
 
+NOTHING = Part(*[b""] * len(Part._fields))
+
+
 class _UnderWay:
     """A conversation that is being read."""
 
@@ -86,18 +93,19 @@ class _UnderWay:
         self.request_id, self.asked = request_id, asked
         self.rows = np.frombuffer(asked.rows, np.int32)
         self.tokens = np.frombuffer(asked.tokens, np.int32)
+        self.asked_SQ = np.frombuffer(asked.asked_ids, np.int32).reshape(len(self.tokens), -1)
         self.kept: list[tuple[npt.NDArray[np.int32], Rows]] = []  # numbers of supervised tokens, and what is theirs
         self.probe = b""
 
     def part(self) -> Part:
         """Of a token that came twice the last counts, as in an assignment to NumPy's places."""
         if not self.kept:
-            return Part(b"", b"", b"", b"", b"", b"", b"")
+            return NOTHING
         numbers = np.concatenate([numbers for numbers, _ in self.kept]).tobytes()
-        ids, logprobs, own, draws, told = (
+        ids, logprobs, own, draws, asked, told = (
             np.concatenate([rows[i].cpu().numpy() for _, rows in self.kept]).tobytes() for i in range(len(Rows._fields))
         )
-        return Part(numbers, ids, logprobs, own, draws, told, self.probe)
+        return Part(numbers, ids, logprobs, own, draws, asked, told, self.probe)
 
 
 class Scoring:
@@ -145,20 +153,18 @@ class Scoring:
         number_N = np.concatenate([numbers for _, numbers, _ in found])
         place_N = np.concatenate([places for _, _, places in found])
         token_N = np.concatenate([under_way.tokens[numbers] for under_way, numbers, _ in found])
+        # Rows of one step may ask about more or fewer ids: those that a row does not ask about are ids 0, and cut off.
+        asked_NQ = np.zeros((len(token_N), max(one.asked_SQ.shape[1] for one, _, _ in found)), np.int64)
+        for owner, (under_way, numbers, _) in enumerate(found):
+            asked_NQ[owner_N == owner, : under_way.asked_SQ.shape[1]] = under_way.asked_SQ[numbers]
         seed_N = np.array([under_way.asked.seed for under_way, _, _ in found], np.int64)[owner_N]
         place, token, seed, number = (
             async_tensor_h2d(values.tolist(), device, torch.int64) for values in (place_N, token_N, seed_N, number_N)
         )
+        more = async_tensor_h2d(asked_NQ, device, torch.int64)
         chunks = distributions(
-            logits_of,
-            hidden_TH[place],
-            token,
-            seed,
-            number,
-            self._vocab_size,
-            asked.top_k,
-            asked.num_draws,
-            asked.entropy,
+            *(logits_of, hidden_TH[place], token, more, seed, number),
+            *(self._vocab_size, asked.top_k, asked.num_draws, asked.entropy),
         )
         for part, logits_RV, rows in chunks:
             if self._keeps:
@@ -176,7 +182,9 @@ class Scoring:
         for owner in np.unique(owner_R).tolist():
             low, high = np.searchsorted(owner_R, [owner, owner + 1])
             under_way, numbers = owners[owner], number_R[low:high]
-            under_way.kept.append((numbers.astype(np.int32), Rows(*(values[low:high] for values in rows))))
+            mine = Rows(*(values[low:high] for values in rows))
+            mine = mine._replace(asked_logprobs=mine.asked_logprobs[:, : under_way.asked_SQ.shape[1]])
+            under_way.kept.append((numbers.astype(np.int32), mine))
             probed = under_way.asked.probed
             if probed >= 0 and numbers[0] <= probed <= numbers[-1]:
                 under_way.probe = logits_RV[low + probed - int(numbers[0])].cpu().numpy().tobytes()
@@ -188,7 +196,7 @@ class Scoring:
             under_way = self._by_name.pop(name, None)
             if under_way is not None:
                 self._by_request.pop(under_way.request_id, None)
-            parts.append(tuple(under_way.part()) if under_way is not None else (b"",) * len(Part._fields))
+            parts.append(tuple(under_way.part()) if under_way is not None else tuple(NOTHING))
         return parts
 
 

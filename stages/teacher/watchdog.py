@@ -53,11 +53,16 @@ class Watchdog:
         return await self._watched(self._teacher.answer(prompt_ids, request_id, seed, max_tokens))
 
     async def score(
-        self, token_ids: npt.NDArray[np.int32], supervised: npt.NDArray[np.bool_], request_id: str, seed: int
+        self,
+        token_ids: npt.NDArray[np.int32],
+        supervised: npt.NDArray[np.bool_],
+        request_id: str,
+        seed: int,
+        asked_ids: npt.NDArray[np.int32] | None = None,
     ) -> Answer:
         """As `Scorer.score`."""
         scorer = cast(Scorer, self._teacher)
-        return await self._watched(scorer.score(token_ids, supervised, request_id, seed))
+        return await self._watched(scorer.score(token_ids, supervised, request_id, seed, asked_ids))
 
     async def _watched(self, answer: Coroutine[Any, Any, Answer]) -> Answer:
         if not self._num_under_way:

@@ -53,8 +53,9 @@ def test_every_reason_is_documented_and_met() -> None:
         value for name, value in vars(ingest).items() if name[0].isalpha() and name.isupper() and isinstance(value, str)
     }
     assert constants == set(REASONS)
-    # Those have tests elsewhere: of sources, of purges, of personal information.
+    # Those have tests elsewhere: of sources, of purges, of personal information, of answers, of CSV.
     elsewhere = {"truncated_source", "row_too_large", "purged", "personal_information", "placeholder_names"}
+    elsewhere |= {"unanswered", "malformed_ids", "invalid_csv"}
     assert {reason for _, reason in KINDS} == constants - elsewhere
 
 

@@ -33,7 +33,7 @@ class Reading:
         self.read: list[tuple[list[int], list[bool]]] = []
         self.seeds: list[int] = []
 
-    async def score(self, token_ids: Any, supervised: Any, request_id: str, seed: int) -> Answer:
+    async def score(self, token_ids: Any, supervised: Any, request_id: str, seed: int, asked_ids: Any = None) -> Answer:
         await asyncio.sleep(0)
         self.read.append((token_ids.tolist(), supervised.tolist()))
         self.seeds.append(seed)
@@ -42,7 +42,8 @@ class Reading:
         written = token_ids[supervised]
         ids_SK = written[:, None] + 10_000 * np.arange(4, dtype=np.int32)
         logprobs_SK = np.log(np.tile(np.array([self.lowest, 0.2, 0.1, 0.1], np.float32), (len(written), 1)))
-        return Answer(written, ids_SK, logprobs_SK, logprobs_SK[:, 0].copy(), "given")
+        asked = None if asked_ids is None else -1.0 - asked_ids.astype(np.float32) / 1000
+        return Answer(written, ids_SK, logprobs_SK, logprobs_SK[:, 0].copy(), "given", asked_logprobs=asked)
 
     async def answer(self, *_: Any) -> Answer:
         raise AssertionError("it is to read, not to write")
@@ -165,6 +166,33 @@ def test_given_ids_are_read_as_they_are(raw: dict[str, Any], chat: Chat) -> None
     assert [message["content"] for message in row["messages"]] == [
         "a", chat.tokenizer.decode([800]), "b", chat.tokenizer.decode([901, 902])
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("answers", "cuts", "kept"), [("all", 0, [0, 1, 2, 3]), ("last", 0, [2, 3]), ("all", 1, [0, 1, 2])]
+)
+def test_more_ids_are_asked_about_at_the_tokens_that_are_learned(
+    raw: dict[str, Any], chat: Chat, answers: str, cuts: int, kept: list[int]
+) -> None:
+    raw["score"] |= {"ids": "source", "tokenizer_sha256": "teacher", "asked_ids": "student", "answers": answers}
+    raw["score"]["cut_long"] = True
+    raw["teacher"]["max_model_len"] = 8
+    raw["ingest"]["max_prompt_tokens"] = None
+    ids, labels = (
+        [6] * cuts + [5, 6, 7, 800, 2, 9, 901, 902],
+        [-100] * cuts + [-100, -100, -100, 800, 2, -100, 901, 902],
+    )
+    table = with_ids(answered([["a", "b"]], [["one", "two"]]), [ids], [labels])
+    asked = [[10, 11, 12], [20, 21, 22], [30, 31, 32], [40, 41, 42]]
+    place = table.schema.get_field_index("asked_ids")
+    table = table.set_column(place, "asked_ids", pa.array([np.ravel(asked).tolist()], pa.list_(pa.int32())))
+    result = asyncio.run(Score(Config.model_validate(raw), chat, Reading())(table))
+    assert result.schema.equals(tables.marked(tables.completions(["profanity"], asked=True)))
+    (row,) = result.to_pylist()
+    wanted = [number for place in kept for number in asked[place]]
+    assert row["asked_ids"] == wanted
+    assert row["asked_logprobs"] == pytest.approx([-1 - number / 1000 for number in wanted])
+    assert row["num_target_tokens"] == len(kept)
 
 
 def test_ids_that_the_teacher_does_not_know_are_refused(raw: dict[str, Any], chat: Chat) -> None:

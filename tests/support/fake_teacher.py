@@ -78,7 +78,12 @@ class FakeTeacher:
         )
 
     async def score(
-        self, token_ids: npt.NDArray[np.int32], supervised: npt.NDArray[np.bool_], request_id: str, seed: int
+        self,
+        token_ids: npt.NDArray[np.int32],
+        supervised: npt.NDArray[np.bool_],
+        request_id: str,
+        seed: int,
+        asked_ids: npt.NDArray[np.int32] | None = None,
     ) -> Answer:
         """A pure function of seed and ids: a distribution over the whole vocabulary for each supervised token, which
         is in every second one the most probable, elsewhere none of the K."""
@@ -102,9 +107,10 @@ class FakeTeacher:
                 [random.choice(ids, self._num_draws, p=p / p.sum()) for ids, p in zip(ids_SK, probs_SK, strict=True)]
             )
         assert answer.finish_reason is not None
-        return Answer(
-            written, ids_SK.astype(np.int32), logprobs_SK, own_S, "given", draws, entropies=self._entropies(probs_SK)
-        )
+        asked = None if asked_ids is None else (-1 - asked_ids % 7).astype(np.float32)
+        entropies = self._entropies(probs_SK)
+        ids_SK = ids_SK.astype(np.int32)
+        return Answer(written, ids_SK, logprobs_SK, own_S, "given", draws, None, asked, entropies)
 
     def _entropies(self, probs_SK: npt.NDArray[np.float64]) -> npt.NDArray[np.float32] | None:
         """As if all tokens beside the K were alike, so that none is more probable than one of the K."""

@@ -13,7 +13,7 @@ def answered(turns: list[list[str]], answers: list[list[str]]) -> pa.Table:
     """`prompts`, each with the answers to its turns."""
     table = prompts(turns)
     table = table.append_column("answers", pa.array(answers, pa.list_(pa.string())))
-    for name in ("given_ids", "given_labels"):
+    for name in ("given_ids", "given_labels", "asked_ids"):
         table = table.append_column(name, pa.nulls(len(turns), pa.list_(pa.int32())))
     return table
 

@@ -94,7 +94,7 @@ def published_schema(table: pa.Table, targets: dict[str, Any]) -> pa.Schema:
     labels, response_labels, kinds = (_names_in(table.schema, column) for column in columns)
     precision, has_entropy = targets.get("precision") or 0.0, "teacher_entropy" in targets
     settings = TargetsConfig(method=targets["method"], precision=precision, entropy=has_entropy or None)
-    return tables.reviewed(labels, settings, kinds, response_labels)
+    return tables.reviewed(labels, settings, kinds, response_labels, asked="asked_ids" in table.column_names)
 
 
 def _names_in(schema: pa.Schema, column: str) -> list[str]:

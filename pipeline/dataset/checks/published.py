@@ -14,7 +14,7 @@ from stillhouse.pipeline.dataset.checks.entropy import check_against_top_k, chec
 from stillhouse.pipeline.dataset.checks.findings import Findings, RowError, digests
 from stillhouse.pipeline.dataset.checks.text import Words
 from stillhouse.schemas.lists import supervised_runs
-from stillhouse.schemas.tables import ENTROPY, IGNORE_INDEX
+from stillhouse.schemas.tables import ASKED, ENTROPY, IGNORE_INDEX
 from stillhouse.schemas.targets import TAIL_FLOOR, Kind, Targets, decode
 from stillhouse.stages.layouts.records import Conversation, records
 from stillhouse.stages.teacher import MASS_TOLERANCE
@@ -65,8 +65,8 @@ def check_published(table: pa.Table, manifest: dict[str, Any], words: Words | No
     """All rows of a published file, whose columns are right. A row is told once, with the first thing that is wrong."""
     settings = settings_of(manifest)
     kinds: list[Kind] = [kind for kind in ("target", "draw") if f"{kind}_ids" in table.column_names]
-    entropy = [ENTROPY.name] if ENTROPY.name in table.column_names else []
-    arrays = ["input_ids", "labels", "token_logprobs", *entropy, *(f"{kind}_lengths" for kind in kinds)]
+    more = [name for name in (ENTROPY.name, *ASKED.names) if name in table.column_names]
+    arrays = ["input_ids", "labels", "token_logprobs", *more, *(f"{kind}_lengths" for kind in kinds)]
     names = ["sample_id", "prompt_id", "messages", "rendering_differs", "finish_reasons", "probe", "num_input_tokens"]
     names += ["num_target_tokens", *(name for name in ("num_draws", "target_precision") if name in table.column_names)]
     rows = table.select(names).to_pylist()
@@ -144,10 +144,21 @@ def _check_tokens(row: dict[str, Any], settings: Settings, kinds: list[Kind]) ->
             raise RowError(f"{count} {name} for {S} supervised tokens")
     if not (np.isfinite(logprobs_S) & (logprobs_S <= MASS_TOLERANCE)).all():
         raise RowError("token_logprobs hold numbers that are no log-probabilities")
+    if "asked_ids" in row:
+        _check_asked(row["asked_ids"], row["asked_logprobs"], S, settings)
     if row["probe"] is not None and not 0 <= (row["probe"]["token"] or 0) < S:
         raise RowError(f"its probe is of token {row['probe']['token']} of {S}")
     if entropy:
         check_entropies(row[ENTROPY.name], row["probe"], settings.vocab_size)
+
+
+def _check_asked(ids: npt.NDArray[Any], logprobs: npt.NDArray[Any], S: int, settings: Settings) -> None:
+    """As many more ids for each supervised token, with a log-probability each."""
+    if not len(ids) or len(ids) % S or len(logprobs) != len(ids):
+        raise RowError(f"{len(ids)} asked_ids and {len(logprobs)} asked_logprobs for {S} supervised tokens")
+    check_ids(ids, settings.vocab_size, "asked_ids")
+    if not (logprobs <= MASS_TOLERANCE).all():  # NaN is not
+        raise RowError("asked_logprobs hold numbers that are no log-probabilities")
 
 
 def _check_turns(row: dict[str, Any], settings: Settings) -> None:

@@ -99,3 +99,15 @@ def test_ids_that_are_not_those_of_the_answers(change: dict[str, Any]) -> None:
     row = {"messages": talk("a", "one"), "input_ids": [1, 2, 3], "labels": [-100, 2, 3]}
     assert ingested([row], ids="source")[0]["drop_reason"] is None
     assert ingested([row | change], ids="source")[0]["drop_reason"] == "malformed_ids"
+
+
+def test_more_ids_are_asked_about_in_lists_or_flat() -> None:
+    ids, labels = [1, 2, 3, 4, 5], [-100, 2, 3, -100, 5]
+    row = {"messages": talk("a", "one", "b", "two"), "input_ids": ids, "labels": labels}
+    for asked in ([[7, 8], [9, 10], [11, 12]], [7, 8, 9, 10, 11, 12]):
+        (found,) = ingested([row | {"mine": asked}], ids="source", asked_ids="mine")
+        assert found["asked_ids"] == [7, 8, 9, 10, 11, 12]
+        (found,) = ingested([row | {"mine": asked}], turns="first", ids="source", asked_ids="mine")
+        assert found["asked_ids"] == [7, 8, 9, 10]
+    for wrong in ([[7, 8], [9, 10]], [[7], [8, 9], [10]], [7, 8], [], None, [[-1], [2], [3]], "1 2 3"):
+        assert ingested([row | {"mine": wrong}], ids="source", asked_ids="mine")[0]["drop_reason"] == "malformed_ids"

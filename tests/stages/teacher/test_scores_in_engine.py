@@ -55,7 +55,12 @@ def conversation(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     return rng.integers(0, V, T).astype(np.int32), supervised
 
 
-def check(model: Model, answer: Any, token_ids: np.ndarray, supervised: np.ndarray) -> None:
+def more(rng: np.random.Generator, supervised: np.ndarray, count: int) -> np.ndarray | None:
+    """More ids to be asked about, so many for each supervised token."""
+    return rng.integers(0, V, (int(supervised.sum()), count)).astype(np.int32) if count else None
+
+
+def check(model: Model, answer: Any, token_ids: np.ndarray, supervised: np.ndarray, asked: Any = None) -> None:
     places = np.flatnonzero(supervised)
     logprobs_SV = model.logprobs(token_ids)[places - 1]
     assert answer.token_ids.tolist() == token_ids[places].tolist()
@@ -65,6 +70,11 @@ def check(model: Model, answer: Any, token_ids: np.ndarray, supervised: np.ndarr
     assert answer.draws.shape == (len(places), D)
     if answer.entropies is not None:
         assert np.allclose(answer.entropies, -(np.exp(logprobs_SV) * logprobs_SV).sum(axis=1), atol=1e-4)
+    ids_SQ = np.frombuffer(asked.asked_ids if asked else b"", np.int32).reshape(len(places), -1)
+    if ids_SQ.size:
+        assert np.allclose(answer.asked_logprobs, np.take_along_axis(logprobs_SV, ids_SQ.astype(int), 1), atol=1e-4)
+    else:
+        assert answer.asked_logprobs is None
 
 
 @pytest.mark.parametrize("runner", ["v1", "v2"])
@@ -75,7 +85,7 @@ def test_every_token_gets_its_own_in_any_batch(runner: str, monkeypatch: pytest.
     worker = WORKERS[runner](model)
     todo = {f"r{i}": conversation(rng) for i in range(20)}
     asked = {
-        name: request_of(f"name {name}", ids, supervised, i, 0.0, D, K, True)
+        name: request_of(f"name {name}", ids, supervised, i, 0.0, D, K, more(rng, supervised, i % 3), True)
         for i, (name, (ids, supervised)) in enumerate(todo.items())
     }
     waiting, running, parts = list(todo), dict[str, int](), dict[str, Part]()
@@ -100,7 +110,7 @@ def test_every_token_gets_its_own_in_any_batch(runner: str, monkeypatch: pytest.
     for name, (ids, supervised) in todo.items():
         answer = scored_answer([parts[name]], asked[name])
         assert answer.entropies is not None
-        check(model, answer, ids, supervised)
+        check(model, answer, ids, supervised, asked[name])
     assert model.most_rows <= 7
     assert worker.take(["name r0"]) == [(b"",) * len(Part._fields)]  # forgotten
 
@@ -240,6 +250,7 @@ def test_draws_depend_on_seed_and_token_alone_and_follow_the_distribution() -> N
             model.compute_logits,
             hidden.expand(n, H),
             torch.zeros(n, dtype=torch.int64),
+            torch.zeros(n, 0, dtype=torch.int64),
             torch.full((n,), 5),
             torch.arange(n),
             V,
@@ -267,7 +278,7 @@ def test_a_large_vocabulary_is_worked_on_in_pieces(monkeypatch: pytest.MonkeyPat
 
     N = 300
     tokens = torch.arange(N, dtype=torch.int64)
-    chunks = distributions(logits_of, torch.zeros(N, 1), tokens, tokens, tokens, vocab_size, 64, 0)
+    chunks = distributions(logits_of, torch.zeros(N, 1), tokens, tokens[:, None], tokens, tokens, vocab_size, 64, 0)
     own = torch.cat([rows.token_logprobs for _, _, rows in chunks])
     assert seen == [256, 44]
     assert torch.allclose(own, torch.log_softmax(base_V.double(), 0)[:N].float(), atol=1e-4)
