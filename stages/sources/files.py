@@ -73,10 +73,11 @@ def open_file(path: str) -> "Reader":
 
 
 def _readable(name: str, root: str = "") -> bool:
-    """Whether a file found in a folder is data: it has a known suffix, is none of what `datasets` writes beside it,
-    and no part of its path below the root is hidden."""
+    """Whether a file found in a folder is data: it has a known suffix, is none of what `datasets` writes beside it
+    (`cache-….arrow` is what a `map` left), and no part of its path below the root is hidden."""
     parts = PurePosixPath(name).relative_to(root).parts if root else PurePosixPath(name).parts
-    return is_known(name) and parts[-1] not in _NOT_DATA and not any(part.startswith((".", "_")) for part in parts)
+    is_beside = parts[-1] in _NOT_DATA or fnmatchcase(parts[-1], "cache-*.arrow")
+    return is_known(name) and not is_beside and not any(part.startswith((".", "_")) for part in parts)
 
 
 def _require(names: Sequence[str], where: str, num_seen: int) -> None:

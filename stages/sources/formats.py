@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, NamedTuple
 
+from stillhouse.stages.sources.arrow_rows import read_arrow
 from stillhouse.stages.sources.conversation import Spelling
 from stillhouse.stages.sources.csv_rows import read_csv
 from stillhouse.stages.sources.json_rows import read_json
@@ -29,6 +30,7 @@ class Format(NamedTuple):
 
 
 _PARQUET = Format("Parquet", read_parquet, count_parquet, compressible=False)
+_ARROW = Format("Arrow", read_arrow, compressible=False)
 _JSON_LINES = Format("JSON lines", read_json)
 _JSON = Format("JSON", read_json)
 _CSV = Format("CSV", read_csv)
@@ -37,6 +39,8 @@ FORMATS = {
     ".jsonl": _JSON_LINES,
     ".ndjson": _JSON_LINES,
     ".json": _JSON,
+    ".arrow": _ARROW,
+    ".feather": _ARROW,
     ".csv": _CSV,
     ".tsv": _CSV,
 }

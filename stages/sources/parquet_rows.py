@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from stillhouse.stages.sources.batches import batch_rows, raise_if_io
 from stillhouse.stages.sources.conversation import Spelling
 from stillhouse.stages.sources.row import UNDECODABLE, Row, SourceError
 from stillhouse.stages.sources.streams import READ_BYTES
@@ -26,7 +27,7 @@ def read_parquet(name: str, stream: "Reader", spelling: Spelling) -> Iterator[Ro
         if not _counts_agree(parquet.metadata):
             raise ValueError
     except (pa.ArrowException, OSError, ValueError) as error:  # a name that is not UTF-8 is a ValueError
-        _raise_if_io(error)
+        raise_if_io(error)
         raise SourceError(f"{name}: is not a readable Parquet file; its footer is damaged or missing") from None
     for group in range(parquet.num_row_groups):
         metadata = parquet.metadata.row_group(group)
@@ -35,11 +36,11 @@ def read_parquet(name: str, stream: "Reader", spelling: Spelling) -> Iterator[Ro
         num_read = 0
         try:
             for batch in parquet.iter_batches(batch_size, row_groups=[group], columns=columns, use_threads=False):
-                rows = _batch_rows(batch.slice(0, metadata.num_rows - num_read))
+                rows = batch_rows(batch.slice(0, metadata.num_rows - num_read))
                 num_read += len(rows)
                 yield from rows
         except (pa.ArrowException, OSError, ValueError) as error:
-            _raise_if_io(error)
+            raise_if_io(error)
         # Arrow does not always raise on a damaged page: it may just give fewer rows.
         yield from (Row(None, UNDECODABLE) for _ in range(metadata.num_rows - num_read))
 
@@ -61,13 +62,6 @@ def _counts_agree(metadata: Any) -> bool:
     return min(counts, default=0) >= 0 and sum(counts) == metadata.num_rows
 
 
-def _raise_if_io(error: Exception) -> None:
-    """Raise the error again if reading failed, not decoding. Arrow reports damaged bytes as OSError too, but without an
-    errno; a failing object store is a `SourceError`."""
-    if isinstance(error, SourceError) or (isinstance(error, OSError) and error.errno is not None):
-        raise error
-
-
 def _leaves(parquet: Any, spelling: Spelling) -> list[str]:
     """Paths of the leaf columns to read: of messages only what is looked at, of moderation entries only the flag."""
     paths = [parquet.schema.column(i).path for i in range(len(parquet.schema))]
@@ -85,21 +79,3 @@ def _leaves(parquet: Any, spelling: Spelling) -> list[str]:
         fields = {"flagged"} if column == "openai_moderation" else spelling.message_fields
         chosen += [path for path in found if fields.intersection(path[len(column) :].split("."))] or found
     return chosen
-
-
-def _batch_rows(batch: pa.RecordBatch) -> list[Row]:
-    names = batch.schema.names
-    if not names:
-        return [Row({})] * batch.num_rows
-    try:
-        columns = [column.to_pylist() for column in batch.columns]
-    except (ValueError, OverflowError):  # such as a UnicodeDecodeError: look for the row that caused it
-        return [_batch_row(batch, i) for i in range(batch.num_rows)]
-    return [Row(dict(zip(names, values, strict=True))) for values in zip(*columns, strict=True)]
-
-
-def _batch_row(batch: pa.RecordBatch, i: int) -> Row:
-    try:
-        return Row({name: column[i].as_py() for name, column in zip(batch.schema.names, batch.columns, strict=True)})
-    except (ValueError, OverflowError):
-        return Row(None, UNDECODABLE)

@@ -310,6 +310,7 @@ def test_other_tokenizers_settings_and_folders_are_refused(runs: Callable[[str],
         withhold(str(small), str(tmp_path / "s"), 1)
 
 
+@pytest.mark.long
 def test_in_an_object_store(runs: Callable[[str], Path], tmp_path: Path, bucket: str) -> None:  # noqa: F811
     run = runs("system")
     withhold(str(run), f"{bucket}/masked", 1)

@@ -117,7 +117,9 @@ def test_a_wrong_path_fails_before_the_first_row(tmp_path: Path) -> None:
 def test_suffixes(name: str, known: bool) -> None:
     assert formats.is_known(name) == known
     if not known:
-        suffixes = ".parquet, .jsonl, .ndjson, .json, .csv, .tsv (all but .parquet also with .gz, .zst)"
+        suffixes = (
+            ".parquet, .jsonl, .ndjson, .json, .arrow, .feather, .csv, .tsv (all but .parquet, .arrow, .feather also"
+        )
         with pytest.raises(SourceError) as caught:
             formats.format_of(name)
-        assert str(caught.value) == f"{name}: has no known suffix; rename it to one of {suffixes}"
+        assert str(caught.value) == f"{name}: has no known suffix; rename it to one of {suffixes} with .gz, .zst)"

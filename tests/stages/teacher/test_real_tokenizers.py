@@ -122,6 +122,7 @@ def test_three_real_turns_are_carried(family: Family) -> None:
 
 
 @by_family
+@pytest.mark.long
 def test_control_strings_in_data_are_text(family: Family) -> None:
     own = [text for text in chat_of(family).control_ids if "unused" not in text and "control_" not in text]
     assert set(family.control) <= set(own)
