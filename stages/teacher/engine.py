@@ -143,7 +143,9 @@ class VLLMTeacher:
         await asyncio.shield(self._beginning)
         asked = request_of(
             *(str(next(self._names)), token_ids, supervised, seed),
-            *(self._probe_fraction, self._num_draws, self._top_k, asked_ids, self._has_entropy),
+            *(self._probe_fraction, self._num_draws, self._top_k),
+            asked_ids=asked_ids,
+            entropy=self._has_entropy,
         )
         last = int(np.flatnonzero(supervised)[-1])  # is predicted by those before it
         params = scoring_params(self.engine.vllm_config.scheduler_config.scheduler_cls)

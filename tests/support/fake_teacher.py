@@ -109,8 +109,8 @@ class FakeTeacher:
         assert answer.finish_reason is not None
         asked = None if asked_ids is None else (-1 - asked_ids % 7).astype(np.float32)
         entropies = self._entropies(probs_SK)
-        ids_SK = ids_SK.astype(np.int32)
-        return Answer(written, ids_SK, logprobs_SK, own_S, "given", draws, None, asked, entropies)
+        kept_ids = ids_SK.astype(np.int32)
+        return Answer(written, kept_ids, logprobs_SK, own_S, "given", draws, None, asked, entropies)
 
     def _entropies(self, probs_SK: npt.NDArray[np.float64]) -> npt.NDArray[np.float32] | None:
         """As if all tokens beside the K were alike, so that none is more probable than one of the K."""
