@@ -19,7 +19,7 @@ import json
 import statistics
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -41,7 +41,7 @@ from examples.distill_student.distillation import collate, distillation_loss, ta
 
 SETTING = dataclasses.replace(CPU, run=ROOT / "runs/which_tokens", tokens=4000, heldout_percent=10)
 RATE, WARMUP = 1e-3, 0.1
-WAYS: dict[str, tuple[str, float, str]] = {
+WAYS: dict[str, tuple[str, float, Literal["text", "nothing"]]] = {
     "all": ("entropy", 1.0, "nothing"),
     "half by entropy": ("entropy", 0.5, "nothing"),
     "fifth by entropy": ("entropy", 0.2, "nothing"),
@@ -93,7 +93,8 @@ def train(way: str, seed: int, data: Data, entropies: list[np.ndarray], heldout:
         optimizer.step()
         optimizer.zero_grad()
         tokens += len(loss_S)
-    return {"way": way, "seed": seed, "tokens": tokens, "with_targets": with_targets} | heldout.measure(student)
+    measured: dict[str, float] = heldout.measure(student)
+    return {"way": way, "seed": seed, "tokens": tokens, "with_targets": with_targets, **measured}
 
 
 def main() -> None:
