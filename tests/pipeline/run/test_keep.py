@@ -15,6 +15,7 @@ import pytest
 from stillhouse.pipeline.dataset.export import default_output, export
 from stillhouse.pipeline.dataset.manifest import open_dataset
 from stillhouse.pipeline.dataset.verify import verify
+from stillhouse.pipeline.dataset.withhold import withhold
 from stillhouse.pipeline.look.conversation import conversation
 from stillhouse.pipeline.look.inspect.facts import facts
 from stillhouse.pipeline.look.place import open_place
@@ -159,6 +160,14 @@ def _settings(settings: dict[str, Any]) -> Any:
     from stillhouse.stages.layouts import Settings
 
     return Settings(**settings)
+
+
+def test_without_prompts_and_with_them_again(make: Callable[[str], Path], tmp_path: Path) -> None:
+    withhold(str(make("above")), str(tmp_path / "withheld"))
+    assert verify(str(tmp_path / "withheld"), 1)["problems"] == []
+    files = sorted((tmp_path / "withheld/data").glob("*.parquet"))
+    rows = [row for file in files for row in pq.read_table(file).to_pylist()]
+    assert [row["teacher_entropy"] for row in rows] == [row["teacher_entropy"] for row in rows_of(make("above"))]
 
 
 def move(row: Row) -> None:

@@ -10,7 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from stillhouse.schemas import targets
-from stillhouse.schemas.config import Config, KeepConfig, TargetsConfig, config_hash, deciding_values
+from stillhouse.schemas.config import Config, KeepConfig, TargetsConfig, config_hash, deciding_values, override
 from stillhouse.stages.teacher import Answer, fault, fidelity
 from stillhouse.stages.teacher.completions import Sample, completions
 from stillhouse.stages.teacher.kept import is_kept, num_kept, stored_entropies
@@ -66,6 +66,11 @@ def test_only_what_is_set_is_in_the_hash(raw_config: dict[str, Any]) -> None:
         hashes.append(config_hash(Config.model_validate(raw)))
     assert hashes[1] == hashes[0]
     assert len({*hashes}) == 4
+
+
+def test_keys_can_be_set_on_the_command_line(raw_config: dict[str, Any]) -> None:
+    override(raw_config, ["targets.keep.fraction=0.2", "targets.entropy=true"])
+    assert Config.model_validate(raw_config).targets.keep == KeepConfig(fraction=0.2)
 
 
 @pytest.mark.parametrize(
