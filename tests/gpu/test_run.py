@@ -19,13 +19,17 @@ import yaml
 from stillhouse.schemas import targets
 from tests.support.data import ROOT, make_raw_config
 from tests.support.forward import exact_model, fit, forward, whole_distributions
+from tests.support.scoring import make_raw_score_config
 
 NUM_DRAWS = 64
-CASES = {
-    "V2 bfloat16 graphs": ("1", "bfloat16", {}),
-    "V1 bfloat16 graphs": ("0", "bfloat16", {}),
-    "V2 float32 eager": ("1", "float32", {"enforce_eager": True}),
-    "V1 float32 eager": ("0", "float32", {"enforce_eager": True}),
+CASES: dict[str, tuple[str, str, dict[str, Any], str]] = {
+    "V2 bfloat16 graphs": ("1", "bfloat16", {}, "generate"),
+    "V1 bfloat16 graphs": ("0", "bfloat16", {}, "generate"),
+    "V2 float32 eager": ("1", "float32", {"enforce_eager": True}, "generate"),
+    "V1 float32 eager": ("0", "float32", {"enforce_eager": True}, "generate"),
+    "V2 bfloat16 graphs, scored": ("1", "bfloat16", {}, "score"),
+    "V2 float32 eager, scored": ("1", "float32", {"enforce_eager": True}, "score"),
+    "V1 float32 eager, scored": ("0", "float32", {"enforce_eager": True}, "score"),
 }
 
 
@@ -45,22 +49,23 @@ def command(*arguments: str) -> dict[str, Any]:
 @pytest.fixture(scope="module", params=[pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in CASES])
 def published(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, pa.Table]:
     """The dtype and the rows of a run with `targets.method` both; one worker with the GPU."""
-    runner, dtype, engine = CASES[request.param]
+    runner, dtype, engine, task = CASES[request.param]
     folder = tmp_path_factory.mktemp("run")
-    raw = make_raw_config(folder)
+    raw = make_raw_config(folder) if task == "generate" else make_raw_score_config(folder, cut_long=True)
     raw["teacher"] = {
         "model": raw["teacher"]["model"],
         "dtype": dtype,
         "max_model_len": 1024,
-        # So little that all four cases fit on one GPU at once.
+        # So little that four cases fit on one GPU at once.
         "engine": {"max_num_seqs": 64, "kv_cache_memory_bytes": 4 << 30, "gpu_memory_utilization": 0.2, **engine},
         "env": {"VLLM_USE_V2_MODEL_RUNNER": runner},
     }
     raw["ingest"] |= {"turns": "all"}
-    raw["sampling"] = {"max_tokens": 64, "temperature": 1.0, "seed": 5}
+    if task == "generate":
+        raw["sampling"] = {"max_tokens": 64, "temperature": 1.0, "seed": 5}
     raw["targets"] = {"method": "both", "top_k": 64, "num_draws": NUM_DRAWS, "probe_fraction": 0.2}
     raw["review"] |= {"drop_truncated": False}
-    raw["resources"] = {"generate": {"num_gpus": 1, "max_workers": 1, "shards_in_flight": 4}}
+    raw["resources"] = {task: {"num_gpus": 1, "max_workers": 1, "shards_in_flight": 4}}
     file = folder / "run.yaml"
     file.write_text(yaml.safe_dump(raw))
     command("run", str(file), "--local")

@@ -102,7 +102,8 @@ def worth_a_look(manifest: dict[str, Any], stages: list[dict[str, Any]], rows: R
         )
     cut_off = _share(rows, ENDED, lambda value: value == "length")
     if cut_off > SOME:
-        found.append(f"{percent(cut_off)} of the rows have an answer that was cut off (sampling.max_tokens).")
+        limit = "teacher.max_model_len" if manifest["config"].get("task") == "score" else "sampling.max_tokens"
+        found.append(f"{percent(cut_off)} of the rows have an answer that was cut off ({limit}).")
     differs = _share(rows, "rendering_differs", lambda value: value not in (None, "cut_off"))
     if differs > 0:
         found.append(

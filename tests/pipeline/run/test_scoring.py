@@ -8,7 +8,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
+from stillhouse.pipeline.cli import main
 from stillhouse.pipeline.dataset.export import default_output, export
 from stillhouse.pipeline.dataset.verify import verify
 from stillhouse.pipeline.dataset.withhold import withhold
@@ -171,6 +173,16 @@ def test_more_ids_come_out_with_their_log_probabilities(finished: Command, tmp_p
         assert row["asked_ids"] == wanted
         assert row["asked_logprobs"] == [-1 - number % 7 for number in wanted]
     assert verify(raw["run_dir"], num_workers=1)["problems"] == []
+
+
+def test_a_trial_of_writing_is_refused(
+    tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump(make_raw_score_config(tmp_path)))
+    assert main(["check", str(file), "--probe"]) == 2
+    assert "with task: score it writes nothing" in capsys.readouterr().err
 
 
 @pytest.mark.long
