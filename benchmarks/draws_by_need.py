@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.storage import Collected, bytes_per_token, log_predictions, student
 from stillhouse.schemas import tables, targets
 
-GROUPS = 8
+GROUPS = 6
 LADDER = (2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 Floats = npt.NDArray[np.float64]
 
