@@ -35,7 +35,14 @@ from stillhouse.schemas.config.identity import config_hash, deciding_values, dif
 from stillhouse.schemas.config.load import absolute, load, override, sampled, validated
 from stillhouse.schemas.config.run import Config, ResourcesConfig, WorkersConfig
 from stillhouse.schemas.config.section import ConfigError, Section, checked_location, is_local_path
-from stillhouse.schemas.config.teacher import GenerateConfig, SamplingConfig, ScoreConfig, TargetsConfig, TeacherConfig
+from stillhouse.schemas.config.teacher import (
+    GenerateConfig,
+    KeepConfig,
+    SamplingConfig,
+    ScoreConfig,
+    TargetsConfig,
+    TeacherConfig,
+)
 
 __all__ = [
     "BalanceConfig",
@@ -51,6 +58,7 @@ __all__ = [
     "IdentityConfig",
     "IngestConfig",
     "JailbreaksConfig",
+    "KeepConfig",
     "LanguageConfig",
     "LowInformationConfig",
     "MatchesConfig",
