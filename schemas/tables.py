@@ -116,7 +116,8 @@ TOP_K = pa.schema(
     [
         pa.field("target_ids", pa.list_(pa.int32())),  # flat [N], each token's targets in turn, most probable first
         pa.field("target_logprobs", pa.list_(pa.float32())),  # flat [N], nats, temperature 1; values of float16
-        pa.field("target_lengths", pa.list_(pa.int32())),  # [S] targets of each token: K unless targets.top_p is set
+        # [S] targets of each token: K, fewer with targets.top_p, 0 where targets.keep leaves it out
+        pa.field("target_lengths", pa.list_(pa.int32())),
         pa.field("target_tail", pa.list_(pa.float32())),  # [S] log of the mass outside of them; values of float16
     ]
 )
@@ -138,7 +139,9 @@ DRAWS = pa.schema(
     [
         pa.field("draw_ids", pa.list_(pa.int32())),  # flat [N], each token's distinct draws in turn, ascending
         pa.field("draw_counts", pa.list_(pa.int16())),  # flat [N] how often each was drawn
-        pa.field("draw_lengths", pa.list_(pa.int32())),  # [S] distinct draws of each token
+        pa.field(
+            "draw_lengths", pa.list_(pa.int32())
+        ),  # [S] distinct draws of each token, 0 where targets.keep leaves it out
         pa.field("num_draws", pa.int32()),  # D, the same in every row
     ]
 )
@@ -171,6 +174,11 @@ def target_fields(settings: TargetsConfig) -> list[pa.Field]:
     return {"top_k": [*top_k], "sampled": [*DRAWS], "both": [*top_k, *DRAWS]}[settings.method]
 
 
+ENTROPY = pa.field("teacher_entropy", pa.list_(pa.float32()))
+"""[S] entropy of the whole distribution behind each token, nats, temperature 1; values of float16 (`targets.entropy`,
+`targets.keep`)."""
+
+
 def completions(
     labels: Sequence[str],
     settings: TargetsConfig | None = None,
@@ -183,14 +191,16 @@ def completions(
     """The table of completions: the columns of `targets` (by default its defaults), `ASKED` where more ids were `asked`
     about, `TEACHER` where there are `several` and, where there are kinds of personal information and labels, the
     `prompt_personal` of ingest and the `prompt_scores` that screen gave; then those of `CURATED` that are named."""
+    settings = settings or TargetsConfig()
     fields = [
         pa.field("sample_id", pa.string()),  # <prompt_id>/<sample>
         pa.field("prompt_id", pa.string()),
         pa.field("messages", MESSAGES),  # the whole conversation, the teacher's words in the assistant turns
         pa.field("input_ids", pa.list_(pa.int32())),  # [T] exactly the ids the teacher read and wrote
         pa.field("labels", pa.list_(pa.int32())),  # [T] input_ids on the teacher's tokens, -100 elsewhere
-        *target_fields(settings or TargetsConfig()),
+        *target_fields(settings),
         pa.field("token_logprobs", pa.list_(pa.float32())),  # [S] log-probability of the token written
+        *([ENTROPY] if settings.has_entropy else []),
         *(ASKED if asked else ()),
         # Why messages, rendered by the teacher's template, are not the text of input_ids (docs/templates.md);
         # null where they are.

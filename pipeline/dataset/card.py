@@ -45,6 +45,7 @@ def _template(name: str) -> "jinja2.Template":
 def _quantiles(fidelity: dict[str, Any]) -> dict[str, list[str]]:
     """The rows of the card's table: what was measured, and its quantiles over tokens."""
     binned = {"surprisal of the token written": fidelity.get("written_token_surprisal")}
+    binned["entropy of the teacher, whole distribution"] = fidelity.get("teacher_entropy")
     masses = {}
     for key, name in (("top_k", "top K"), ("draws", "draws")):
         if key in fidelity:

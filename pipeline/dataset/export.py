@@ -143,7 +143,8 @@ def _settings(dataset: Dataset, name: str, layout: Layout, kind: Kind | None, ma
                 width = max(width, pc.max(pc.list_flatten(table.column("draw_lengths"))).as_py() or 0)
             if "num_input_tokens" in columns:
                 length = max(length, pc.max(table.column("num_input_tokens")).as_py() or 0)
-    return Settings(chosen, dataset.manifest["teacher"]["vocab_size"], width, max_length or length)
+    vocab_size = dataset.manifest["teacher"]["vocab_size"]
+    return Settings(chosen, vocab_size, width, max_length or length, is_partial="keep" in targets)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -196,6 +196,10 @@ def _targets(config: Config) -> dict[str, Any]:
         whole = "the whole distribution"
         targets |= {"num_draws": settings.num_draws}
         targets["draws_from"] = whole if settings.draws_from == "engine" else f"the top {settings.top_k}, biased"
+    if settings.has_entropy:
+        targets["teacher_entropy"] = "of the whole distribution, nats"
+    if settings.keep is not None:
+        targets["keep"] = settings.keep.model_dump(exclude_none=True)
     return targets
 
 

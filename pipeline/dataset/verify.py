@@ -206,6 +206,8 @@ def _verify_file(task: _Task) -> Findings:
         if table is not None and files.check_columns(table, layout.schema, findings):
             source = _read_source(task, settings, findings)
             check_exported(table, layout_name, settings, manifest, source, findings)
+            if settings.is_partial:
+                findings.target_tokens = task.file["target_tokens"]  # rows without targets do not say how many
     findings.close()
     return findings
 

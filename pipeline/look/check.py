@@ -29,13 +29,15 @@ NUM_ROWS_NAMED = 5
 
 def bytes_per_token(settings: TargetsConfig) -> float:
     """On disk, all columns: what flat distributions cost, SmolLM2's and Gemma 3 270M's at temperature 1
-    (docs/targets.md). Distinct draws grow as a power of their number."""
-    total = 15.0
+    (docs/targets.md). Distinct draws grow as a power of their number. `targets.keep.entropy_above` is not foreseen."""
+    total = 0.0
     if settings.method != "sampled":
         total += settings.top_k * (2.4 if settings.precision else 3.1)
     if settings.method != "top_k":
         total += 2.3 * settings.num_draws**0.73
-    return total
+    if settings.keep is not None and settings.keep.fraction is not None:
+        total *= settings.keep.fraction
+    return total + 15.0 + (2.0 if settings.has_entropy else 0.0)
 
 
 def check(config: Config, rows: int, tokens_per_second: float) -> dict[str, Any]:

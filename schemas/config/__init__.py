@@ -42,7 +42,14 @@ from stillhouse.schemas.config.identity import (
 from stillhouse.schemas.config.load import absolute, load, override, sampled, validated
 from stillhouse.schemas.config.run import Config, ResourcesConfig, WorkersConfig
 from stillhouse.schemas.config.section import ConfigError, Section, checked_location, is_local_path
-from stillhouse.schemas.config.teacher import GenerateConfig, SamplingConfig, ScoreConfig, TargetsConfig, TeacherConfig
+from stillhouse.schemas.config.teacher import (
+    GenerateConfig,
+    KeepConfig,
+    SamplingConfig,
+    ScoreConfig,
+    TargetsConfig,
+    TeacherConfig,
+)
 from stillhouse.schemas.config.teachers import NamedTeacher
 
 __all__ = [
@@ -59,6 +66,7 @@ __all__ = [
     "IdentityConfig",
     "IngestConfig",
     "JailbreaksConfig",
+    "KeepConfig",
     "LanguageConfig",
     "LowInformationConfig",
     "MatchesConfig",

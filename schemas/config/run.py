@@ -204,6 +204,17 @@ class Config(Section):
                 "teacher.engine.speculative_config: vLLM runs no logits processors with it, so it cannot draw; remove "
                 "it, or set targets.method to top_k"
             )
+        if self.targets.has_entropy and "speculative_config" in self.teacher.engine:
+            raise ValueError(
+                "teacher.engine.speculative_config: vLLM runs no logits processors with it, so it tells no entropies; "
+                "remove it, or targets.entropy and targets.keep"
+            )
+        if self.targets.has_entropy and self.sampling.repetition_penalty != 1.0:
+            raise ValueError(
+                f"sampling.repetition_penalty {self.sampling.repetition_penalty} changes the distribution whose "
+                "entropy the engine tells (vLLM's V2 runner applies it first); set it to 1.0, or remove "
+                "targets.entropy and targets.keep"
+            )
         if draws_in_engine and self.sampling.repetition_penalty != 1.0:
             raise ValueError(
                 f"sampling.repetition_penalty {self.sampling.repetition_penalty} changes what the engine draws from "

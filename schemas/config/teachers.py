@@ -45,6 +45,8 @@ def check_mixture(teachers: list[NamedTeacher], task: str, targets: TargetsConfi
             f"mixture: each of {len(teachers)} teachers gives as many of the {targets.num_draws} draws; name two or "
             "more, and set targets.num_draws to a multiple of their number"
         )
+    if targets.has_entropy:
+        raise ValueError("mixture: nobody knows the entropy of an average; remove targets.entropy and targets.keep")
     first = teachers[0]
     for teacher in teachers:
         if teacher.when is not None:

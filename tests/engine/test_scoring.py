@@ -25,7 +25,7 @@ from stillhouse.stages.teacher.chat import Chat
 from stillhouse.stages.teacher.engine import VLLMTeacher
 from tests.support.data import CONVERSATIONS
 from tests.support.engines import NUM_DRAWS, sampled_config
-from tests.support.forward import exact_model, fit, forward, whole_distributions
+from tests.support.forward import entropy_errors, exact_model, fit, forward, whole_distributions
 from tests.support.prompts import prompts
 from tests.support.scoring import answered, make_raw_score_config, with_ids
 
@@ -138,6 +138,13 @@ def test_draws_of_scored_tokens_fit_the_whole_distribution(scored: tuple[pa.Tabl
     assert len(p_SV) == TOKENS
     assert min(found) > 1e-3
     assert min(shifted) < 1e-6
+
+
+def test_entropies_of_scored_tokens_are_the_whole_distributions(scored: tuple[pa.Table, dict[str, float]]) -> None:
+    own, shifted = entropy_errors(scored[0], TOKENS)
+    print(f"\nentropies: {own:.5f} nats off, shifted by one {shifted:.3f}")
+    assert own < 0.003
+    assert shifted > 100 * own
 
 
 def test_probes_are_the_whole_distribution(scored: tuple[pa.Table, dict[str, float]]) -> None:

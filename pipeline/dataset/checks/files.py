@@ -94,7 +94,8 @@ def published_schema(table: pa.Table, targets: dict[str, Any]) -> pa.Schema:
     table's own."""
     columns = ("prompt_scores", "response_scores", "prompt_personal")
     labels, response_labels, kinds = (_names_in(table.schema, column) for column in columns)
-    settings = TargetsConfig(method=targets["method"], precision=targets.get("precision") or 0.0)
+    precision, has_entropy = targets.get("precision") or 0.0, "teacher_entropy" in targets
+    settings = TargetsConfig(method=targets["method"], precision=precision, entropy=has_entropy or None)
     names = table.column_names
     asked, several = (name in names for name in ("asked_ids", tables.TEACHER.name))
     return tables.reviewed(labels, settings, kinds, response_labels, names, asked=asked, several=several)

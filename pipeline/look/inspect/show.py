@@ -174,7 +174,8 @@ def _show_fidelity(console: Console, found: dict[str, Any]) -> None:
     console.print(Text(f"nats, to {BIN:g}; mass to a tenth of itself. 1 nat more: 2.7 times less probable.", "dim"))
     for kind, name in (("top_k", "targets"), ("draws", "draws")):
         if kind in fidelity:
-            console.print(f"{fidelity[kind]['targets_per_token']:,} {name} per token")
+            of = "token kept" if "tokens_kept" in fidelity else "token"
+            console.print(f"{fidelity[kind]['targets_per_token']:,} {name} per {of}")
 
 
 def fidelity_quantiles(fidelity: dict[str, Any]) -> dict[str, dict[str, float]]:
@@ -182,6 +183,8 @@ def fidelity_quantiles(fidelity: dict[str, Any]) -> dict[str, dict[str, float]]:
     found = (
         {"surprisal of the token written (nats)": fidelity["written_token_surprisal"]} if fidelity.get("tokens") else {}
     )
+    if "teacher_entropy" in fidelity:
+        found["entropy of the teacher (nats)"] = fidelity["teacher_entropy"]
     for kind, name in (("top_k", "top K"), ("draws", "draws")):
         if kind in fidelity:
             found[f"entropy, {name} (nats)"] = fidelity[kind]["entropy"]

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from stillhouse.pipeline.look.quantiles import quantiles, shown, title
-from stillhouse.pipeline.look.report.rows import ENDED, OUTSIDE, SURPRISAL, TURNS, Rows
+from stillhouse.pipeline.look.report.rows import ENDED, ENTROPY, OUTSIDE, SURPRISAL, TURNS, Rows
 
 SAMPLE_ROWS = 5000
 """Rows by which histograms are linked."""
@@ -39,6 +39,7 @@ MEANINGS = {
     "rendering_differs": "why the messages, rendered again, are not the tokens; (none) where they are",
     "redacted": "whether the source replaced names",
     SURPRISAL: "mean over a row's tokens of -log p of the token written, in nats (1 nat: 2.7 times less probable)",
+    ENTROPY: "mean over a row's tokens of the entropy of the teacher's whole distribution, in nats",
     OUTSIDE: "mean over a row's tokens of the probability outside of its targets",
     ENDED: "stop: every answer was finished; length: one was cut off",
     TURNS: "answers in a row",

@@ -20,6 +20,7 @@ _COUNTED_BY = {
     "input_ids": "num_input_tokens",
     "labels": "num_input_tokens",
     "token_logprobs": "num_target_tokens",
+    "teacher_entropy": "num_target_tokens",
     "target_lengths": "num_target_tokens",
     "target_tail": "num_target_tokens",
     "draw_lengths": "num_target_tokens",

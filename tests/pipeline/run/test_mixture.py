@@ -151,6 +151,8 @@ def test_check_counts_the_engines_of_all(raw: Raw, tmp_path: Path) -> None:
     [
         (lambda raw: raw.update(targets={"method": "both", "num_draws": 16}), "nothing else that is stored adds up"),
         (lambda raw: raw.update(task="generate", sampling={"max_tokens": 9}), "set task to score"),
+        (lambda raw: raw["targets"].update(entropy=True), "nobody knows the entropy of an average"),
+        (lambda raw: raw["targets"].update(keep={"fraction": 0.5}), "nobody knows the entropy of an average"),
         (lambda raw: raw["targets"].update(num_draws=15), "a multiple of their number"),
         (lambda raw: raw.update(teachers=raw["teachers"][:1]), "name two or more"),
         (lambda raw: raw["teachers"][1].update(when={"x": ["y"]}), "remove `when` of codes"),
