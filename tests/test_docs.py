@@ -36,7 +36,10 @@ def test_published_columns_are_documented() -> None:
     )
     every = [TargetsConfig(method="both"), TargetsConfig(precision=0.25, entropy=True)]
     every_name = tables.CURATED.names
-    schemas = [tables.reviewed(["label"], settings, ["email"], curated=every_name, asked=True) for settings in every]
+    schemas = [
+        tables.reviewed(["label"], settings, ["email"], curated=every_name, asked=True, several=True)
+        for settings in every
+    ]
     assert {name for schema in schemas for name in schema.names} == names
 
 

@@ -2,8 +2,7 @@
 
 The facts are JSON. `nodes`: one for each that is up, its `address`, `resources` and `labels` as Ray has them, and what
 `node.look` returned, or `problem` where it did not answer. `node_types`: those that an autoscaler may add. `check`:
-what `look.check` returned there, or `check_problem`. `footprint`, `gated`: of the teacher and the source;
-`teachers` has them, and of each node `has_model` and `is_cached`, for each of several by its name.
+what `look.check` returned there, or `check_problem`. `footprint`, `gated`: of the teacher and the source.
 """
 
 import sys
@@ -53,11 +52,9 @@ def requirements() -> list[str]:
 
 
 def judge(config: Config, facts: Facts) -> Judgement:
-    """All that is wrong, at once. No network is asked here."""
+    """All that is wrong, at once, for one teacher (`several` is for more). No network is asked here."""
     if "problem" in facts:
         return Judgement([_in_copy(facts["problem"])], [], {})
-    if config.teachers is not None:
-        return _of_several(config, facts)
     nodes = [node for node in facts["nodes"] if "problem" not in node]
     named = _Named([node["address"] for node in facts["nodes"]])
     problems = [f"{named(bad)}: {what}; look into that node's Ray logs" for what, bad in _unanswered(facts)]
@@ -73,30 +70,6 @@ def judge(config: Config, facts: Facts) -> Judgement:
     notes = [*waits, *_unseen(config, facts, nodes), *_cache(config, facts, nodes), *_crossing(config, nodes, named)]
     notes += checked.get("notes", [])
     return Judgement(problems, notes, _plan(config, facts))
-
-
-def _of_several(config: Config, facts: Facts) -> Judgement:
-    """What is wrong for any of several teachers, and for which where not for all; they take turns, so the plan's hours
-    are those of all of them, each for its share of the rows that `check` has seen."""
-    found = {}
-    for name in config.teacher_names:
-        nodes = [node | node.get("teachers", {}).get(name, {}) for node in facts["nodes"]]
-        found[name] = judge(config.of_teacher(name), facts | facts["teachers"][name] | {"nodes": nodes})
-    problems = dict.fromkeys(
-        text if all(text in one.problems for one in found.values()) else f"teachers: of {name}: {text}"
-        for name, judged in found.items()
-        for text in judged.problems
-    )
-    plan = min((judged.plan for judged in found.values()), key=lambda plan: plan["replicas"])
-    if "max_hours" in plan:
-        rows = facts["check"].get("teachers", {})
-        hours = {name: judged.plan["max_hours"] for name, judged in found.items()}
-        total = None
-        if None not in hours.values():
-            share = {name: 1.0 if config.mixture else rows.get(name, 0) / max(sum(rows.values()), 1) for name in hours}
-            total = round(sum(hours[name] * share[name] for name in hours), 2)
-        plan = plan | {"max_hours": total}
-    return Judgement([*problems], [*dict.fromkeys(text for one in found.values() for text in one.notes)], plan)
 
 
 class _Named:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from stillhouse.pipeline.cluster import node, preflight
-from stillhouse.pipeline.cluster.preflight import judge
+from stillhouse.pipeline.cluster.several import judge_all
 from stillhouse.pipeline.folder import keys, open_folder
 from stillhouse.schemas.config import Config
 
@@ -60,7 +60,7 @@ def _requirements(monkeypatch: pytest.MonkeyPatch) -> None:
 def judged(change: Callable[[dict[str, Any]], Any] = lambda facts: None, **config: Any) -> preflight.Judgement:
     facts = copy.deepcopy(FACTS)
     change(facts)
-    return judge(Config.model_validate({**CONFIG, **config}), facts)
+    return judge_all(Config.model_validate({**CONFIG, **config}), facts)
 
 
 def on(number: int, **values: Any) -> Callable[[dict[str, Any]], Any]:
@@ -311,7 +311,7 @@ def test_several_teachers_are_judged_one_by_one() -> None:
     for found in facts["nodes"]:
         found["teachers"] = {name: {"has_model": True, "is_cached": True} for name in ("small", "large")}
     facts["nodes"][2]["teachers"]["large"]["has_model"] = False
-    judged = judge(Config.model_validate(raw), facts)
+    judged = judge_all(Config.model_validate(raw), facts)
     assert [text.partition(" (")[0].partition(", and ")[0] for text in judged.problems] == [
         "teachers: of large: teacher.model: /models/large is no folder with a model on node 10.0.0.3; put the weights "
         "where every node finds them, or name a hub id with its revision".partition(", and ")[0],
@@ -321,5 +321,5 @@ def test_several_teachers_are_judged_one_by_one() -> None:
     assert judged.plan == {"nodes": 3, "replicas": 2, "max_replicas": 2, "max_hours": 1.25, "max_bytes": 5 * 10**9}
     for found in facts["nodes"]:
         found["vllm"] = "0.31.0"
-    judged = judge(Config.model_validate(raw), facts)
+    judged = judge_all(Config.model_validate(raw), facts)
     assert sum("0.31.0" in text and not text.startswith("teachers") for text in judged.problems) == 1
