@@ -27,7 +27,7 @@ def answer(entropies: list[float], probed: int = 0) -> Answer:
     draws_SD = np.repeat(ids_SK[:, :2], 3, axis=1)
     return Answer(
         ids_SK[:, 0].copy(), ids_SK, logprobs_SK, logprobs_SK[:, 0], "stop", draws_SD, (probed, whole_V),
-        np.array(entropies, np.float32),
+        entropies=np.array(entropies, np.float32),
     )  # fmt: skip
 
 
