@@ -8,8 +8,10 @@ dropped, and a hash of everything that was written.
 
 The rows are made once; a smaller number takes the first of them. `libraries` times the plain way beside it, on a sample
 of the same rows: every prompt counted by the tokenizer, and datasketch's MinHash and MinHashLSH over the same shingles.
+`screening` times Detoxify's `predict` beside the classifier on first turns of them (`benchmarks/screening.py`).
 
     python benchmarks/curation.py run FOLDER [--rows 1000000] [--workers 2]
+    python benchmarks/curation.py screening FOLDER [--rows 1000000] [--sample 512] [--layers 12]
     python benchmarks/curation.py libraries FOLDER [--rows 1000000] [--sample 20000]
 """
 
@@ -269,11 +271,26 @@ def libraries(folder: Path, sample: int) -> None:
                 lsh.insert(i, minhash)
         return num
 
+    def as_documented(said: list[str]) -> int:
+        """The README's way: no scheme, no batch, a shingle at a time."""
+        lsh, num = MinHashLSH(threshold=config.dedupe.threshold, num_perm=config.dedupe.num_perm), 0
+        for i, text in enumerate(said):
+            minhash, words = MinHash(num_perm=config.dedupe.num_perm), text.split()
+            for shingle in {" ".join(words[j : j + 5]) for j in range(max(len(words) - 4, 1))}:
+                minhash.update(shingle.encode())
+            if lsh.query(minhash):
+                num += 1
+            else:
+                lsh.insert(i, minhash)
+        return num
+
     def ours() -> int:
         sketch = dedupe.Sketch(config.dedupe)
         assignments = dedupe.assign([sketch(table.slice(i, 2000)) for i in range(0, sample, 2000)], config.dedupe)
         return sum(len(part) - part["drop_reason"].null_count for part in assignments)
 
+    part = texts[: sample // 5]
+    print("dropped", timed("datasketch as its README has it, words of the text", len(part), as_documented, part))
     said = timed("readings", sample, lambda: [reading(text) for text in texts])
     print("dropped", timed("shingles, datasketch's MinHash and MinHashLSH", sample, plain, said))
     print("dropped", timed("dedupe, readings and shingles included", sample, ours))
@@ -281,18 +298,26 @@ def libraries(folder: Path, sample: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["run", "libraries"])
+    parser.add_argument("what", choices=["run", "libraries", "screening"])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--sample", type=int, default=20_000)
+    parser.add_argument("--sample", type=int)
+    parser.add_argument("--layers", type=int, default=12, help="of the stand-in for Detoxify")
     arguments = parser.parse_args()
     if not (arguments.folder / "kinds.json").exists():
         make(arguments.folder, arguments.rows)
     if arguments.what == "run":
         run(arguments.folder, arguments.rows, arguments.workers)
+    elif arguments.what == "screening":
+        from benchmarks.screening import beside
+
+        tables = pq.read_table(arguments.folder / "source" / "train-0.parquet", columns=["conversation"])
+        turns = (messages[0]["content"] for messages in tables.column(0).to_pylist())
+        texts = list(islice(turns, min(arguments.sample or 512, arguments.rows)))
+        print(json.dumps(beside(texts, arguments.workers, arguments.layers), indent=1))
     else:
-        libraries(arguments.folder, min(arguments.sample, arguments.rows))
+        libraries(arguments.folder, min(arguments.sample or 20_000, arguments.rows))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import argparse
 
 from stillhouse.pipeline.cluster import arguments as cluster
+from stillhouse.pipeline.cluster.arguments import positive
 from stillhouse.stages.layouts import LAYOUTS
 
 
@@ -35,7 +36,7 @@ def parser() -> argparse.ArgumentParser:
         if name != "check":
             command.add_argument(
                 "--sample",
-                type=_positive,
+                type=positive,
                 metavar="N",
                 help="of a preview: all stages on N rows drawn from the whole source, in RUN_DIR-sample-N",
             )
@@ -109,7 +110,7 @@ def parser() -> argparse.ArgumentParser:
     inspect = commands.add_parser("inspect", help=text, description=text, allow_abbrev=False)
     inspect.add_argument("path", help="run, stage, dataset, export or file of one")
     inspect.add_argument("--stage", help="whose rows to look at (default: the last that has some)")
-    inspect.add_argument("--samples", type=_positive, default=0, metavar="N", help="show N rows, drawn by --seed")
+    inspect.add_argument("--samples", type=positive, default=0, metavar="N", help="show N rows, drawn by --seed")
     inspect.add_argument("--seed", type=int, default=0, help="of the draw (default 0)")
     inspect.add_argument("--dropped", metavar="REASON", help="show rows that were dropped for it (3, or --samples N)")
     inspect.add_argument("--row", metavar="ID", help="walk a prompt or sample through every stage, token by token")
@@ -118,19 +119,13 @@ def parser() -> argparse.ArgumentParser:
     text = "look at rows in a browser: a page for this machine alone, over the files as they are"
     view = commands.add_parser("view", help=text, description=text, allow_abbrev=False)
     view.add_argument("path", help="run, stage's folder, dataset, export or one shard")
-    view.add_argument("--port", type=_positive, help="of 127.0.0.1 (default: 8427, or a free one)")
+    view.add_argument("--port", type=positive, help="of 127.0.0.1 (default: 8427, or a free one)")
     view.add_argument("--no-browser", action="store_true", help="only print the address, also on a desktop")
     view.add_argument("--tokenizer", metavar="MODEL", help="folder or hub id of it (default: the run's teacher)")
     cluster.add_commands(commands)
     for command in (export, verify):
-        command.add_argument("--workers", type=_positive, help="processes (default: one for each core)")
+        command.add_argument("--workers", type=positive, help="processes (default: one for each core)")
     for command in commands.choices.values():
         command.add_argument("--json", action="store_true", help="the result as JSON on standard output")
         command.add_argument("--verbose", action="store_true", help="log more; a full traceback on failure")
     return parser
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not an integer >= 1")
-    return int(text)

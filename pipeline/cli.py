@@ -74,7 +74,7 @@ def main(argv: Sequence[str] | None = None, results: TextIO | None = None, *, is
         **cluster.COMMANDS,
     }
     command = commands[arguments.command]
-    if is_process and arguments.command != "run":  # Ray Data may want pandas
+    if is_process:
         keep_pandas_out()
     try:
         with contextlib.redirect_stdout(sys.stderr):
@@ -115,7 +115,6 @@ def _refuse_rays_copy(key: str, location: str) -> None:
 
 def _run(config: Config, arguments: argparse.Namespace) -> tuple[dict[str, Any], int]:
     _refuse_rays_copy("run_dir", config.run_dir)
-    from stillhouse.pipeline.folder import open_folder
     from stillhouse.pipeline.look.summary import stopped, summary
     from stillhouse.pipeline.run import driver
     from stillhouse.pipeline.run.metrics import Metrics
@@ -130,7 +129,7 @@ def _run(config: Config, arguments: argparse.Namespace) -> tuple[dict[str, Any],
     if arguments.sample is not None:
         console.message(f"sample: {arguments.sample:,} rows of the whole source, in {config.run_dir}")
     progress = Progress()
-    timeline = Timeline(open_folder(config.run_dir), progress)
+    timeline = Timeline(config.run_dir, progress)
     metrics = [] if arguments.local else [Metrics(config.run_dir, progress)]
     try:
         report = Reports(progress, timeline, *metrics)
@@ -210,14 +209,13 @@ def _check(config: Config, arguments: argparse.Namespace) -> tuple[dict[str, Any
             "--probe: tries how fast a teacher writes, and with task: score it writes nothing; leave it out, and try "
             "`run --sample`"
         )
-    result = check.check(config, rows=arguments.rows, tokens_per_second=arguments.tokens_per_second)
+    result, ingested = check.look(config, arguments.rows, arguments.tokens_per_second)
     check.show(result)
     if arguments.probe and not result["problems"]:
         from stillhouse.pipeline.look import probe
 
         estimate = result.get("estimate")
-        rows = check.ingested(config, arguments.rows)
-        result["probe"] = probe.probe(config, rows, estimate, arguments.probe_seconds)
+        result["probe"] = probe.probe(config, ingested, estimate, arguments.probe_seconds)
         probe.show(result["probe"], estimate)
     return result, EXIT_FAILED if result["problems"] else 0
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from stillhouse.pipeline.folder.identity import run_date
-from stillhouse.schemas.config import Config
+from stillhouse.schemas.config import Config, ConfigError, EvaluationConfig, MatchesConfig
 
 if TYPE_CHECKING:
     from stillhouse.stages.generate import Generate
@@ -33,7 +33,7 @@ class Stage:
     name: str
     build: Callable[[Config], Transform]
     sketch: Callable[[Config], Transform] | None = None
-    assign: Callable[[Iterable[pa.Table], Config], list[pa.Table]] | None = None
+    assign: Callable[[Iterable[pa.Table], Config], Iterable[pa.Table]] | None = None
     sketch_columns: tuple[str, ...] | None = None
     """What the sketch reads of the shards before it; None is every column."""
     is_async: bool = False
@@ -46,10 +46,12 @@ class Stage:
 
 def of(config: Config) -> tuple[Stage, ...]:
     """The stages of a run, in order."""
+    balance = Stage("balance", _balance, sketch=_balance_sketch, assign=_balance_assign)  # only where there are quotas
     return (
         Stage("ingest", _ingest),  # reads the source and fixes the shards
         Stage("dedupe", _dedupe, sketch=_dedupe_sketch, assign=_dedupe_assign),
         Stage("screen", _screen),
+        *([] if config.balance is None else [balance]),
         Stage(config.task, _score if config.task == "score" else _generate, is_async=True),
         Stage(
             "review",
@@ -71,6 +73,13 @@ def previous(config: Config, name: str) -> str:
     """The stage whose shards `name` reads."""
     names = [stage.name for stage in of(config)]
     return names[names.index(name) - 1]
+
+
+def require_end(config: Config, until: str) -> None:
+    """Raises `ConfigError` where a run cannot stop after the stage `until`, because it is the last or there is none."""
+    names = [stage.name for stage in of(config)[:-1]]
+    if until not in names:
+        raise ConfigError(f"--until: a run cannot stop after {until!r}; name one of {', '.join(names)}")
 
 
 def _ingest(config: Config) -> Transform:
@@ -108,7 +117,7 @@ def _dedupe_sketch(config: Config) -> Transform:
     return Sketch(config.dedupe)
 
 
-def _dedupe_assign(sketches: Iterable[pa.Table], config: Config) -> list[pa.Table]:
+def _dedupe_assign(sketches: Iterable[pa.Table], config: Config) -> Iterable[pa.Table]:
     from stillhouse.stages.dedupe import assign
 
     return assign(sketches, config.dedupe)
@@ -117,18 +126,56 @@ def _dedupe_assign(sketches: Iterable[pa.Table], config: Config) -> list[pa.Tabl
 def _screen(config: Config) -> Transform:
     from stillhouse.stages.screen import Screen
 
-    return Screen(config.screen, _contamination(config))
+    return Screen(config.screen, _contamination(config), _jailbreaks(config))
 
 
 def _contamination(config: Config) -> Any:
     """The index of the evaluation sets, built from their files in each worker; None where none is asked for."""
     if config.decontamination is None:
         return None
+    from stillhouse.stages.filters.contamination import CONTAMINATION
+
+    return _index(config.decontamination, config.decontamination.evaluations, CONTAMINATION)
+
+
+def _jailbreaks(config: Config) -> Any:
+    """The same of the jailbreak templates."""
+    if config.screen.jailbreaks is None:
+        return None
+    from stillhouse.stages.filters.contamination import JAILBREAK
+
+    jailbreaks = config.screen.jailbreaks
+    return _index(jailbreaks, jailbreaks.templates, JAILBREAK, "screen.jailbreaks.templates")
+
+
+def _index(
+    matches: MatchesConfig, sets: list[EvaluationConfig], label: str, key: str = "decontamination.evaluations"
+) -> Any:
     from stillhouse.stages.filters.contamination import Contamination
     from stillhouse.stages.sources.evaluations import read_evaluation
 
-    sets = (read_evaluation(evaluation) for evaluation in config.decontamination.evaluations)
-    return Contamination(config.decontamination, itertools.chain.from_iterable(sets))
+    items = (read_evaluation(one, key) for one in sets)
+    return Contamination(matches, itertools.chain.from_iterable(items), label)
+
+
+def _balance(config: Config) -> Transform:
+    from stillhouse.stages.balance import mark
+
+    return mark
+
+
+def _balance_sketch(config: Config) -> Transform:
+    from stillhouse.stages.balance import Sketch
+
+    assert config.balance is not None
+    return Sketch(config.balance)
+
+
+def _balance_assign(sketches: Iterable[pa.Table], config: Config) -> list[pa.Table]:
+    from stillhouse.stages.balance import assign
+
+    assert config.balance is not None
+    return assign(sketches, config.balance)
 
 
 def _generate(config: Config) -> Transform:
@@ -171,7 +218,7 @@ def _review_sketch(config: Config) -> Transform:
     return Sketch(config.review)
 
 
-def _review_assign(sketches: Iterable[pa.Table], config: Config) -> list[pa.Table]:
+def _review_assign(sketches: Iterable[pa.Table], config: Config) -> Iterable[pa.Table]:
     from stillhouse.stages.review import assign
 
     return assign(sketches, config.review)

@@ -79,6 +79,20 @@ def screened(labels: Sequence[str]) -> pa.Schema:
     return DEDUPED.append(pa.field("prompt_scores", scores_type(labels))) if labels else DEDUPED
 
 
+CURATED = pa.schema(
+    [
+        # The language that screen found, by its ISO 639 code; null where it cannot be told (`screen.language`).
+        pa.field("prompt_language", pa.string()),
+        # What quotas are by: one of `stages.kinds.tasks.TASKS`; the number of a cluster, null where there are no words.
+        pa.field("prompt_task", pa.string()),
+        pa.field("prompt_topic", pa.int32()),
+        # What the row counts, 0 to 1, where balance weights rows and drops none.
+        pa.field("weight", pa.float32()),
+    ]
+)
+"""Columns that are there where the configuration asks for them."""
+
+
 IGNORE_INDEX = -100
 """The label of a token that the teacher did not write. PyTorch's cross-entropy skips it."""
 
@@ -161,11 +175,16 @@ ENTROPY = pa.field("teacher_entropy", pa.list_(pa.float32()))
 
 
 def completions(
-    labels: Sequence[str], settings: TargetsConfig | None = None, kinds: Sequence[str] = (), *, asked: bool = False
+    labels: Sequence[str],
+    settings: TargetsConfig | None = None,
+    kinds: Sequence[str] = (),
+    curated: Sequence[str] = (),
+    *,
+    asked: bool = False,
 ) -> pa.Schema:
     """The table of completions: the columns of `targets` (by default its defaults), `ASKED` where more ids were `asked`
     about and, where there are kinds of personal information and labels, the `prompt_personal` of ingest and the
-    `prompt_scores` that screen gave."""
+    `prompt_scores` that screen gave; then those of `CURATED` that are named."""
     settings = settings or TargetsConfig()
     fields = [
         pa.field("sample_id", pa.string()),  # <prompt_id>/<sample>
@@ -195,7 +214,7 @@ def completions(
         fields.append(pa.field("prompt_personal", personal_type(kinds)))
     if labels:
         fields.append(pa.field("prompt_scores", scores_type(labels)))
-    return pa.schema(fields)
+    return pa.schema([*fields, *(field for field in CURATED if field.name in curated)])
 
 
 def reviewed(
@@ -203,13 +222,14 @@ def reviewed(
     settings: TargetsConfig | None = None,
     kinds: Sequence[str] = (),
     response_labels: Sequence[str] | None = None,
+    curated: Sequence[str] = (),
     *,
     asked: bool = False,
 ) -> pa.Schema:
     """`completions` plus `loop_tokens` (longest self-repeating stretch of an answer, in tokens; 0 when none),
     `response_scores` (for each of `response_labels`, by default those of prompts, the highest score of any answer) and
     `response_personal` (how often each kind was found in all answers)."""
-    schema = completions(labels, settings, kinds, asked=asked).append(pa.field("loop_tokens", pa.int32()))
+    schema = completions(labels, settings, kinds, curated, asked=asked).append(pa.field("loop_tokens", pa.int32()))
     response_labels = labels if response_labels is None else response_labels
     if response_labels:
         schema = schema.append(pa.field("response_scores", scores_type(response_labels)))
@@ -257,6 +277,9 @@ DROP_REASON = pa.field("drop_reason", pa.string())
 EVIDENCE = pa.field("evidence", pa.string())
 """What a dropped row was dropped for, such as the item of an evaluation set: the runner moves it into the ledger, as a
 label among the scores. Only in tables of stages that have such reasons."""
+
+EVIDENCE_LABELS = {"contaminated": "contamination", "jailbreak_template": "jailbreak"}
+"""The reasons that have evidence, and the label of the score that goes with it."""
 
 
 def marked(schema: pa.Schema) -> pa.Schema:

@@ -1,20 +1,20 @@
-"""Marks prompts that repeat another one: the same text, the same text typed another way, or near-duplicates by MinHash.
+"""Marks prompts that repeat another one: the same text, the same text typed another way, near-duplicates by MinHash,
+and where they are asked for those of the same meaning.
 
 Duplicates can be in any two shards, so there are three steps: `Sketch` reads one shard, `assign` compares the sketches
 of all shards at once, `mark` writes one shard's verdict. Sketches hold no text.
 
-A cluster is a prompt that is kept and those that are like it: `threshold` like it, or one `reading` with it. Prompts
-that are like each other through others only are not in one cluster. Prompts under different system prompts are never
-alike.
+A cluster is a prompt that is kept and those that are like it: `threshold` like it, of its meaning, or one `reading`
+with it. Prompts that are like each other through others only are not in one cluster. Prompts under different system
+prompts are never alike.
 
-Shape legend: N rows, T distinct readings, P permutations.
+Shape legend: N rows, T distinct readings, P permutations, D dimensions of embeddings.
 """
 
 import hashlib
+import tempfile
 import zlib
-from array import array
-from collections.abc import Iterable
-from itertools import repeat
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -24,9 +24,10 @@ from numpy.typing import NDArray
 
 from stillhouse.schemas import tables
 from stillhouse.schemas.config import DedupeConfig
+from stillhouse.stages.text.meaning import Embedder, Meanings
 from stillhouse.stages.text.minhash import leaders
 from stillhouse.stages.text.reading import reading
-from stillhouse.stages.text.shingles import shingles, units
+from stillhouse.stages.text.shingles import Shingles, units
 from stillhouse.stages.text.signatures import Signatures
 
 EXACT = "exact_duplicate"
@@ -35,13 +36,17 @@ EXACT = "exact_duplicate"
 NEAR = "near_duplicate"
 """Drop reason: a row with another text that is like this one is kept instead."""
 
+SEMANTIC = "semantic_duplicate"
+"""Drop reason: a row with another text, of the same meaning by its embedding, is kept instead."""
+
 ASSIGNMENT = pa.schema([*list(tables.DEDUPED)[len(tables.PROMPTS) :], tables.DROP_REASON])
 """What `assign` decides for each row; `mark` appends it to the shard."""
 
 
-def sketch_schema(num_perm: int) -> pa.Schema:
-    """The columns of a sketch. It has a row for each prompt, without its text."""
-    return pa.schema(
+def sketch_schema(num_perm: int, num_dimensions: int | None = None) -> pa.Schema:
+    """The columns of a sketch. It has a row for each prompt, without its text. `num_dimensions` is that of the
+    embeddings, where there are any."""
+    schema = pa.schema(
         [
             pa.field("prompt_id", pa.string()),
             # BLAKE2b of the user turns and the system prompt: of the texts, of what they say (`text.reading`), and of
@@ -55,6 +60,13 @@ def sketch_schema(num_perm: int) -> pa.Schema:
             pa.field("demoted", pa.bool_()),
         ]
     )
+    if num_dimensions is None:
+        return schema
+    # Of all user turns, [D] whole numbers (`text.meaning`); and the BLAKE2b of what must be the same for the same
+    # meaning: the system prompt and all units with digits, in their order.
+    return schema.append(pa.field("embedding", pa.list_(pa.int8(), num_dimensions))).append(
+        pa.field("kin", pa.binary(8))
+    )
 
 
 class Sketch:
@@ -64,12 +76,13 @@ class Sketch:
     def __init__(self, config: DedupeConfig) -> None:
         self.config = config
         self._signatures = Signatures(config.num_perm, config.seed)
+        self._embedder = None if config.semantic is None else Embedder(config.semantic)
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """`tables.PROMPTS` in, `sketch_schema(num_perm)` out, row for row."""
+        """`tables.PROMPTS` in, `sketch_schema` out, row for row."""
         num_perm = self.config.num_perm
-        text_hashes, reading_hashes, units_hashes, num_hashes = [], [], [], []
-        shingle_hashes = array("I")
+        text_hashes, reading_hashes, units_hashes = [], [], []
+        shingles = Shingles(self.config.ngram)
         systems = table["system_prompt"].to_pylist()
         # With task: score the answers are part of what is compared: two samples of one prompt are no duplicates.
         answers = table["answers"].to_pylist() if "answers" in table.column_names else [[]] * table.num_rows
@@ -78,94 +91,111 @@ class Sketch:
             readings = [reading(text) for text in texts]
             text_hashes.append(_blake2b([text.strip() for text in texts], 16))
             reading_hashes.append(_blake2b(readings, 16))
-            before = len(shingle_hashes)
-            units_hashes.append(self._sketch(readings[0], "\n\n".join(readings[1:]), shingle_hashes))
-            num_hashes.append(len(shingle_hashes) - before)
-        signature_NP = self._signatures(np.array(shingle_hashes, np.uint32), np.array(num_hashes, np.int64))
-        demoted = pc.or_(table["redacted"].fill_null(False), table["moderation_flagged"].fill_null(False))
-        return pa.table(
-            [
-                table["prompt_id"],
-                pa.array(text_hashes, pa.binary(16)),
-                pa.array(reading_hashes, pa.binary(16)),
-                pa.array(units_hashes, pa.binary(8)),
-                pa.FixedSizeListArray.from_arrays(pa.array(signature_NP.ravel()), num_perm),
-                demoted,
-            ],
-            schema=sketch_schema(num_perm),
-        )
-
-    def _sketch(self, system: str, text: str, shingle_hashes: "array[int]") -> bytes:
-        """The hash of the units of two readings. Appends the hashes of their shingles."""
-        found = units(text)
-        # With a prefix, prompts under different system prompts have no shingle in common.
-        prefix = zlib.crc32(_blake2b([system], 16)) if system else 0
+            # With a prefix, prompts under different system prompts have no shingle in common.
+            prefix = zlib.crc32(_blake2b([readings[0]], 16)) if readings[0] else 0
+            found = shingles.add("\n\n".join(readings[1:]), prefix)
+            units_hashes.append(_blake2b([readings[0], found], 8))
         # CRC-32 is fast and the same everywhere; its bits are mixed before they are permuted.
-        shingle_hashes.extend(map(zlib.crc32, shingles(text, self.config.ngram, found), repeat(prefix)))
-        return _blake2b([system, "\n".join(found)], 8)  # no unit holds a line break
+        signature_NP = self._signatures(*shingles.hashes())
+        demoted = pc.or_(table["redacted"].fill_null(False), table["moderation_flagged"].fill_null(False))
+        columns = [
+            table["prompt_id"],
+            pa.array(text_hashes, pa.binary(16)),
+            pa.array(reading_hashes, pa.binary(16)),
+            pa.array(units_hashes, pa.binary(8)),
+            pa.FixedSizeListArray.from_arrays(pa.array(signature_NP.ravel()), num_perm),
+            demoted,
+        ]
+        if self._embedder is None:
+            return pa.table(columns, schema=sketch_schema(num_perm))
+        said = ["\n\n".join(turns) for turns in table["user_turns"].to_pylist()]
+        vector_ND = self._embedder(said)
+        columns += [
+            pa.FixedSizeListArray.from_arrays(pa.array(vector_ND.ravel()), vector_ND.shape[1]),
+            pa.array([_kin(*pair) for pair in zip(systems, said, strict=True)], pa.binary(8)),
+        ]
+        return pa.table(columns, schema=sketch_schema(num_perm, vector_ND.shape[1]))
 
 
-def assign(sketches: Iterable[pa.Table], config: DedupeConfig) -> list[pa.Table]:
+def assign(sketches: Iterable[pa.Table], config: DedupeConfig) -> Iterator[pa.Table]:
     """Sketches of all shards in, one `ASSIGNMENT` table per shard out, row for row, in the same order.
 
     The verdict on a prompt depends on the set of prompts alone, not on their order or on how they are sharded: rows
     that are not demoted come before demoted ones, and then rows are ordered by `prompt_id` (by code point). Rows of one
     reading are judged together, by the first of them. In that order, a reading that is like no earlier leader leads a
-    cluster, any other belongs to the first leader that it is like. The first `max_per_cluster` readings of a cluster,
-    its leader among them, keep their first row. `cluster_id` is the `prompt_id` of the leader's first row;
-    `cluster_size` counts all rows of the cluster, dropped ones included.
+    cluster, any other belongs to the first leader that it is like, or else to the first of its meaning. The first
+    `max_per_cluster` readings of a cluster, its leader among them, keep their first row. `cluster_id` is the
+    `prompt_id` of the leader's first row; `cluster_size` counts all rows of the cluster, dropped ones included.
 
-    Memory: P x 5 bytes per row, plus about 500 bytes per row. `sketches` may be a generator.
+    Signatures go to a temporary file ($TMPDIR), P x 4 bytes per row, and `leaders` writes 8 bytes per row and band to
+    another. Memory: about 300 bytes per row; `sketches` may be a generator. Raises OSError where the disk is full.
     """
     schema = sketch_schema(config.num_perm)
-    columns: dict[str, list[Any]] = {name: [] for name in schema.names}
-    for shard, sketch in enumerate(sketches):
-        if not sketch.schema.equals(schema):
-            raise ValueError(
-                f"dedupe: the sketch of shard {shard} does not have the columns of {config.num_perm} permutations; "
-                "sketch all shards with the same configuration"
-            )
-        columns["prompt_id"].append(sketch["prompt_id"].cast(pa.large_string()))
-        for name in ("text_hash", "reading_hash", "units_digest"):
-            columns[name].append(_flat(sketch[name]).view(np.uint64))
-        columns["demoted"].append(sketch["demoted"].to_numpy())
-        columns["signature"].append(sketch["signature"])
-        del sketch
-    ids = columns.pop("prompt_id")
-    sizes = [len(column) for column in ids]
-    if sum(sizes) == 0:
-        return [ASSIGNMENT.empty_table() for _ in sizes]
-    id_N = pa.chunked_array([chunk for column in ids for chunk in column.chunks], pa.large_string()).combine_chunks()
-    del ids
-
-    by_id = pc.sort_indices(id_N).to_numpy()
-    rank_N = np.empty(len(by_id), np.int64)
-    rank_N[by_id] = np.arange(len(by_id))
-    order_N = np.lexsort((rank_N, np.concatenate(columns.pop("demoted"))))
-    reading_N, first_T = _distinct(np.concatenate(columns.pop("reading_hash")).reshape(-1, 2), order_N)
-    units_T = np.concatenate(columns.pop("units_digest"))[first_T]
-    signature_TP = _gather(columns.pop("signature"), first_T, config.num_perm)
-    leader_T = leaders(signature_TP, units_T, config.threshold)
-    del signature_TP
+    columns: dict[str, list[Any]] = {}
+    with tempfile.TemporaryFile() as signatures:
+        for shard, sketch in enumerate(sketches):
+            if not columns:
+                if config.semantic is not None and "embedding" in sketch.column_names:
+                    schema = sketch_schema(config.num_perm, sketch.schema.field("embedding").type.list_size)
+                columns = {name: [] for name in schema.names if name != "signature"}
+            if not sketch.schema.equals(schema):
+                raise ValueError(
+                    f"dedupe: the sketch of shard {shard} does not have the columns of {config.num_perm} permutations; "
+                    "sketch all shards with the same configuration"
+                )
+            columns["prompt_id"].append(sketch["prompt_id"].cast(pa.large_string()))
+            for name in columns.keys() & {"text_hash", "reading_hash", "units_digest", "kin"}:
+                columns[name].append(_flat(sketch[name]).view(np.uint64))
+            columns["demoted"].append(sketch["demoted"].to_numpy())
+            if "embedding" in columns:
+                columns["embedding"].append(_flat(sketch["embedding"]))
+            signatures.write(_flat(sketch["signature"]).tobytes())
+            del sketch
+        signatures.flush()
+        ids = columns.pop("prompt_id", [])
+        sizes = [len(column) for column in ids]
+        if sum(sizes) == 0:
+            return iter([ASSIGNMENT.empty_table() for _ in sizes])
+        id_N = pa.chunked_array([chunk for column in ids for chunk in column.chunks], pa.large_string())
+        id_N = id_N.combine_chunks()
+        del ids
+        rank_N = np.empty(len(id_N), np.int64)
+        rank_N[pc.sort_indices(id_N).to_numpy()] = np.arange(len(id_N))
+        order_N = np.lexsort((rank_N, np.concatenate(columns.pop("demoted"))))
+        del rank_N
+        reading_N, first_T = _distinct(np.concatenate(columns.pop("reading_hash")).reshape(-1, 2), order_N)
+        del order_N
+        units_T = np.concatenate(columns.pop("units_digest"))[first_T]
+        meanings = None
+        if config.semantic is not None:
+            vector_TD = np.concatenate(columns.pop("embedding")).reshape(len(id_N), -1)[first_T]
+            kin_T = np.concatenate(columns.pop("kin"))[first_T]
+            meanings = Meanings(vector_TD, kin_T, units_T, config.semantic.threshold)
+        signature_NP = np.memmap(signatures, np.uint32, "r", shape=(len(id_N), config.num_perm))
+        leader_T = leaders(signature_NP, units_T, config.threshold, first_T, meanings)
+        del signature_NP
 
     kept_T = _places(leader_T) < config.max_per_cluster
     text_N2 = np.concatenate(columns.pop("text_hash")).reshape(-1, 2)
     is_equal_N = (text_N2 == text_N2[first_T[reading_N]]).all(axis=1)
+    del text_N2
     reason_N = np.where(is_equal_N & kept_T[reading_N], 1, 2).astype(np.int8)
+    if meanings is not None:
+        reason_N[(meanings.is_led_N & ~kept_T)[reading_N]] = 3
     reason_N[first_T[kept_T]] = 0
     cluster_N = leader_T[reading_N]
     size_N = np.bincount(cluster_N)[cluster_N]
     best_N = first_T[cluster_N]
+    del is_equal_N, reading_N, leader_T, cluster_N
+    reasons = pa.array([None, EXACT, NEAR, SEMANTIC], pa.string())
 
-    reasons = pa.array([None, EXACT, NEAR], pa.string())
-    assignments = []
-    for end, size in zip(np.cumsum(sizes), sizes, strict=True):
-        rows = slice(end - size, end)
+    def assignment(rows: slice) -> pa.Table:
         verdict = [id_N.take(pa.array(best_N[rows])), pa.array(size_N[rows]), reasons.take(pa.array(reason_N[rows]))]
-        assignments.append(
-            pa.table([column.cast(field.type) for column, field in zip(verdict, ASSIGNMENT, strict=True)], ASSIGNMENT)
+        return pa.table(
+            [column.cast(field.type) for column, field in zip(verdict, ASSIGNMENT, strict=True)], ASSIGNMENT
         )
-    return assignments
+
+    return (assignment(slice(end - size, end)) for end, size in zip(np.cumsum(sizes), sizes, strict=True))
 
 
 def mark(table: pa.Table, assignment: pa.Table) -> pa.Table:
@@ -205,6 +235,12 @@ def _places(leader_T: NDArray[np.int64]) -> NDArray[np.int64]:
     return place_T
 
 
+def _kin(system: str | None, said: str) -> bytes:
+    """The hash of what two prompts must have in common to be of one meaning, whatever their embeddings say."""
+    numbers = [unit for unit in units(said) if any(char.isdigit() for char in unit)]
+    return _blake2b([reading(system or ""), "\n".join(numbers)], 8)
+
+
 def _blake2b(texts: list[str], num_bytes: int) -> bytes:
     digest = hashlib.blake2b(digest_size=num_bytes)
     for text in texts:
@@ -212,24 +248,6 @@ def _blake2b(texts: list[str], num_bytes: int) -> bytes:
         digest.update(len(data).to_bytes(8, "little"))  # so that ["ab"] and ["a", "b"] differ
         digest.update(data)
     return digest.digest()
-
-
-def _gather(signatures: list[pa.ChunkedArray], rows: NDArray[np.int64], num_perm: int) -> NDArray[np.uint32]:
-    """The signatures [N, P] of `rows`, which are counted over all shards. Empties the list on the way, so that the
-    signatures are never in memory twice."""
-    out_NP = np.empty((len(rows), num_perm), np.uint32)
-    position = np.argsort(rows, kind="stable")
-    rows = rows[position]
-    end = sum(len(column) for column in signatures)
-    while signatures:
-        column = signatures.pop()
-        # Otherwise Arrow keeps the freed memory for itself.
-        pa.default_memory_pool().release_unused()
-        start = end - len(column)
-        low, high = np.searchsorted(rows, [start, end])
-        out_NP[position[low:high]] = _flat(column).reshape(-1, num_perm)[rows[low:high] - start]
-        end = start
-    return out_NP
 
 
 def _flat(column: pa.ChunkedArray) -> NDArray[Any]:

@@ -4,11 +4,11 @@ another model's, refuse, hedge, are cut off, or repeat a long answer to another 
 Does not judge quality or truth. Equal answers can be in any two shards, so there are three steps: `Sketch` reads one
 shard, `assign` compares the sketches of all shards at once, `Review` marks one shard.
 
-Shape legend: R rows of a table, M messages, A assistant turns, D rows of all sketches.
+Shape legend: R rows of a table, M messages, A assistant turns, D rows of all sketches, H of them with a hash.
 """
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -16,8 +16,16 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from stillhouse.schemas.config import ClassifierConfig, PersonalConfig, ReviewConfig
-from stillhouse.schemas.tables import DROP_REASON
-from stillhouse.stages.filters import Combined, check_thresholds, combined, score_rows, scores_column, unsafe_rows
+from stillhouse.schemas.tables import DROP_REASON, EVIDENCE
+from stillhouse.stages.filters import (
+    Combined,
+    check_thresholds,
+    combined,
+    read_by,
+    score_rows,
+    scores_column,
+    unsafe_rows,
+)
 from stillhouse.stages.filters.contamination import Contamination
 from stillhouse.stages.filters.quota import beyond
 from stillhouse.stages.filters.tags import Tags
@@ -55,20 +63,29 @@ class Sketch:
         return _blake2b("\n\n".join(turns))
 
 
-def assign(sketches: Iterable[pa.Table], config: ReviewConfig) -> list[pa.Table]:
+def assign(sketches: Iterable[pa.Table], config: ReviewConfig) -> Iterator[pa.Table]:
     """Sketches of all shards in, one `ASSIGNMENT` per shard out, row for row, in the same order.
 
     Of equal answers, the first `max_duplicates` are kept and the others are `duplicate_answer`. They are ordered by the
     blake2b of their sample_id, so that neither the order of rows nor of shards matters, and no part of the source is
-    favoured.
+    favoured. Memory: about 100 bytes per row and its id.
     """
-    shards = list(sketches)
-    sketch = pa.concat_tables([SKETCH.empty_table(), *shards]).combine_chunks()
-    reasons = np.full(sketch.num_rows, None, dtype=object)
-    reasons[_surplus(sketch, config.max_duplicates)] = "duplicate_answer"
-    assignment = pa.table([sketch["sample_id"], pa.array(reasons, pa.string())], schema=ASSIGNMENT)
-    ends = np.cumsum([shard.num_rows for shard in shards], dtype=np.int64)
-    return [assignment.slice(end - shard.num_rows, shard.num_rows) for shard, end in zip(shards, ends, strict=True)]
+    ids, hashes = [], []
+    for sketch in sketches:
+        ids.append(sketch["sample_id"].combine_chunks())
+        hashes.append(_halves(sketch["answer_hash"]))
+    if not ids:
+        return iter([])
+    has_hash_D, halves_D2 = (np.concatenate(parts) for parts in zip(*hashes, strict=True))
+    del hashes
+    is_surplus_D = np.zeros(len(has_hash_D), np.int8)
+    is_surplus_D[_surplus(ids, np.flatnonzero(has_hash_D), halves_D2, config.max_duplicates)] = 1
+    reasons = pa.array([None, "duplicate_answer"], pa.string())
+    ends = np.cumsum([len(part) for part in ids], dtype=np.int64)
+    return (
+        pa.table([part, reasons.take(pa.array(is_surplus_D[end - len(part) : end]))], schema=ASSIGNMENT)
+        for end, part in zip(ends, ids, strict=True)
+    )
 
 
 class Review:
@@ -91,7 +108,8 @@ class Review:
     ) -> None:
         self._config = config
         self._personal = None if personal is None else Finder(personal)
-        unsafe = combined(classifiers)
+        unsafe = combined(read_by(classifiers, "answers"))
+        self._unsafe = unsafe
         self._contamination = contamination
         self._classifier = Combined([unsafe, contamination] if contamination else [unsafe])
         self._thresholds = (
@@ -110,7 +128,7 @@ class Review:
         labels, num_rows = self._classifier.labels, table.num_rows
         texts, row_A = assistant_turns(table)
         loop_tokens_R = longest_loops(table["labels"], self._config.loop_repeats)
-        scores_RL = score_rows(self._classifier, texts, row_A, num_rows)
+        scores_RL = score_rows(self._classifier, texts, row_A, num_rows, _questions(table))
         is_tagged_RL = np.zeros((num_rows, 0), bool)
         if self._tags.labels:
             is_tagged_RL = self._tags.of_rows(texts, _assistant_texts(table)[1], row_A, _asked(table))
@@ -141,8 +159,17 @@ class Review:
         if self._personal is not None:
             table = table.append_column("response_personal", counts_column(counts, self._personal.kinds))
         if self._contamination is not None:
-            table = table.append_column(*self._contamination.evidence(texts, row_A, reasons == "contaminated"))
+            table = table.append_column(EVIDENCE, self._contamination.found(texts, row_A, reasons))
         return table.append_column(DROP_REASON, pa.array(reasons, pa.string()))
+
+    @property
+    def broken(self) -> bool:
+        """Whether a classifier has failed for good: only a new process helps."""
+        return self._unsafe.broken
+
+    def close(self) -> None:
+        """End what the classifiers started."""
+        self._unsafe.close()
 
 
 def assistant_turns(table: pa.Table) -> tuple[list[str], NDArray[np.int64]]:
@@ -160,6 +187,19 @@ def _assistant_texts(table: pa.Table) -> tuple[list[str | None], list[str | None
         pc.filter(pc.struct_field(flat, name), is_assistant_M).to_pylist() for name in ("reasoning_content", "content")
     )
     return thought, said, pc.filter(pc.list_parent_indices(messages), is_assistant_M).to_numpy()
+
+
+def _questions(table: pa.Table) -> list[str]:
+    """The user's turn before each assistant turn [A]; empty where there is none."""
+    found = []
+    for messages in table["messages"].to_pylist():
+        last = ""
+        for message in messages:
+            if message["role"] == "assistant":
+                found.append(last)
+            elif message["role"] == "user":
+                last = message["content"] or ""
+    return found
 
 
 def _asked(table: pa.Table) -> list[str]:
@@ -196,31 +236,41 @@ def _truncated(table: pa.Table) -> NDArray[np.bool_]:
     return is_truncated_R
 
 
-def _surplus(sketch: pa.Table, max_duplicates: int) -> NDArray[np.int64]:
-    """Rows of the answers beyond the first `max_duplicates` of each hash. The table must have one chunk."""
-    row_D = np.flatnonzero(pc.is_valid(sketch["answer_hash"]).to_numpy())
-    high_D, low_D = _halves(sketch["answer_hash"].take(pa.array(row_D)))
-    order_D = np.lexsort((low_D, high_D))
-    row_D, high_D, low_D = row_D[order_D], high_D[order_D], low_D[order_D]
-    is_first_D = np.ones(len(row_D), bool)
-    is_first_D[1:] = (high_D[1:] != high_D[:-1]) | (low_D[1:] != low_D[:-1])
-    group_D = np.cumsum(is_first_D) - 1
+def _surplus(
+    ids: list[pa.Array], row_H: NDArray[np.int64], halves_D2: NDArray[np.uint64], max_duplicates: int
+) -> NDArray[np.int64]:
+    """Rows of the answers beyond the first `max_duplicates` of each hash. `ids` are those of all rows, `row_H` the rows
+    that have a hash."""
+    high_H, low_H = halves_D2[row_H].T
+    order_H = np.lexsort((low_H, high_H))
+    row_H, high_H, low_H = row_H[order_H], high_H[order_H], low_H[order_H]
+    is_first_H = np.ones(len(row_H), bool)
+    is_first_H[1:] = (high_H[1:] != high_H[:-1]) | (low_H[1:] != low_H[:-1])
+    group_H = np.cumsum(is_first_H) - 1
     # Only groups that are too large are put in order: the others are kept whole.
-    crowded_D = np.bincount(group_D, minlength=1)[group_D] > max_duplicates
-    row_D, group_D = row_D[crowded_D], group_D[crowded_D]
-    sample_ids = sketch["sample_id"].take(pa.array(row_D)).to_pylist()
-    high_D, low_D = _halves(pa.chunked_array([[_blake2b(sample_id) for sample_id in sample_ids]], pa.binary(16)))
-    order_D = np.lexsort((low_D, high_D, group_D))
-    row_D, group_D = row_D[order_D], group_D[order_D]
-    place_D = np.arange(len(group_D)) - np.searchsorted(group_D, group_D)
-    surplus_D: NDArray[np.int64] = row_D[place_D >= max_duplicates]
-    return surplus_D
+    crowded_H = np.bincount(group_H, minlength=1)[group_H] > max_duplicates
+    row_H, group_H = row_H[crowded_H], group_H[crowded_H]
+    by_row_H = np.argsort(row_H)
+    row_H, group_H = row_H[by_row_H], group_H[by_row_H]
+    digests, begin = bytearray(), 0
+    for part in ids:
+        low, high = np.searchsorted(row_H, [begin, begin + len(part)])
+        for sample_id in part.take(pa.array(row_H[low:high] - begin)).to_pylist():
+            digests += _blake2b(sample_id)
+        begin += len(part)
+    high_H, low_H = np.frombuffer(digests, ">u8").reshape(-1, 2).T
+    order_H = np.lexsort((low_H, high_H, group_H))
+    row_H, group_H = row_H[order_H], group_H[order_H]
+    place_H = np.arange(len(group_H)) - np.searchsorted(group_H, group_H)
+    surplus_H: NDArray[np.int64] = row_H[place_H >= max_duplicates]
+    return surplus_H
 
 
-def _halves(hashes: pa.ChunkedArray) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
-    """16-byte hashes, none of them null, as two big-endian integers each, which sort as the bytes do."""
-    halves_D2 = np.frombuffer(b"".join(hashes.to_pylist()), ">u8").reshape(-1, 2).astype(np.uint64)
-    return halves_D2[:, 0], halves_D2[:, 1]
+def _halves(column: pa.ChunkedArray) -> tuple[NDArray[np.bool_], NDArray[np.uint64]]:
+    """Of 16-byte hashes, which are there, and two integers for each [D, 2]: equal hashes have equal ones."""
+    hashes = column.combine_chunks()
+    values = np.frombuffer(hashes.buffers()[1], np.uint64)[2 * hashes.offset : 2 * (hashes.offset + len(hashes))]
+    return hashes.is_valid().to_numpy(zero_copy_only=False), values.reshape(-1, 2)
 
 
 def _blake2b(text: str) -> bytes:

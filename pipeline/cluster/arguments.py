@@ -21,6 +21,13 @@ def add_commands(commands: Any) -> None:
         "--tokens-per-second", type=float, default=2500.0, help="of one replica, for the estimate (default 2500)"
     )
     submit.add_argument("--retry-set-aside", action="store_true", help="try shards again that failed too often")
+    submit.add_argument("--until", metavar="STAGE", help="stop after this stage; the same command without it goes on")
+    submit.add_argument(
+        "--sample",
+        type=positive,
+        metavar="N",
+        help="submit a preview: all stages on N rows drawn from the whole source, in RUN_DIR-sample-N",
+    )
     submit.add_argument("--no-preflight", action="store_true", help="do not look at the cluster first")
     submit.add_argument("--detach", action="store_true", help="do not follow the job")
     text = "list the jobs that were submitted"
@@ -33,6 +40,13 @@ def add_commands(commands: Any) -> None:
         command.add_argument("job", help="run folder (its newest job), or a job's id")
     for command in (jobs, logs, stop):
         _add_address(command)
+
+
+def positive(text: str) -> int:
+    """An argument that is a count."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not an integer >= 1")
+    return int(text)
 
 
 def add_cluster(command: argparse.ArgumentParser) -> None:

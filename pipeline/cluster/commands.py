@@ -9,6 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from stillhouse.pipeline import flow
 from stillhouse.pipeline.cluster.client import STOP_WAIT_S, Jobs, find_address, has_ended, status_of
 from stillhouse.pipeline.cluster.package import package
 from stillhouse.pipeline.cluster.preflight import Judgement, judge, requirements
@@ -42,6 +43,9 @@ NOT_OF_THE_RUN = re.compile(RAYS_LINES + r"|^Running entrypoint for job |^\d{4}-
 
 def submit(config: Config, arguments: argparse.Namespace) -> Result:
     """Exit code: the run's own. 1 where the pre-flight says that it would fail, 130 where the terminal was left."""
+    until = arguments.until
+    if until is not None:
+        flow.require_end(config, until)
     submission, cluster = _prepare(config, arguments)
     if (running := _running(cluster, config)) is not None:
         message(f"{running.submission_id}: is running already; this command follows it")
@@ -51,7 +55,8 @@ def submit(config: Config, arguments: argparse.Namespace) -> Result:
         _show(judgement, facts, config.task)
         if judgement.problems:
             raise RunError("nothing was submitted; --no-preflight submits all the same")
-    entrypoint = submission.entrypoint("stillhouse run", *["--retry-set-aside"] * arguments.retry_set_aside)
+    asked = ["--retry-set-aside"] * arguments.retry_set_aside + (["--until", until] if until is not None else [])
+    entrypoint = submission.entrypoint("stillhouse run", *asked)
     submission_id = next_id(config.run_dir, [job.submission_id for job in cluster.jobs()])
     travels = f"{submission.package.num_bytes / 2**20:.1f} MiB in {submission.package.num_files:,} files"
     message(f"{submission_id}: {travels} travel from {submission.package.folder}; the same by Ray's own command:")
@@ -121,7 +126,8 @@ def _prepare(config: Config, arguments: argparse.Namespace) -> tuple[Submission,
     lock = requirements_of(arguments.runtime_env, folder)
     address = find_address(arguments.address)
     travels = package(folder, Path(arguments.config))
-    submission = Submission(config, arguments.config, arguments.set, travels, lock, tuple(arguments.env))
+    sample = getattr(arguments, "sample", None)
+    submission = Submission(config, arguments.config, arguments.set, travels, lock, tuple(arguments.env), sample)
     return submission, Jobs(address)
 
 

@@ -18,7 +18,9 @@ from packaging.specifiers import SpecifierSet
 from stillhouse.pipeline import flow
 from stillhouse.pipeline.cluster import RAYS_COPY
 from stillhouse.pipeline.cluster.node import ENGINES
-from stillhouse.pipeline.run.ray_pool import MAX_NODES_NAMED, NODE_GROUP_LABEL, has_room, needed_by, spelled
+from stillhouse.pipeline.run import placement
+from stillhouse.pipeline.run.placement import spelled
+from stillhouse.pipeline.run.ray_pool import MAX_NODES_NAMED, NODE_GROUP_LABEL
 from stillhouse.schemas.config import Config, TeacherConfig, is_local_path
 
 PYTHONS = SpecifierSet(">=3.11,<3.14")
@@ -65,7 +67,8 @@ def judge(config: Config, facts: Facts) -> Judgement:
         problems.append(_in_copy(facts["check_problem"]))
     checked = facts.get("check", {})
     problems += checked.get("problems", [])
-    notes = [*waits, *_unseen(config, facts, nodes), *_cache(config, facts, nodes), *checked.get("notes", [])]
+    notes = [*waits, *_unseen(config, facts, nodes), *_cache(config, facts, nodes), *_crossing(config, nodes, named)]
+    notes += checked.get("notes", [])
     return Judgement(problems, notes, _plan(config, facts))
 
 
@@ -120,7 +123,7 @@ def _engine(config: Config, facts: Facts, nodes: list[Facts], named: _Named) -> 
         return
     ours = [found for found in map(Requirement, requirements()) if found.name in ENGINES]
     wanted = ours[0].specifier if ours else SpecifierSet()
-    fitting = [node for node in nodes if has_room(node["resources"], needed_by(config.engine_workers))]
+    fitting = _fitting(config, nodes)
     for found, bad in _grouped(fitting, lambda node: node["vllm"] or "none"):
         if found == "none" or not wanted.contains(found):
             yield (
@@ -150,8 +153,14 @@ def _tokens(config: Config, facts: Facts, nodes: list[Facts], named: _Named) -> 
             )
 
 
+def _fitting(config: Config, nodes: list[Facts]) -> list[Facts]:
+    """Nodes on which an engine may be, or a piece of one."""
+    smallest = placement.pieces(config, config.task)[-1]
+    return [node for node in nodes if placement.has_room(node["resources"], smallest)]
+
+
 def _model(config: Config, facts: Facts, nodes: list[Facts], named: _Named) -> Iterator[str]:
-    fitting = [node for node in nodes if has_room(node["resources"], needed_by(config.engine_workers))]
+    fitting = _fitting(config, nodes)
     if lacking := [node for node in fitting if not node["has_model"]]:
         yield (
             f"teacher.model: {config.teacher.model} is no folder with a model on {named(lacking)}; put the weights "
@@ -173,7 +182,7 @@ def _memory(config: Config, facts: Facts, nodes: list[Facts], named: _Named) -> 
     weights = facts.get("footprint", {}).get("weight_bytes")
     if not weights or config.teacher.backend != OWN_ENGINE:
         return
-    fitting = [node for node in nodes if has_room(node["resources"], needed_by(config.engine_workers))]
+    fitting = _fitting(config, nodes)
     if config.engine_workers.num_gpus:
         num, share = _num_parallel(config), _gpu_share(config)
         each = weights / num
@@ -199,7 +208,7 @@ def _disk(config: Config, facts: Facts, nodes: list[Facts], named: _Named) -> It
     size = facts.get("footprint", {}).get("file_bytes")
     if not size or is_local_path(config.teacher.model):
         return
-    fitting = [node for node in nodes if has_room(node["resources"], needed_by(config.engine_workers))]
+    fitting = _fitting(config, nodes)
     for free, bad in _grouped(fitting, lambda node: None if node["is_cached"] else node["disk_free_bytes"]):
         if size > free:
             yield (
@@ -215,27 +224,37 @@ def _resources(config: Config, facts: Facts) -> tuple[list[str], list[str]]:
     may_grow = bool(types) or any(NODE_GROUP_LABEL in node["labels"] for node in nodes)
     never, waits = [], []
     for stage in flow.of(config):
-        needed = needed_by(getattr(config.resources, stage.name))
-        if any(has_room(node["resources"], needed) for node in nodes):
+        parts = placement.pieces(config, stage.name)
+        if placement.can_hold([node["resources"] for node in nodes], parts):
             continue
-        fitting = [t["name"] for t in types if t["max"] != 0 and has_room(t["resources"], needed)]
-        sentence = f"resources.{stage.name}: each worker needs {spelled(needed)}, and no node has that ({have})"
+        fitting = [t["name"] for t in types if placement.can_hold(_all_of(t, len(parts)), parts)]
+        if not fitting and placement.can_hold([one for t in types for one in _all_of(t, len(parts))], parts):
+            fitting = [t["name"] for t in types if t["max"] != 0]
+        sentence = placement.lacking(stage.name, parts, have)
+        more = placement.hint(config, stage.name)
         if fitting:
             waits.append(f"{sentence}; it waits for the autoscaler to add one of type {', '.join(fitting)}")
         elif types:
             offered = "; ".join(f"{t['name']}: {spelled(t['resources'])}" for t in types if t["max"] != 0)
-            never.append(f"{sentence}, nor any that the autoscaler may add ({offered}); lower it, or add such a type")
+            never.append(
+                f"{sentence}, nor any that the autoscaler may add ({offered}); lower it, or add such a type{more}"
+            )
         elif may_grow:
             waits.append(f"{sentence}; it waits for the autoscaler, which does not say what it may add")
         else:
-            never.append(f"{sentence}; lower it, or add such a node")
+            never.append(f"{sentence}; lower it, or add such a node{more}")
     return never, waits
+
+
+def _all_of(node_type: dict[str, Any], most: int) -> list[dict[str, float]]:
+    """Nodes of a type that there may be, as far as one worker on `most` nodes can tell."""
+    num = most if node_type["max"] < 0 else min(most, node_type["max"])
+    return [node_type["resources"]] * num
 
 
 def _unseen(config: Config, facts: Facts, nodes: list[Facts]) -> Iterator[str]:
     """What could not be looked at."""
-    needed = needed_by(config.engine_workers)
-    if not any(has_room(node["resources"], needed) for node in nodes):
+    if not _fitting(config, nodes):
         yield f"{config.task}: no node that it fits on is up, so its vLLM, GPUs and memory were not looked at"
     may_grow = bool(facts["node_types"]) or any(NODE_GROUP_LABEL in node["labels"] for node in nodes)
     if may_grow and "://" not in config.run_dir.removeprefix("file://"):
@@ -259,29 +278,33 @@ def _cache(config: Config, facts: Facts, nodes: list[Facts]) -> Iterator[str]:
         )
 
 
+def _crossing(config: Config, nodes: list[Facts], named: _Named) -> Iterator[str]:
+    """Nodes by whose GPUs a piece of an engine may come to lie on two of them."""
+    each = placement.pieces(config, config.task)[-1].get("GPU", 0)
+    odd = [node for node in _fitting(config, nodes) if each and node["resources"]["GPU"] % each]
+    if odd and placement.is_spread(config, config.task):
+        yield (
+            f"teacher.engine: the GPUs of {named(odd)} are no multiple of tensor_parallel_size {each:g}, so that "
+            "tensor parallel may go across nodes, which is slow; use another size, or nodes for it"
+        )
+
+
 def _plan(config: Config, facts: Facts) -> dict[str, Any]:
     """`nodes` that are up, `replicas` of the engine on them, `max_replicas` with what may be added, upper bounds of
     `max_hours` for generate with the latter (None: not known) and of `max_bytes`."""
-    workers, needed = config.engine_workers, needed_by(config.engine_workers)
-    fit = sum(_how_many(node["resources"], needed) for node in facts["nodes"])
-    later = [_how_many(t["resources"], needed) * t["max"] for t in facts["node_types"] if t["max"] > 0]
-    is_open = any(t["max"] < 0 and _how_many(t["resources"], needed) for t in facts["node_types"])
+    workers, parts = config.engine_workers, placement.pieces(config, config.task)
+    fit = placement.how_many([node["resources"] for node in facts["nodes"]], parts)
+    enough = workers.max_workers * len(parts)  # nodes of a type that has no limit
+    later = placement.how_many([one for t in facts["node_types"] for one in _all_of(t, enough)], parts)
     replicas = min(fit, workers.max_workers)
-    most = workers.max_workers if is_open else min(max(fit, sum(later)), workers.max_workers)
-    plan = {"nodes": len(facts["nodes"]), "replicas": replicas, "max_replicas": most}
+    most = min(max(fit, later), workers.max_workers)
+    plan: dict[str, Any] = {"nodes": len(facts["nodes"]), "replicas": replicas, "max_replicas": most}
     estimate = facts.get("check", {}).get("estimate")
     if estimate is not None:
         rate = estimate["tokens_per_second_per_replica"] * most
         hours = round(estimate["max_answer_tokens"] / rate / 3600, 2) if rate else None
         plan |= {"max_hours": hours, "max_bytes": estimate["max_bytes"]}
     return plan
-
-
-def _how_many(there: dict[str, float], needed: dict[str, float]) -> int:
-    """Workers that fit on one node; as many as it has cores where they need nothing."""
-    if not needed:
-        return int(there.get("CPU", 0))
-    return int(min(there.get(name, 0) // amount for name, amount in needed.items()))
 
 
 def _num_parallel(config: Config) -> int:

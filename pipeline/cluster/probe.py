@@ -1,6 +1,6 @@
 """Runs on a cluster, as a job of its own: asks every node what it has, looks at the source, and prints it as one line.
 
-python -m stillhouse.pipeline.cluster.probe CONFIG [--set KEY=VALUE]... --requirements JSON
+python -m stillhouse.pipeline.cluster.probe CONFIG [--set KEY=VALUE]... [--sample N] --requirements JSON
 """
 
 import argparse
@@ -20,7 +20,7 @@ from stillhouse.pipeline.cluster.node import look, missing_folders, open_preflig
 from stillhouse.pipeline.errors import safe_message
 from stillhouse.pipeline.folder import keys
 from stillhouse.pipeline.look.check import check
-from stillhouse.schemas.config import Config, is_local_path, load
+from stillhouse.schemas.config import Config, is_local_path, load, sampled
 from stillhouse.stages.teacher.footprint import footprint
 
 MARK = "stillhouse-facts "
@@ -35,12 +35,15 @@ def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(allow_abbrev=False)
     parser.add_argument("config")
     parser.add_argument("--set", action="append", default=[])
+    parser.add_argument("--sample", type=int)
     parser.add_argument("--rows", type=int, default=1000)
     parser.add_argument("--tokens-per-second", type=float, default=2500.0)
     parser.add_argument("--requirements", type=json.loads, default=[])
     arguments = parser.parse_args(argv)
     try:
         config = load(arguments.config, arguments.set)
+        if arguments.sample is not None:
+            config = sampled(config, arguments.sample)
         facts = facts_of_cluster(config, arguments.requirements)
         facts |= _facts_of_data(config, arguments.rows, arguments.tokens_per_second)
     except Exception as error:  # of any kind: only what is safe to show goes on

@@ -67,12 +67,15 @@ class Submission:
     """Lines of a lock, of which the nodes make an environment; None: they have one."""
     env: tuple[str, ...] = ()
     """Names of this process's variables that the job gets."""
+    sample: int | None = None
+    """The configuration is that of a preview of so many rows, and its file that of the whole run."""
 
     def entrypoint(self, module: str, *arguments: str) -> str:
         """`python -m MODULE` on the configuration, as a shell command."""
         file = Path(self.config_file).absolute().relative_to(self.package.folder.absolute()).as_posix()
         sets = [word for override in self.overrides for word in ("--set", override)]
-        return shlex.join(["python", "-m", *module.split(), file, *sets, *arguments])
+        sample = ["--sample", str(self.sample)] if self.sample is not None else []
+        return shlex.join(["python", "-m", *module.split(), file, *sets, *sample, *arguments])
 
     def runtime_env(self, *, hides_values: bool = False) -> dict[str, Any]:
         """Ray's `runtime_env` of the job. `hides_values`: for people, $NAME instead of the value of a variable."""

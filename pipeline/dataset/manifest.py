@@ -145,7 +145,12 @@ def write(config: Config, folder: Folder, summaries: dict[str, dict[str, ShardSu
 
 
 def _software(config: Config) -> tuple[str, ...]:
-    return SOFTWARE if config.personal is None else SOFTWARE + PERSONAL_SOFTWARE
+    of_sections = (
+        (config.personal, PERSONAL_SOFTWARE),
+        (config.screen.language, ("py3langid",)),
+        (config.balance, ("scikit-learn",)),
+    )
+    return SOFTWARE + tuple(name for section, names in of_sections if section is not None for name in names)
 
 
 def stage_rows(config: Config, summaries: dict[str, dict[str, ShardSummary]]) -> dict[str, dict[str, Any]]:

@@ -13,19 +13,26 @@ from stillhouse.schemas.config import Config, ConfigError, config_hash, deciding
 def open_run(config: Config) -> Folder:
     """The run folder of `config`, made if need be. Raises as `compare_with_folder` does."""
     folder = open_folder(config.run_dir)
+    data = folder.get_or_none(keys.RUN)
+    if data is None:
+        folder.put_if_absent(keys.RUN, _facts(config))
+        data = folder.get(keys.RUN)  # another driver may have been first
+    _compare(config, data)
+    folder.require_conditional_puts(keys.RUN)
+    return folder
+
+
+def _facts(config: Config) -> bytes:
+    """What `run.json` holds of a run that begins now."""
     resolved = config.model_dump(mode="json")
     resolved["teacher"]["env"] = sorted(config.teacher.env)  # names only: the values may be secrets
     facts = {
         "config_hash": config_hash(config),
-        "date": run_date(config).isoformat(),
+        "date": config.teacher.date or _today().isoformat(),
         "deciding": deciding_values(config),
         "config": resolved,
     }
-    if not folder.exists(keys.RUN):
-        folder.put_if_absent(keys.RUN, json.dumps(facts, indent=1, sort_keys=True).encode())
-    compare_with_folder(config)
-    folder.require_conditional_puts(keys.RUN)
-    return folder
+    return json.dumps(facts, indent=1, sort_keys=True).encode()
 
 
 def config_of(url: str) -> Config:
@@ -55,7 +62,7 @@ def run_date(config: Config) -> date:
         return date.fromisoformat(config.teacher.date)
     data = open_folder(config.run_dir).get_or_none(keys.RUN)
     if data is None:
-        return datetime.now(UTC).date()
+        return _today()
     with contextlib.suppress(ValueError, KeyError, TypeError):
         return date.fromisoformat(parse_object(data)["date"])
     raise ConfigError(
@@ -76,8 +83,15 @@ def day_begun(folder: Folder) -> str | None:
 def compare_with_folder(config: Config) -> None:
     """Raises `ConfigError` when `run_dir` holds a run whose data another configuration decides, with the keys."""
     data = open_folder(config.run_dir).get_or_none(keys.RUN)
-    if data is None:
-        return
+    if data is not None:
+        _compare(config, data)
+
+
+def _today() -> date:
+    return datetime.now(UTC).date()
+
+
+def _compare(config: Config, data: bytes) -> None:
     try:
         theirs = parse_object(data)
         digest, deciding = theirs["config_hash"], dict(theirs["deciding"])

@@ -25,7 +25,7 @@ NUM_READERS = 32
 """Footers read at once: an object store answers each in tens of milliseconds."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ShardSummary:
     """One shard. `sha256` is the digest it carries; `file_sha256`, of published files only, that of all its bytes."""
 
@@ -152,7 +152,8 @@ def _summary(info: ShardInfo, sha256: str, num_turns: int, entry: Entry, file_sh
 
 
 def write(folder: Folder, stage: str, summaries: dict[str, ShardSummary]) -> None:
-    body = json.dumps({name: dataclasses.asdict(summaries[name]) for name in sorted(summaries)})
+    entries = (f"{json.dumps(name)}: {json.dumps(dataclasses.asdict(summaries[name]))}" for name in sorted(summaries))
+    body = f"{{{', '.join(entries)}}}"
     folder.put(keys.index(stage), f"{hashlib.sha256(body.encode()).hexdigest()}\n{body}".encode())
 
 

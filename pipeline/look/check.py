@@ -40,7 +40,13 @@ def bytes_per_token(settings: TargetsConfig) -> float:
 
 
 def check(config: Config, rows: int, tokens_per_second: float) -> dict[str, Any]:
+    """What `look` finds."""
+    return look(config, rows, tokens_per_second)[0]
+
+
+def look(config: Config, rows: int, tokens_per_second: float) -> tuple[dict[str, Any], pa.Table]:
     """Ingests the first `rows` source rows without writing, and extrapolates. `problems` are why a run would fail.
+    Beside the result the rows, as `ingested` returns them.
 
     Raises `ConfigError` when the run folder belongs to another configuration, and what reading the source or the
     teacher's tokenizer raises. Tokens, bytes and GPU hours are upper bounds: before dedupe and screen, every answer
@@ -83,7 +89,7 @@ def check(config: Config, rows: int, tokens_per_second: float) -> dict[str, Any]
             "max_gpu_hours": round(tokens / tokens_per_second / 3600 * gpus, 1),
             "tokens_per_second_per_replica": tokens_per_second,
         }
-    return result
+    return result, table
 
 
 def _answer_tokens(config: Config, kept: pa.Table) -> float:

@@ -18,8 +18,9 @@ from stillhouse.schemas.tables import LEDGER
 
 Kind = Literal["run", "stage", "dataset", "export", "shard"]
 
-STAGES = ("ingest", "dedupe", "screen", *keys.TEACHERS, "review", keys.PUBLISH)
-"""As `flow.of` has them, which needs a configuration."""
+STAGES = ("ingest", "dedupe", "screen", "balance", *keys.TEACHERS, "review", keys.PUBLISH)
+"""As `flow.of` has them, which needs a configuration; a run has one of the two with the teacher, and not every run has
+balance (`Place.order`)."""
 SUFFIXES = (".parquet", ".jsonl")
 LOOSE = "ledger"
 """The stage of ledger files that lie alone: their rows name it."""
@@ -50,6 +51,15 @@ class Place:
     """`folder` is a run folder, so that the files of other stages can be there (`run`)."""
     notes: list[str]
     """Sentences for people on what is damaged or missing."""
+
+    @cached_property
+    def order(self) -> tuple[str, ...]:
+        """The stages of the run that it is or comes from."""
+        there, config = self.stages.keys() | self.ledger.keys(), self.config or {}
+        has_balance = "balance" in there or any(key.startswith("balance.") for key in config)
+        task = config.get("task") or ("score" if "score" in there else "generate")
+        left_out = {*keys.TEACHERS} - {task} | (set() if has_balance else {"balance"})
+        return tuple(stage for stage in STAGES if stage not in left_out)
 
     @cached_property
     def run(self) -> "Place | None":

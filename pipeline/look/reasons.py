@@ -1,5 +1,6 @@
 """Why rows are dropped, in words: clauses that can follow "because"; and the settings that decide it."""
 
+import re
 from typing import Any
 
 REASONS = {
@@ -24,10 +25,13 @@ REASONS = {
     "placeholder_names": "names in it were replaced by placeholders",
     "exact_duplicate": "the same prompt was there already",
     "near_duplicate": "a prompt like it was there already",
+    "semantic_duplicate": "a prompt of the same meaning was there already",
     "moderation_flagged": "the source flagged it",
     "unsafe_prompt": "the classifier found the prompt unsafe",
     "contaminated": "it holds an item of an evaluation set",
+    "jailbreak_template": "it holds a known jailbreak template",
     "low_information": "the prompt asks nothing",
+    "over_quota": "enough prompts of its kind are kept",
     "unanswered": "the source has no answer",
     "malformed_ids": "the ids are not those of its answers",
     "control_tokens": "an answer spells a control token",
@@ -53,13 +57,17 @@ _DECIDED_BY = {
     ("generate", "too_long"): ("teacher.max_model_len",),
     ("score", "too_long"): ("teacher.max_model_len", "score.cut_long"),
     ("dedupe", "near_duplicate"): ("dedupe.threshold", "dedupe.max_per_cluster"),
+    ("dedupe", "semantic_duplicate"): ("dedupe.semantic.threshold", "dedupe.max_per_cluster"),
     ("ingest", "personal_information"): ("personal.prompts", "personal.drop_from"),
     ("review", "personal_information"): ("personal.answers", "personal.drop_from"),
     ("screen", "contaminated"): ("decontamination.threshold",),
     ("review", "contaminated"): ("decontamination.threshold",),
+    ("screen", "jailbreak_template"): ("screen.jailbreaks.threshold", "screen.jailbreaks.keep"),
     ("screen", "low_information"): ("screen.low_information.keep",),
     ("review", "refusal"): ("review.refusals.keep_refusals",),
     ("review", "hedge"): ("review.refusals.keep_hedges",),
+    ("screen", "language"): ("screen.language.keep",),
+    ("balance", "over_quota"): ("balance.quotas",),
     ("screen", "moderation_flagged"): ("screen.drop_flagged",),
     ("generate", "unfinished_answer"): ("teacher.max_model_len", "sampling.max_tokens"),
     ("review", "degenerate_answer"): ("review.loop_tokens", "review.loop_repeats"),
@@ -75,6 +83,7 @@ def words(reason: str) -> str:
 
 def decided_by(stage: str, reason: str, settings: dict[str, Any]) -> str | None:
     """The settings behind a reason with their values, such as `ingest.max_prompt_tokens 512`; None where none is."""
-    known = [(key, settings.get(key)) for key in _DECIDED_BY.get((stage, reason), ())]
+    keys = _DECIDED_BY.get((stage, reason), ())
+    known = [(name, value) for key in keys for name, value in settings.items() if re.fullmatch(rf"{key}(\[.*)?", name)]
     told = [key if value is True else f"{key} {value}" for key, value in known if value is not None]
     return ", ".join(told) or None

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from stillhouse.pipeline.look.conversation import HEAVY, TEXT, scalars
-from stillhouse.pipeline.look.place import STAGES, Place, shard_of
+from stillhouse.pipeline.look.place import Place, shard_of
 
 NUM_READERS = 16
 """Files looked through at once: an object store answers in tens of milliseconds."""
@@ -35,7 +35,7 @@ def trail(place: Place, row_id: str) -> list[dict[str, Any]]:
         return []
     shard, prompt_id, sample_id = found
     entries: list[dict[str, Any]] = []
-    for stage in STAGES if place.run else [*whole.stages]:
+    for stage in whole.order if place.run else [*whole.stages]:
         kept = [
             _entry(stage, key, row, columns, None)
             for key, row, columns in _rows(whole, stage, whole.stages, shard, prompt_id, sample_id)

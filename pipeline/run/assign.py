@@ -1,5 +1,6 @@
 """The step between sketch and transform, of a stage that needs a view of the whole data set."""
 
+import tempfile
 from collections.abc import Iterator
 
 import pyarrow as pa
@@ -18,7 +19,8 @@ def assign(config: Config, name: str, names: list[str], digests: dict[str, str])
     """Reads all sketches of `names` and writes an assignment per shard of the stage `name`.
 
     `digests` are those of the shards that were sketched. A sketch that is damaged, or of other rows, is deleted with
-    all assignments; raises `RedoError`, and the caller sketches again.
+    all assignments; raises `RedoError`, and the caller sketches again. Raises `StorageError` where temporary files or
+    the run folder cannot be written.
     """
     stage = flow.stage(config, name)
     assert stage.assign is not None
@@ -40,7 +42,13 @@ def assign(config: Config, name: str, names: list[str], digests: dict[str, str])
                 raise RedoError(f"{error}; it is made again", [key]) from None
             yield sketch.table
 
-    assignments = stage.assign(sketches(), config)
+    try:
+        assignments = stage.assign(sketches(), config)
+    except OSError as error:  # of a temporary file: those of the run folder are `StorageError`
+        raise StorageError(
+            f"{name}: what is compared has no room in {tempfile.gettempdir()} ({error.strerror}); make room there, or "
+            "set TMPDIR to a larger disk (about 700 bytes a row)"
+        ) from None
     for shard, assignment in zip(names, assignments, strict=True):
         rows = assignment.num_rows
         info = ShardInfo(name, shard, digest, rows, rows, source_sha256=digests[shard])

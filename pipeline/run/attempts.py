@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Iterator
 from stillhouse.pipeline.errors import StageError, StorageError
 from stillhouse.pipeline.folder import keys
 from stillhouse.pipeline.folder.store import Folder
+from stillhouse.pipeline.run import sharing
 
 
 class Attempts:
@@ -49,6 +50,15 @@ class Attempts:
         """Takes back an attempt that failed for no fault of the shard."""
         with contextlib.suppress(StorageError):  # the run ends with the first one; its marks count in no other run
             self.end(shard, attempt)
+
+    def forgive(self, unit: str) -> None:
+        """Takes back all attempts at a shard or piece of one whose worker's node left: what the worker did when it was
+        told to end says nothing of the shard. Those at parts of it too: which one was under way is not known."""
+        for attempt in range(self.limit):
+            self.cancel(unit, str(attempt))
+        shard, _ = sharing.parsed(unit)
+        for mark in self.of_parts(shard):
+            self.cancel(shard, mark)
 
     @contextlib.contextmanager
     def start(self, max_workers: int) -> Iterator[None]:

@@ -14,6 +14,7 @@ from stillhouse.pipeline.folder.quarantine import quarantine
 from stillhouse.pipeline.folder.shard import ShardId, ShardInfo
 from stillhouse.pipeline.folder.store import Folder
 from stillhouse.pipeline.run.result import ShardResult, of_info
+from stillhouse.schemas.tables import EVIDENCE_LABELS
 from stillhouse.stages.personal import PERSONAL
 from stillhouse.stages.teacher import fidelity
 
@@ -114,5 +115,5 @@ def _ledger_rows(dropped: pa.Table) -> list[dict[str, Any]]:
         if values is not None:
             row["scores"] = [{"label": label, "score": score} for label, score in values.items()]
             if evidence is not None:
-                row["scores"].append({"label": evidence, "score": values["contamination"]})
+                row["scores"].append({"label": evidence, "score": values[EVIDENCE_LABELS[reason]]})
     return rows

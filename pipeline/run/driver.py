@@ -27,7 +27,7 @@ from stillhouse.pipeline.run.partition import ingest_task
 from stillhouse.pipeline.run.pool import Job, Pool
 from stillhouse.pipeline.run.progress import Report
 from stillhouse.pipeline.run.result import ShardResult
-from stillhouse.schemas.config import Config, ConfigError
+from stillhouse.schemas.config import Config
 
 MAX_DAMAGE = 3
 """How often one file may be found damaged or gone in a run, being made again each time."""
@@ -43,9 +43,8 @@ def run(
     when a stage drops more than its budget, fails as a whole, or nothing is left; `ConfigError` where no stage before
     the last is called `until`.
     """
-    names = [stage.name for stage in flow.of(config)[:-1]]
-    if until is not None and until not in names:
-        raise ConfigError(f"--until: a run cannot stop after {until!r}; name one of {', '.join(names)}")
+    if until is not None:
+        flow.require_end(config, until)
     check_given_ids(config)
     folder = open_run(config)
     purge.finish(config, report.trouble)
@@ -203,8 +202,7 @@ class _Driver:
     def _view(self, stage: Stage, ready: dict[str, ShardSummary], num_shards: int) -> None:
         """Makes what a stage needs to see the whole data set: a sketch of each shard, then their assignments."""
         for result in self._map(stage, "sketch", ready, num_shards):
-            if result.outcome == "set_aside":
-                raise RunError(f"{stage.name}: the view of the whole data set cannot be made; {result.message}")
+            raise RunError(f"{stage.name}: the view of the whole data set cannot be made; {result.message}")
         assigned = self._folder.names(keys.assignments(stage.name))
         if set(ready) <= assigned:
             return
@@ -216,7 +214,7 @@ class _Driver:
             raise RedoError(result.message, result.damaged)
 
     def _map(self, stage: Stage, step: str, ready: dict[str, ShardSummary], num_shards: int) -> list[ShardResult]:
-        """Runs one step over the shards that miss its result. Returns what was done now.
+        """Runs one step over the shards that miss its result. Returns what was set aside now.
 
         Raises `RedoError`, after all others are done, when something that shards are made from has to be made again.
         """
@@ -233,14 +231,15 @@ class _Driver:
             return []
         self._require(stage.name)
         job = Job(self._config, stage.name, step, num_shards, is_async=stage.is_async and step == "transform")
-        results, units = [], self._units(job, todo, ready)
+        aside, has_to_redo, units = list[ShardResult](), False, self._units(job, todo, ready)
         with contextlib.closing(self._pool.map_shards(job, units, self._report.activity)) as made:  # type: ignore[type-var]
             for result in made:
                 self._accept(label, result)
-                results.append(result)
-        if any(result.outcome == "redo" for result in results):
+                has_to_redo |= result.outcome == "redo"
+                aside += [result] if result.outcome == "set_aside" else []
+        if has_to_redo:
             raise RedoError
-        return results
+        return aside
 
     def _units(self, job: Job, todo: list[str], ready: dict[str, ShardSummary]) -> list[str]:
         """What workers are given, in order."""

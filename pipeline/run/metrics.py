@@ -84,6 +84,9 @@ class Metrics:
         labels, now = {"stage": activity.stage, "worker": activity.worker}, time.monotonic()
         key = (activity.stage, activity.worker)
         with self._lock:
+            if activity.has_ended:
+                self._forget(*key)
+                return
             before, _ = self._workers.get(key, (None, 0.0))
             self._workers[key] = activity, now
             for name, (_, field) in OF_WORKER.items():

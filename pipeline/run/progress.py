@@ -107,6 +107,9 @@ class Step:
         self.tokens_done += result.num_target_tokens - tokens
 
     def add_activity(self, activity: Activity, now: float) -> None:
+        if activity.has_ended:
+            self.workers.pop(activity.worker, None)
+            return
         delta = new_tokens(self.workers.get(activity.worker), activity)
         self.workers[activity.worker] = activity
         if activity.worker:

@@ -1,25 +1,25 @@
 """Workers as actors of a Ray cluster.
 
-Ray Data moves shard *names* through a pool of actors per stage (autoscaling, retries, dashboard); the actors read and
-write Parquet themselves, so neither the object store nor the driver holds rows.
+The driver gives them *names* of shards (`ray_replicas`); the actors read and write Parquet themselves, so neither the
+object store nor the driver holds rows.
 """
 
-import asyncio
 import contextlib
-import json
 import logging
 import os
-import secrets
 import signal
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from stillhouse.pipeline.errors import RunError, safe_message
-from stillhouse.pipeline.run.pool import ACTIVITY_EVERY_S, Job, Task, reporting
+from stillhouse.pipeline.run import placement
+from stillhouse.pipeline.run.placement import has_room, needed_by, spelled
+from stillhouse.pipeline.run.pool import ACTIVITY_EVERY_S, Job, Task
 from stillhouse.pipeline.run.ray_address import check_address
+from stillhouse.pipeline.run.ray_replicas import Board, Replicas
 from stillhouse.pipeline.run.result import Activity, ShardResult
-from stillhouse.schemas.config import Config, ConfigError, WorkersConfig
+from stillhouse.schemas.config import Config, ConfigError
 
 NODE_GROUP_LABEL = "ray.io/node-group"
 """On the nodes of clusters that an autoscaler made (`ray up`, KubeRay; ray/_private/resource_and_label_spec.py 2.60):
@@ -43,17 +43,18 @@ class RayPool:
         import ray
 
         nodes = [node for node in ray.nodes() if node["Alive"]]
+        resources = [node["Resources"] for node in nodes]
         found = "; ".join(spelled(node["Resources"]) for node in nodes[:MAX_NODES_NAMED])
         found += f"; {len(nodes) - MAX_NODES_NAMED} more" if len(nodes) > MAX_NODES_NAMED else ""
         may_grow = any(NODE_GROUP_LABEL in node.get("Labels", {}) for node in nodes)
         waits = []
         for stage in stages:
-            needed = needed_by(getattr(config.resources, stage))
-            if any(has_room(node["Resources"], needed) for node in nodes):
+            parts = placement.pieces(config, stage)
+            if placement.can_hold(resources, parts):
                 continue
-            sentence = f"resources.{stage}: each worker needs {spelled(needed)}, and no node has that ({found})"
+            sentence = placement.lacking(stage, parts, found)
             if not may_grow:
-                raise RunError(f"{sentence}; lower it, or add such a node")
+                raise RunError(f"{sentence}; lower it, or add such a node{placement.hint(config, stage)}")
             waits.append(f"{sentence}; the run waits for the autoscaler to add one")
         return waits
 
@@ -61,29 +62,13 @@ class RayPool:
         self, job: Job, shards: Sequence[str], on_activity: Callable[[Activity], None]
     ) -> Iterator[ShardResult]:
         self._start()
-        import ray
-
-        resources, in_flight = job.resources, job.shards_in_flight
-        dataset = ray.data.from_items(
-            [{"shard": shard} for shard in shards], override_num_blocks=len(shards)
-        ).map_batches(
-            _AsyncActor if job.is_async else _Actor,
-            fn_constructor_args=(job, self._board),
-            batch_size=1,
-            compute=ray.data.ActorPoolStrategy(
-                min_size=min(resources.min_workers, len(shards)),
-                max_size=min(resources.max_workers, len(shards)),
-                max_concurrent_calls_per_actor=in_flight,
-                # Ray Data adds actors when the queued work exceeds 1.75 times what runs, so as much again must queue.
-                max_tasks_in_flight_per_actor=2 * in_flight,
-            ),
-            num_cpus=resources.num_cpus,
-            num_gpus=resources.num_gpus or None,
-            resources=resources.resources or None,
-        )
-        with _explained(job.stage), self._watched(job, on_activity):
-            for row in dataset.iter_rows():
-                yield ShardResult.from_json(json.loads(row["result"]))
+        replicas, is_done = Replicas(job, self._board), False
+        try:
+            with _explained(job.stage), self._watched(job, replicas, on_activity):
+                yield from replicas.results(shards)
+                is_done = True
+        finally:
+            replicas.close(is_done=is_done)
 
     def run_task(self, config: Config, stage: str, task: Task, *arguments: Any) -> Iterator[ShardResult]:
         """As one Ray task, which streams what it yields."""
@@ -114,7 +99,7 @@ class RayPool:
         # Ray would otherwise send usage statistics, and ask for a newer version of itself.
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         import ray
-        from ray.data import DataContext
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         if not ray.is_initialized():
             address = os.environ.get("RAY_ADDRESS", "local")
@@ -129,27 +114,32 @@ class RayPool:
                 ) from None
             signal.signal(signal.SIGTERM, on_sigterm)  # ray.init puts an exit with code 15 there
             self._is_ours = True
-        context = DataContext.get_current()
-        context.enable_progress_bars = False
-        context.print_on_execution_start = False
-        logging.getLogger("ray.data").setLevel(logging.ERROR)
-        self._board = ray.remote(_Board).options(num_cpus=0).remote()
+        # Here, because a node may leave with all that is on it.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        self._board = ray.remote(Board).options(num_cpus=0, scheduling_strategy=here).remote()
         self._is_started = True
 
     @contextlib.contextmanager
-    def _watched(self, job: Job, on_activity: Callable[[Activity], None]) -> Iterator[None]:
-        """Has a thread ask the board what the workers are doing, and while there are none what they wait for."""
+    def _watched(self, job: Job, replicas: Replicas, on_activity: Callable[[Activity], None]) -> Iterator[None]:
+        """Has a thread ask the board what the workers are doing, and while there are none what they wait for; and the
+        cluster which nodes are to leave."""
         import ray
 
         ended, needed = threading.Event(), needed_by(job.resources)
 
         def watch() -> None:
-            is_begun = False
+            is_begun, told = False, set[str]()
             while not ended.wait(ACTIVITY_EVERY_S):
                 with contextlib.suppress(ray.exceptions.RayError):  # it tells what goes on, and nothing depends on it
-                    for activity in ray.get(self._board.read.remote(), timeout=5):
+                    replicas.draining, gone = _draining(), {*replicas.gone}
+                    for activity, node in ray.get(self._board.read.remote(), timeout=5):
                         is_begun = True
-                        on_activity(activity)
+                        if activity.worker not in gone:
+                            replicas.nodes[activity.worker] = node
+                            on_activity(activity)
+                    for name in gone - told:
+                        on_activity(Activity(name, job.stage, job.step, is_starting=False, has_ended=True))
+                    told |= gone
                     free = {} if is_begun else ray.available_resources()
                     if not is_begun and not has_room(free, needed):
                         of_them = spelled({name: free.get(name, 0) for name in needed})
@@ -165,70 +155,12 @@ class RayPool:
             thread.join()
 
 
-def needed_by(resources: WorkersConfig) -> dict[str, float]:
-    """What Ray sets aside for one worker."""
-    needed = {"CPU": resources.num_cpus, "GPU": resources.num_gpus, **resources.resources}
-    return {name: amount for name, amount in needed.items() if amount}
+def _draining() -> dict[str, float]:
+    """Nodes that are to leave, by their ids: until when, in Unix time (s), 0 where no time is named."""
+    import ray._private.state
 
-
-def has_room(there: dict[str, float], needed: dict[str, float]) -> bool:
-    return all(there.get(name, 0) >= amount for name, amount in needed.items())
-
-
-def spelled(resources: dict[str, float]) -> str:
-    """Such as 8 CPU, 1 GPU. A node's memory, its name and the kinds of its accelerators are left out."""
-    named = {name: amount for name, amount in resources.items() if "memory" not in name and ":" not in name}
-    return ", ".join(f"{amount:g} {name}" for name, amount in sorted(named.items())) or "nothing"
-
-
-class _Board:
-    """An actor to which workers say what they are doing."""
-
-    def __init__(self) -> None:
-        self._latest: dict[str, Activity] = {}
-
-    def write(self, activity: Activity) -> None:
-        self._latest[activity.worker] = activity
-
-    def read(self) -> list[Activity]:
-        latest, self._latest = self._latest, {}
-        return list(latest.values())
-
-
-class _Actor:
-    """`Worker` as Ray Data calls it: one shard name per batch."""
-
-    def __init__(self, job: Job, board: Any) -> None:
-        self._failure: ShardResult | None = None
-        self._ending = contextlib.ExitStack()
-        self._name = secrets.token_hex(4)
-        reporter = self._ending.enter_context(reporting(job, self._name, board.write.remote))
-        try:
-            self._worker = reporter.worker = job.build()
-        except Exception as error:
-            # A result, because of an error Ray makes tracebacks, after it has tried again.
-            self._failure = ShardResult(job.stage, "", 0.0, "fatal", safe_message(error))
-            logging.getLogger("stillhouse").error("%s: a worker cannot start: %s", job.stage, self._failure.message)
-
-    async def _process(self, batch: dict[str, Any]) -> dict[str, Any]:
-        result = self._failure or await self._worker.process(str(batch["shard"][0]))
-        return {"result": [json.dumps(result.by(self._name).to_json())]}
-
-    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        return asyncio.run(self._process(batch))
-
-    def __del__(self) -> None:
-        # Ray Data deletes the instance before it ends the actor; engines need that to end their processes.
-        self._ending.close()
-        if hasattr(self, "_worker"):
-            self._worker.close()
-
-
-class _AsyncActor(_Actor):
-    """The same for a stage whose transform is a coroutine: several shards at once."""
-
-    async def __call__(self, batch: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:  # type: ignore[override]
-        yield await self._process(batch)
+    ask = getattr(ray._private.state.state, "get_draining_nodes", dict)  # private, so another release may not have it
+    return {node: deadline_ms / 1000 for node, deadline_ms in ask().items()}
 
 
 @contextlib.contextmanager

@@ -86,3 +86,5 @@ class Activity:
     """Share of the engine's key-value cache that is taken, 0 to 1; 0 as well where that is not known."""
     waits_for: str = ""
     """Resources that a worker needs and that are not free. `worker` is then empty: there is none yet."""
+    has_ended: bool = False
+    """It is gone; the rest says nothing."""

@@ -5,6 +5,7 @@ In `state/`, for `stillhouse status` and for reports: published bytes know no ti
 
 import contextlib
 import dataclasses
+import functools
 import json
 import secrets
 import threading
@@ -15,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 
 from stillhouse.pipeline.errors import StorageError
-from stillhouse.pipeline.folder import keys
+from stillhouse.pipeline.folder import keys, open_folder
 from stillhouse.pipeline.folder import shard as shards
 from stillhouse.pipeline.folder.store import Folder
 from stillhouse.pipeline.run.progress import Progress
@@ -32,15 +33,22 @@ class Timeline:
     """A `Report` with two files of its own, which are put anew now and then. Writes nothing where nothing is made, and
     fails no run: one that cannot write says so at its next shard."""
 
-    def __init__(self, folder: Folder, progress: Progress) -> None:
-        self._folder, self._progress = folder, progress
+    def __init__(self, run_dir: str, progress: Progress) -> None:
+        self._run_dir, self._progress = run_dir, progress
         self._began = self._queued = datetime.now(UTC)
         run = f"{self._began:%Y%m%dT%H%M%S}-{secrets.token_hex(2)}"
         self._rows_key, self._now_key = f"{keys.TIMELINE}/{run}.parquet", f"{keys.NOW}/{run}.json"
         self._rows: list[dict[str, Any]] = []
+        self._batches: list[pa.RecordBatch] = []
+        """Rows that have been written: a tenth of the memory."""
         self._next_rows = self._next_now = time.monotonic()
         self._has_now = False
         self._writing = threading.Lock()
+
+    @functools.cached_property
+    def _folder(self) -> Folder:
+        """Opened when there is something to write: by then the driver has found that the folder is the run's."""
+        return open_folder(self._run_dir)
 
     def begin(self, step: str, num_shards: int | None, num_answers: int | None = None) -> None:
         self._queued = datetime.now(UTC)
@@ -99,5 +107,9 @@ class Timeline:
             self._folder.put(self._now_key, json.dumps(facts | dataclasses.asdict(snapshot)).encode())
 
     def _write_rows(self) -> None:
-        table = pa.Table.from_pylist(self._rows[:], schema=TIMELINE)
+        if number := len(self._rows):  # others may come meanwhile
+            self._batches.append(pa.RecordBatch.from_pylist(self._rows[:number], schema=TIMELINE))
+            del self._rows[:number]
+        table = pa.Table.from_batches(self._batches, schema=TIMELINE).combine_chunks()
+        self._batches = table.to_batches()
         self._folder.put(self._rows_key, shards.encode(table))

@@ -6,11 +6,17 @@ decide what is written.
 """
 
 from stillhouse.schemas.config.curation import (
+    BalanceConfig,
     DecontaminationConfig,
     EvaluationConfig,
     IdentityConfig,
+    JailbreaksConfig,
+    LanguageConfig,
     LowInformationConfig,
+    MatchesConfig,
+    QuotaConfig,
     RefusalsConfig,
+    SemanticConfig,
 )
 from stillhouse.schemas.config.data import (
     ClassifierConfig,
@@ -24,6 +30,7 @@ from stillhouse.schemas.config.data import (
     ScreenConfig,
     SourceConfig,
 )
+from stillhouse.schemas.config.guards import GuardConfig, QuestionConfig
 from stillhouse.schemas.config.identity import config_hash, deciding_values, differing_keys, nested_values, values_hash
 from stillhouse.schemas.config.load import absolute, load, override, sampled, validated
 from stillhouse.schemas.config.run import Config, ResourcesConfig, WorkersConfig
@@ -38,6 +45,7 @@ from stillhouse.schemas.config.teacher import (
 )
 
 __all__ = [
+    "BalanceConfig",
     "ClassifierConfig",
     "Config",
     "ConfigError",
@@ -46,13 +54,19 @@ __all__ = [
     "DetoxifyConfig",
     "EvaluationConfig",
     "GenerateConfig",
+    "GuardConfig",
     "IdentityConfig",
     "IngestConfig",
+    "JailbreaksConfig",
     "KeepConfig",
+    "LanguageConfig",
     "LowInformationConfig",
+    "MatchesConfig",
     "PersonalConfig",
     "ProfanityCheckConfig",
     "PublishConfig",
+    "QuestionConfig",
+    "QuotaConfig",
     "RefusalsConfig",
     "ResourcesConfig",
     "ReviewConfig",
@@ -60,6 +74,7 @@ __all__ = [
     "ScoreConfig",
     "ScreenConfig",
     "Section",
+    "SemanticConfig",
     "SourceConfig",
     "TargetsConfig",
     "TeacherConfig",

@@ -4,7 +4,15 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
-from stillhouse.schemas.config.curation import IdentityConfig, LowInformationConfig, RefusalsConfig
+from stillhouse.schemas.config.curation import (
+    IdentityConfig,
+    JailbreaksConfig,
+    LanguageConfig,
+    LowInformationConfig,
+    RefusalsConfig,
+    SemanticConfig,
+)
+from stillhouse.schemas.config.guards import GuardConfig
 from stillhouse.schemas.config.section import Count, Fraction, Section, added, checked_location, free
 
 
@@ -93,6 +101,8 @@ class DedupeConfig(Section):
     """Different prompts kept of a cluster: of one prompt and those that are like it."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 1
     """Seed of the MinHash permutations."""
+    semantic: Annotated[SemanticConfig | None, added] = None
+    """Prompts of another wording and the same meaning; null looks for none."""
     max_dropped_fraction: Annotated[Fraction, free] = 0.95
     """Fail when more than this share is dropped."""
 
@@ -123,7 +133,8 @@ class DetoxifyConfig(Section):
     thresholds: dict[str, Fraction] = {"toxicity": 0.8, "severe_toxicity": 0.3, "threat": 0.5}
     """Drop at or above this score, per label. Labels without a threshold are scored and kept."""
     batch_size: Count = 32
-    """Windows per forward pass. Decides the data, if only in a score's sixth digit: padding changes rounding."""
+    """Windows of full length per forward pass on a GPU; of shorter ones as many as have no more tokens. A CPU takes
+    2,048 tokens at most. Decides the data, if only in a score's sixth digit: padding changes rounding."""
 
     @model_validator(mode="after")
     def _verified(self) -> "DetoxifyConfig":
@@ -135,7 +146,7 @@ class DetoxifyConfig(Section):
         return self
 
 
-ClassifierConfig = Annotated[ProfanityCheckConfig | DetoxifyConfig, Field(discriminator="name")]
+ClassifierConfig = Annotated[ProfanityCheckConfig | DetoxifyConfig | GuardConfig, Field(discriminator="name")]
 
 
 class ScreenConfig(Section):
@@ -145,6 +156,10 @@ class ScreenConfig(Section):
     """Applied to every user turn here and to every answer in review."""
     low_information: Annotated[LowInformationConfig | None, added] = None
     """Prompts that ask nothing; null keeps them, unmarked."""
+    jailbreaks: Annotated[JailbreaksConfig | None, added] = None
+    """Prompts that hold a known jailbreak template; null keeps them, unmarked."""
+    language: Annotated[LanguageConfig | None, added] = None
+    """Find the language of prompts; null believes the source."""
     max_dropped_fraction: Annotated[Fraction, free] = 0.5
     """Fail when more than this share is dropped."""
 

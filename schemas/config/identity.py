@@ -27,7 +27,7 @@ def deciding_values(config: Config) -> dict[str, Any]:
                 flat["sampling.seed"] = config.sampling.seed
             elif isinstance(value, Section):
                 visit(value, f"{key}.")
-            elif key == "teacher.engine":
+            elif name == "engine":
                 flat[key] = {k: v for k, v in sorted(value.items()) if k not in FREE_ENGINE_OPTIONS}
             elif isinstance(value, list) and value and isinstance(value[0], Section):
                 for i, item in enumerate(value):

@@ -4,12 +4,17 @@ import hashlib
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
+from stillhouse.schemas.config.curation import EvaluationConfig, SemanticConfig
+from stillhouse.schemas.config.guards import GuardConfig
 from stillhouse.schemas.config.run import Config
 from stillhouse.schemas.config.section import ConfigError, is_local_path
+from stillhouse.schemas.config.teacher import TeacherConfig
+
+Model = TypeVar("Model", TeacherConfig, GuardConfig, SemanticConfig)
 
 
 def load(path: str | Path, overrides: list[str] | None = None) -> Config:
@@ -34,7 +39,9 @@ def load(path: str | Path, overrides: list[str] | None = None) -> Config:
     override(raw, overrides or [])
     _inline(raw, "generate", "system_prompts", yaml.safe_load)
     _inline(raw, "teacher", "chat_template", str)
-    _digest_evaluations(raw)
+    _inline_guards(raw)
+    for where in ("decontamination.evaluations", "screen.jailbreaks.templates"):
+        _digest_sets(raw, where)
     return validated(raw, str(path))
 
 
@@ -106,11 +113,20 @@ def _inline(raw: dict[str, Any], section: str, key: str, parse: Callable[[str], 
         raise ConfigError(f"{section}.{key}: {values[key]} is not YAML; write a list of strings") from None
 
 
-def _digest_evaluations(raw: dict[str, Any]) -> None:
-    """Puts the digest of a local evaluation set beside its path, so that the hash covers what the file holds."""
-    section = raw.get("decontamination")
-    evaluations = section.get("evaluations") if isinstance(section, dict) else None
-    for evaluation in evaluations if isinstance(evaluations, list) else []:
+def _inline_guards(raw: dict[str, Any]) -> None:
+    screen = raw.get("screen")
+    classifiers = screen.get("classifiers") if isinstance(screen, dict) else None
+    for classifier in classifiers if isinstance(classifiers, list) else []:
+        _inline({"screen.classifiers": classifier}, "screen.classifiers", "chat_template", str)
+
+
+def _digest_sets(raw: dict[str, Any], where: str) -> None:
+    """Puts the digest of a local set of texts beside its path, so that the hash covers what the file holds. `where` is
+    the list of sets, as a dotted key."""
+    found: Any = raw
+    for key in where.split("."):
+        found = found.get(key) if isinstance(found, dict) else None
+    for evaluation in found if isinstance(found, list) else []:
         path = evaluation.get("path") if isinstance(evaluation, dict) else None
         if not isinstance(path, str) or "://" in path or evaluation.get("sha256") is not None:
             continue
@@ -118,9 +134,7 @@ def _digest_evaluations(raw: dict[str, Any]) -> None:
             with Path(path).expanduser().open("rb") as file:
                 evaluation["sha256"] = hashlib.file_digest(file, "sha256").hexdigest()
         except OSError as error:
-            raise ConfigError(
-                f"decontamination.evaluations: {path} cannot be read ({error.strerror}); check the path"
-            ) from None
+            raise ConfigError(f"{where}: {path} cannot be read ({error.strerror}); check the path") from None
 
 
 def absolute(config: Config) -> Config:
@@ -129,24 +143,33 @@ def absolute(config: Config) -> Config:
     def fix(path: str) -> str:
         return path if "://" in path else str(Path(path).expanduser().absolute())
 
-    source, teacher = config.source, config.teacher
+    def moved(sets: list[EvaluationConfig]) -> list[EvaluationConfig]:
+        return [one if one.path is None else one.model_copy(update={"path": fix(one.path)}) for one in sets]
+
+    def local(section: Model) -> Model:
+        return section.model_copy(update={"model": fix(section.model)}) if is_local_path(section.model) else section
+
+    source, decontamination = config.source, config.decontamination
+    screen, dedupe = config.screen, config.dedupe
     if source.path is not None:
         paths = [source.path] if isinstance(source.path, str) else source.path
         source = source.model_copy(update={"path": [fix(path) for path in paths]})
-    if is_local_path(teacher.model):
-        teacher = teacher.model_copy(update={"model": fix(teacher.model)})
-    decontamination = config.decontamination
     if decontamination is not None:
-        evaluations = [
-            evaluation.model_copy(update={"path": fix(evaluation.path)}) if evaluation.path is not None else evaluation
-            for evaluation in decontamination.evaluations
-        ]
-        decontamination = decontamination.model_copy(update={"evaluations": evaluations})
+        decontamination = decontamination.model_copy(update={"evaluations": moved(decontamination.evaluations)})
+    if screen.jailbreaks is not None:
+        jailbreaks = screen.jailbreaks.model_copy(update={"templates": moved(screen.jailbreaks.templates)})
+        screen = screen.model_copy(update={"jailbreaks": jailbreaks})
+    classifiers = [local(one) if isinstance(one, GuardConfig) else one for one in screen.classifiers]
+    screen = screen.model_copy(update={"classifiers": classifiers})
+    if dedupe.semantic is not None:
+        dedupe = dedupe.model_copy(update={"semantic": local(dedupe.semantic)})
     return config.model_copy(
         update={
             "run_dir": fix(config.run_dir),
             "source": source,
-            "teacher": teacher,
+            "teacher": local(config.teacher),
             "decontamination": decontamination,
+            "dedupe": dedupe,
+            "screen": screen,
         }
     )

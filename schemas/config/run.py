@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from stillhouse.schemas.config.curation import DecontaminationConfig
+from stillhouse.schemas.config.curation import BalanceConfig, DecontaminationConfig
 from stillhouse.schemas.config.data import (
     DedupeConfig,
     IngestConfig,
@@ -22,6 +22,7 @@ class WorkersConfig(Section):
     """Ray resources of one stage; never changes what is written."""
 
     min_workers: Count = 1
+    """So many stay on a cluster until the stage is over; the others end when nothing is left for them."""
     max_workers: Count = 1
     num_cpus: Annotated[float, Field(ge=0.0)] = 1.0
     """Per worker."""
@@ -43,6 +44,7 @@ class ResourcesConfig(Section):
     ingest: WorkersConfig = WorkersConfig()
     dedupe: WorkersConfig = WorkersConfig(max_workers=2)
     screen: WorkersConfig = WorkersConfig()
+    balance: WorkersConfig = WorkersConfig()
     generate: WorkersConfig = WorkersConfig(shards_in_flight=2)
     score: WorkersConfig = WorkersConfig(shards_in_flight=2)
     review: WorkersConfig = WorkersConfig()
@@ -70,6 +72,8 @@ class Config(Section):
     decontamination: Annotated[DecontaminationConfig | None, added] = None
     """Evaluation sets that prompts and answers must not hold; null looks for none."""
     screen: ScreenConfig = ScreenConfig()
+    balance: Annotated[BalanceConfig | None, added] = None
+    """Quotas for kinds of prompts; null keeps them as they come."""
     personal: Annotated[PersonalConfig | None, added] = None
     """Look for personal information; by default nobody does."""
     teacher: TeacherConfig

@@ -77,6 +77,15 @@ def _day(value: object) -> str:
         raise ValueError(f"{value!r} is no day; write it as 2026-11-25") from None
 
 
+def checked_pin(model: str, revision: str | None) -> None:
+    """Raises ValueError for a model of the hub without a `revision`."""
+    if revision is None and not is_local_path(model):
+        raise ValueError(
+            f"{model!r} is not a folder here, so it is taken for a hub id, and that needs a `revision` "
+            "(a commit or tag): the model decides the data; for a folder write a path that starts with / or ./"
+        )
+
+
 class TeacherConfig(Section):
     model: str
     """Folder of Hugging Face weights, or a hub id (then with `revision`)."""
@@ -106,11 +115,7 @@ class TeacherConfig(Section):
 
     @model_validator(mode="after")
     def _pinned(self) -> "TeacherConfig":
-        if self.revision is None and not is_local_path(self.model):
-            raise ValueError(
-                f"{self.model!r} is not a folder here, so it is taken for a hub id, and that needs a `revision` "
-                "(a commit or tag): the teacher decides the data; for a folder write a path that starts with / or ./"
-            )
+        checked_pin(self.model, self.revision)
         if taken := RESERVED_TEMPLATE_ARGUMENTS & set(self.chat_template_kwargs):
             raise ValueError(f"chat_template_kwargs: {sorted(taken)} are set by Stillhouse; remove them here")
         try:

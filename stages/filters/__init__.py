@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from stillhouse.schemas.config import ClassifierConfig, ConfigError
 from stillhouse.schemas.tables import scores_type
-from stillhouse.stages.filters.classifier import Classifier, check_thresholds
+from stillhouse.stages.filters.classifier import Classifier, ReadsBoth, check_thresholds
 from stillhouse.stages.filters.detoxify import DetoxifyClassifier
+from stillhouse.stages.filters.guard import GuardClassifier
 from stillhouse.stages.filters.profanity import ProfanityCheck
 
 __all__ = [
@@ -26,12 +27,17 @@ __all__ = [
     "check_thresholds",
     "combined",
     "load",
+    "read_by",
     "score_rows",
     "scores_column",
     "unsafe_rows",
 ]
 
-FILTERS: dict[str, Callable[[Any], Classifier]] = {"profanity-check": ProfanityCheck, "detoxify": DetoxifyClassifier}
+FILTERS: dict[str, Callable[[Any], Classifier]] = {
+    "profanity-check": ProfanityCheck,
+    "detoxify": DetoxifyClassifier,
+    "guard": GuardClassifier,
+}
 """The classifier that each `name` in `screen.classifiers` stands for, built from its section."""
 
 
@@ -48,8 +54,33 @@ class Combined:
 
     def score(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Scores [N, L], the columns in the order of the classifiers."""
-        parts = [part.score(texts) for part in self._classifiers]
-        return np.concatenate([np.zeros((len(texts), 0), np.float32), *parts], axis=1)
+        return _side_by_side(len(texts), [part.score(texts) for part in self._classifiers])
+
+    def score_answers(self, asked: Sequence[str], texts: Sequence[str]) -> NDArray[np.float32]:
+        """The same of answers, with what was asked for each of them: some classifiers read both."""
+        parts = [
+            part.score_answers(asked, texts) if isinstance(part, ReadsBoth) else part.score(texts)
+            for part in self._classifiers
+        ]
+        return _side_by_side(len(texts), parts)
+
+    @property
+    def broken(self) -> bool:
+        """Whether some classifier has failed for good."""
+        return any(getattr(part, "broken", False) for part in self._classifiers)
+
+    def close(self) -> None:
+        """End what the classifiers started."""
+        for part in self._classifiers:
+            getattr(part, "close", _nothing)()
+
+
+def _side_by_side(num_texts: int, parts: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+    return np.concatenate([np.zeros((num_texts, 0), np.float32), *parts], axis=1)
+
+
+def _nothing() -> None:
+    pass
 
 
 def load(config: ClassifierConfig) -> Classifier:
@@ -62,14 +93,24 @@ def combined(configs: Sequence[ClassifierConfig]) -> Combined:
     return Combined([load(config) for config in configs])
 
 
+def read_by(configs: Sequence[ClassifierConfig], what: str) -> list[ClassifierConfig]:
+    """Those of the classifiers that judge `what`, prompts or answers."""
+    return [config for config in configs if what in getattr(config, "reads", (what,))]
+
+
 def score_rows(
-    classifier: Classifier, texts: Sequence[str], row_N: NDArray[np.int64], num_rows: int
+    classifier: Combined,
+    texts: Sequence[str],
+    row_N: NDArray[np.int64],
+    num_rows: int,
+    asked: Sequence[str] | None = None,
 ) -> NDArray[np.float32]:
     """Scores [R, L]: for each label the highest score of a row's texts; 0 for a row without any. Text i belongs to row
-    `row_N[i]`."""
+    `row_N[i]`. Of answers, `asked` is what each of them answers."""
     scores_RL = np.zeros((num_rows, len(classifier.labels)), np.float32)
     if classifier.labels:
-        np.maximum.at(scores_RL, row_N, classifier.score(texts))
+        scores = classifier.score(texts) if asked is None else classifier.score_answers(asked, texts)
+        np.maximum.at(scores_RL, row_N, scores)
     return scores_RL
 
 

@@ -4,7 +4,7 @@ Shape legend: N texts, L labels.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,16 @@ class Classifier(Protocol):
 
     def score(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Probabilities [N, L] in the order of `texts` and `labels`."""
+        ...
+
+
+@runtime_checkable
+class ReadsBoth(Protocol):
+    """A classifier of answers that also reads what was asked. It may have `broken`, whether it has failed for good, and
+    `close`, which ends what it started."""
+
+    def score_answers(self, asked: Sequence[str], texts: Sequence[str]) -> NDArray[np.float32]:
+        """Probabilities [N, L] of `texts`, which answer `asked`."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""Finds items of evaluation sets in prompts and answers, by the runs of words that they share.
+"""Finds items of lists in texts, by the runs of words that they share: of evaluation sets, of jailbreak templates.
 
 An item is found where runs of `ngram` words, standing in the text in any order and any wrapping, cover `threshold` of
 it; a shorter one where it is a whole sentence, line or text. Runs that many items share are phrases, and count nothing.
@@ -12,11 +12,12 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from stillhouse.schemas.config import DecontaminationConfig
-from stillhouse.schemas.tables import EVIDENCE
+from stillhouse.schemas.config import MatchesConfig
+from stillhouse.schemas.tables import EVIDENCE_LABELS
 from stillhouse.stages.text.ngrams import WORD, Words
 
-CONTAMINATION = "contamination"
+CONTAMINATION = EVIDENCE_LABELS["contaminated"]
+JAILBREAK = EVIDENCE_LABELS["jailbreak_template"]
 MIN_LETTERS = 15
 """What the units of an item must count (3 words): a shorter one, such as "Paris", would be found anywhere."""
 LONGEST_WHOLE = 3
@@ -26,16 +27,16 @@ LEAST = 1.5
 
 
 class Contamination:
-    """A classifier (`filters.classifier`) with the label `contamination`: the share of an item that a text holds.
+    """A classifier (`filters.classifier`) with one label, the share of an item that a text holds: `contamination` for
+    items of evaluation sets.
 
     The index is two sorted arrays and two beside them: 20 bytes for each run of words of the sets.
     """
 
-    labels: tuple[str, ...] = (CONTAMINATION,)
-
-    def __init__(self, config: DecontaminationConfig, items: Iterable[tuple[str, str]]) -> None:
+    def __init__(self, config: MatchesConfig, items: Iterable[tuple[str, str]], label: str = CONTAMINATION) -> None:
         """`items`: texts with the names of their items; an item may have several, and each is looked for by itself."""
-        self.thresholds = {CONTAMINATION: config.threshold}
+        self.labels: tuple[str, ...] = (label,)
+        self.thresholds = {label: config.threshold}
         self.num_too_short = 0
         """Texts of the sets that are too short to be told."""
         self._ngram = config.ngram
@@ -95,18 +96,16 @@ class Contamination:
         best = max(shares, key=lambda item: (shares[item], -item))
         return (shares[best], self._names[best]) if shares[best] else (0.0, None)
 
-    def evidence(
-        self, texts: Sequence[str], row_N: NDArray[np.int64], is_dropped_R: NDArray[np.bool_]
-    ) -> tuple[pa.Field, pa.Array]:
-        """The column `EVIDENCE`: for the rows that are dropped, the name of the item that one of their texts holds most
-        of. Text i belongs to row `row_N[i]`."""
+    def found(self, texts: Sequence[str], row_N: NDArray[np.int64], reasons_R: NDArray[np.object_]) -> pa.Array:
+        """What goes into the column `EVIDENCE`: for the rows that are dropped for their items, the name of the item
+        that one of their texts holds most of. Text i belongs to row `row_N[i]`."""
+        is_dropped_R = np.array([EVIDENCE_LABELS.get(reason) in self.labels for reason in reasons_R], bool)
         best: dict[int, tuple[float, str | None]] = {}
         for i in np.flatnonzero(is_dropped_R[row_N]).tolist():
             row, found = int(row_N[i]), self.find(texts[i])
             if found[0] > best.get(row, (0.0, None))[0]:
                 best[row] = found
-        names = [best.get(row, (0.0, None))[1] for row in range(len(is_dropped_R))]
-        return EVIDENCE, pa.array(names, pa.string())
+        return pa.array([best.get(row, (0.0, None))[1] for row in range(len(reasons_R))], pa.string())
 
     def _shares(self, place_P: NDArray[np.int64]) -> dict[int, float]:
         """By text of the sets, the share of it that the runs at these places cover together."""

@@ -18,13 +18,14 @@ if TYPE_CHECKING:
     from stillhouse.stages.sources.streams import Reader
 
 
-def read_evaluation(config: EvaluationConfig) -> list[tuple[str, str]]:
+def read_evaluation(config: EvaluationConfig, key: str = "decontamination.evaluations") -> list[tuple[str, str]]:
     """The texts of a set in order, each with the name of its item: `<name>/<row>`, rows counted from 0 over all files.
+    `key` is the configuration's that lists the set.
 
     Raises `ConfigError` where the set cannot be read, is another file than the configuration says, has a row that
     cannot be read, or holds no text in the columns that are named. Reading by a network raises its own errors too.
     """
-    where = f"decontamination.evaluations ({config.name})"
+    where = f"{key} ({config.name})"
     try:
         rows = list(_rows(config, where))
     except SourceError as error:

@@ -151,7 +151,7 @@ def completions(prompts: pa.Table, samples: list[Sample], settings: TargetsConfi
             columns[field_.name] = _joined(rows, field_.type.value_type)
     labels = carried.schema.field("prompt_scores").type.names if "prompt_scores" in carried.column_names else ()
     kinds = carried.schema.field("prompt_personal").type.names if "prompt_personal" in carried.column_names else ()
-    schema = tables.marked(tables.completions(labels, settings, kinds, asked=asked))
+    schema = tables.marked(tables.completions(labels, settings, kinds, carried.column_names, asked=asked))
     return pa.table(
         [columns[name] if name in columns else carried.column(name) for name in schema.names], schema=schema
     )

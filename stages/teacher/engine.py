@@ -35,6 +35,11 @@ from stillhouse.stages.teacher.scores import SCORED, Part, request_of, scored_an
 SHUTDOWN_TIMEOUT_S = 30.0
 """What vLLM's processes get to end by themselves; its own default of 5 s kills them on a busy machine."""
 
+FIRST_PORT, PORTS_EACH = 20_000, 100
+RACES = ("Address already in use", "EADDRINUSE", "SyntaxError")
+"""In the reasons why an engine did not start that another one, starting beside it, is to blame for: a port taken, or
+vLLM's compile cache read while it was written (compilation/backends.py 0.32 writes it in place). It is tried again."""
+
 DRAWS_IN_ENGINE = "stillhouse.stages.teacher.draws_in_engine"
 SCORES_IN_ENGINE = "stillhouse.stages.teacher.scores_in_engine"
 """Imported by the engine's workers, by name: this process need not have torch loaded."""
@@ -50,6 +55,8 @@ class VLLMTeacher:
     def __init__(self, config: Config, stop_token_ids: list[int]) -> None:
         os.environ.update(config.teacher.env)
         os.environ[ENGINE_MARK] = "1"
+        if (port := first_port(os.environ.get("CUDA_VISIBLE_DEVICES", ""))) is not None:
+            os.environ.setdefault("VLLM_PORT", str(port))
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
         os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")  # stdout is for results
@@ -191,16 +198,43 @@ class VLLMTeacher:
         atexit.unregister(self._at_exit)
 
 
+def first_port(gpus: str) -> int | None:
+    """Where the engine on `gpus` (as in CUDA_VISIBLE_DEVICES) looks for free ports; None for an engine without one.
+
+    vLLM takes a port that is free and binds it seconds later, and meanwhile an engine that starts beside it, or any
+    connection that the machine opens, may take the same. Engines on one machine differ in their first GPU; below 32768
+    Linux gives no ports to connections, and Ray's own are below 20000.
+    """
+    first = gpus.partition(",")[0]
+    return FIRST_PORT + PORTS_EACH * int(first) if first.isdecimal() else None
+
+
 def _start(config: Config) -> Any:
     """A running `AsyncLLM`. Raises `TeacherError` with vLLM's reason when it cannot start."""
     model = config.teacher.model
     if is_local_path(model) and not Path(model).is_dir():
         raise TeacherError(f"teacher.model: there is no folder {model!r}; write the folder of the teacher's weights")
+    reason = ""
+    for _ in range(2):
+        engine, reason = _try_start(config)
+        if engine is not None:
+            return engine
+        if not any(sign in reason for sign in RACES):
+            break
+    # Outside of `except`, so that no traceback keeps the half-built engine and its processes alive.
+    raise TeacherError(
+        f"teacher: vLLM cannot start {model!r} ({reason}); change the key of `teacher` or of `teacher.engine` or "
+        "`teacher.env` that this is about"
+    )
+
+
+def _try_start(config: Config) -> tuple[Any, str]:
+    """A running `AsyncLLM`, or None and vLLM's reason."""
     # Not `TemporaryDirectory`: its finaliser, made first, would put vLLM's own behind `multiprocessing`'s wait at exit.
     folder = tempfile.mkdtemp(prefix="stillhouse-")
     failures = Path(folder, "failures.jsonl")
     try:
-        return _start_logged(config, failures)
+        return _start_logged(config, failures), ""
     except TeacherError:
         raise
     except Exception as error:  # of any type: nothing runs yet that could be in doubt
@@ -208,13 +242,9 @@ def _start(config: Config) -> Any:
         if failures.exists():
             # The first process to fail is the cause of what the others say.
             reason = json.loads(failures.read_text(encoding="utf-8").splitlines()[0])
+        return None, reason
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    # Outside of `except`, so that no traceback keeps the half-built engine and its processes alive.
-    raise TeacherError(
-        f"teacher: vLLM cannot start {model!r} ({reason}); change the key of `teacher` or of `teacher.engine` or "
-        "`teacher.env` that this is about"
-    )
 
 
 def _start_logged(config: Config, failures: Path) -> Any:

@@ -45,7 +45,7 @@ class Part(NamedTuple):
     draws: bytes  # int32 [n, D]
     asked_logprobs: bytes  # float32 [n, Q]
     entropies: bytes  # float32 [n], or none
-    probe: bytes  # float32 [V]: logits of the probed token
+    probe: bytes  # float32 [V]: log-probabilities of the probed token
 
 
 def probed_of(seed: int, fraction: float, num_tokens: int) -> int:

@@ -26,8 +26,8 @@ from stillhouse.stages.teacher.draws_in_engine import draw, entropies
 from stillhouse.stages.teacher.scores import SCORED, Part, Scored
 
 CHUNK_VALUES = 1 << 26
-"""Logits worked on at once: 256 rows of a vocabulary of 262,144. In float32 these are 256 MiB, and a second copy of
-them is made; drawing adds 200 MB."""
+"""Logits worked on at once: 256 rows of a vocabulary of 262,144. In bfloat16 these are 128 MiB, and their
+log-probabilities in float32 256 MiB; drawing adds 200 MB."""
 
 
 class Rows(NamedTuple):
@@ -53,25 +53,26 @@ def distributions(
     num_draws: int,
     has_entropy: bool = False,
 ) -> Iterator[tuple[slice, torch.Tensor, Rows]]:
-    """Which rows these are, their float32 logits [R, V] (gone with the next ones) and what is kept of them.
+    """Which rows these are, their log-probabilities [R, V] (gone with the next ones) and what is kept of them.
 
     `tokens_N` are the tokens of which the rows are to tell the probability, `asked_NQ` more of them; `numbers_N` their
     places among the supervised tokens of their conversation, by which with `seeds_N` they are drawn for."""
     step = max(1, CHUNK_VALUES // vocab_size)
     for start in range(0, len(hidden_NH), step):
         part = slice(start, start + step)
-        logits_RV = logits_of(hidden_NH[part]).float()
-        whole_R = torch.logsumexp(logits_RV, dim=1)
-        top_RK = torch.topk(logits_RV, top_k, dim=1)
-        own_R = logits_RV.gather(1, tokens_N[part, None])[:, 0]
+        # As vLLM's own sampler makes them of rows that it writes.
+        logprobs_RV = torch.log_softmax(logits_of(hidden_NH[part]), dim=1, dtype=torch.float32)
+        top_RK = torch.topk(logprobs_RV, top_k, dim=1)
+        own_R = logprobs_RV.gather(1, tokens_N[part, None])[:, 0]
+        asked_RQ = logprobs_RV.gather(1, asked_NQ[part])
         if num_draws:
-            draws_RD = draw(logits_RV, seeds_N[part], numbers_N[part], num_draws)
+            draws_RD = draw(logprobs_RV, seeds_N[part], numbers_N[part], num_draws)
         else:
-            draws_RD = torch.empty((len(logits_RV), 0), dtype=torch.int32)
-        entropies_RE = entropies(logits_RV)[:, None] if has_entropy else torch.empty((len(logits_RV), 0))
-        ids_RK, logprobs_RK = top_RK.indices.to(torch.int32), top_RK.values - whole_R[:, None]
-        asked_RQ = logits_RV.gather(1, asked_NQ[part]) - whole_R[:, None]
-        yield part, logits_RV, Rows(ids_RK, logprobs_RK, own_R - whole_R, draws_RD, asked_RQ, entropies_RE)
+            draws_RD = torch.empty((len(logprobs_RV), 0), dtype=torch.int32)
+        entropies_RE = entropies(logprobs_RV)[:, None] if has_entropy else torch.empty((len(logprobs_RV), 0))
+        ids_RK = top_RK.indices.to(torch.int32)
+        yield part, logprobs_RV, Rows(ids_RK, top_RK.values, own_R, draws_RD, asked_RQ, entropies_RE)
+        del logprobs_RV  # before there are others
 
 
 class Span(NamedTuple):
@@ -166,16 +167,17 @@ class Scoring:
             *(logits_of, hidden_TH[place], token, more, seed, number),
             *(self._vocab_size, asked.top_k, asked.num_draws, asked.entropy),
         )
-        for part, logits_RV, rows in chunks:
+        for part, logprobs_RV, rows in chunks:
             if self._keeps:
-                self._keep([under_way for under_way, _, _ in found], owner_N[part], number_N[part], logits_RV, rows)
+                self._keep([under_way for under_way, _, _ in found], owner_N[part], number_N[part], logprobs_RV, rows)
+            del logprobs_RV
 
     def _keep(
         self,
         owners: Sequence[_UnderWay],
         owner_R: npt.NDArray[np.int64],
         number_R: npt.NDArray[np.int64],
-        logits_RV: torch.Tensor,
+        logprobs_RV: torch.Tensor,
         rows: Rows,
     ) -> None:
         """Give rows, which are in the order of their owners, to these."""
@@ -187,7 +189,7 @@ class Scoring:
             under_way.kept.append((numbers.astype(np.int32), mine))
             probed = under_way.asked.probed
             if probed >= 0 and numbers[0] <= probed <= numbers[-1]:
-                under_way.probe = logits_RV[low + probed - int(numbers[0])].cpu().numpy().tobytes()
+                under_way.probe = logprobs_RV[low + probed - int(numbers[0])].cpu().numpy().tobytes()
 
     def take(self, names: Sequence[str]) -> list[tuple[bytes, ...]]:
         """A `Part`, as a plain tuple, for each of `names`, which are then forgotten."""

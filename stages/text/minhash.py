@@ -3,16 +3,25 @@
 MinHash: Broder, "On the resemblance and containment of documents" (1997). Banding: Leskovec, Rajaraman and Ullman,
 "Mining of Massive Datasets", section 3.4. The bands determine recall, the threshold determines precision.
 
-Shape legend: N texts, P permutations, B bands, C candidates.
+Shape legend: N texts with signatures, T texts that are compared, M of them together, P permutations, B bands, C
+candidates or components, E pairs.
 """
 
+import tempfile
+from collections.abc import Iterator
 from math import ceil
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from stillhouse.stages.text.meaning import Meanings
 
 BAND_RECALL = 0.95
 """Least probability that a pair exactly at the threshold shares a band. For more similar pairs it is higher."""
+COMPARED_AT_ONCE = 1 << 19
+"""Texts whose signatures are in memory together, at 1.3 kB each."""
 _AT_ONCE = 1 << 15
 
 
@@ -27,14 +36,95 @@ def bands(threshold: float, num_perm: int) -> tuple[int, int]:
     return num_perm, 1
 
 
-def leaders(signature_NP: NDArray[np.uint32], units_N: NDArray[np.uint64], threshold: float) -> NDArray[np.int64]:
-    """[N]: the text that stands for each text, which is itself where none before it does. Earlier texts come first.
+def leaders(
+    signature_NP: NDArray[np.uint32],
+    units_T: NDArray[np.uint64],
+    threshold: float,
+    row_T: NDArray[np.int64] | None = None,
+    meanings: Meanings | None = None,
+) -> NDArray[np.int64]:
+    """[T]: the text that stands for each text, which is itself where none before it does. Earlier texts come first.
 
     A text stands for itself unless it is like an earlier one that stands for itself; of several, the first stands for
     it. So no text is represented by one that is less than `threshold` like it, however long a chain of texts joins
     them. Alike are two texts that share a band and agree in at least `threshold` of their slots. Texts whose units are
     the same are not alike: all that tells them apart is what shingles leave out, and it means something, or they would
-    have one `reading`. `units_N` are the hashes of their units.
+    have one `reading`. `units_T` are the hashes of their units. Text t has the signature `row_T[t]`, by default t.
+
+    Signatures may be on disk (`np.memmap`), where 8 bytes for each of them and each band are written as well, to a
+    temporary file. Texts that bands join directly or through others are compared by themselves, about
+    `COMPARED_AT_ONCE` at a time: others cannot change their leaders. Memory: 60 bytes for each text, and 1.3 kB for
+    each that is compared at once. Raises OSError where the disk is full.
+
+    With `meanings`, a text that is like no earlier leader has the first that means the same. Then all texts are
+    compared together: what bands do not join, meanings may.
+    """
+    leader_T = np.arange(len(units_T))
+    row_T = leader_T.copy() if row_T is None else row_T
+    if meanings is not None:
+        return _leaders(np.asarray(signature_NP[row_T]), units_T, threshold, meanings)
+    for text_M in _batches(_components(signature_NP, row_T, threshold)):
+        among_M = _leaders(np.asarray(signature_NP[row_T[text_M]]), units_T[text_M], threshold)
+        leader_T[text_M] = text_M[among_M]
+    return leader_T
+
+
+def _components(signature_NP: NDArray[np.uint32], row_T: NDArray[np.int64], threshold: float) -> NDArray[np.int32]:
+    """[T]: a number for all texts that shared bands join, directly or through others."""
+    num_rows, num_perm = signature_NP.shape
+    num_bands, width = bands(threshold, num_perm)
+    component_T = np.arange(len(row_T), dtype=np.int32)
+    if num_rows == 0:
+        return component_T
+    with tempfile.TemporaryFile() as file:
+        # Written, not mapped: a full disk is then an error, and not the end of the process.
+        for start in range(0, num_rows, _AT_ONCE):
+            some_NP = np.asarray(signature_NP[start : start + _AT_ONCE])
+            for band in range(num_bands):
+                file.seek((band * num_rows + start) * 8)
+                file.write(_band_keys(some_NP[:, band * width : (band + 1) * width]).tobytes())
+        file.flush()
+        for key_N in np.memmap(file, np.uint64, "r", shape=(num_bands, num_rows)):
+            first_E, member_E = _shared(key_N[row_T])
+            from_E, to_E = component_T[first_E], component_T[member_E]
+            new_E = from_E != to_E
+            if new_E.any():
+                num = int(component_T.max()) + 1
+                graph = coo_array((np.ones(int(new_E.sum()), np.bool_), (from_E[new_E], to_E[new_E])), shape=(num, num))
+                component_T = connected_components(graph, directed=False)[1][component_T]
+    return component_T
+
+
+def _shared(key_T: NDArray[np.uint64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Of each key that several texts have, the first text beside each of the others."""
+    order = np.argsort(key_T, kind="stable")
+    key_T = key_T[order]
+    is_first_T = np.r_[True, key_T[1:] != key_T[:-1]]
+    group_E = np.cumsum(is_first_T)[~is_first_T] - 1
+    return order[np.flatnonzero(is_first_T)[group_E]], order[~is_first_T]
+
+
+def _batches(component_T: NDArray[np.int32]) -> Iterator[NDArray[np.int64]]:
+    """Texts that are not alone in their component, in order; of each component all, and as many components as hold
+    `COMPARED_AT_ONCE` texts, or a single larger one."""
+    text_M = np.flatnonzero(np.bincount(component_T)[component_T] > 1)
+    text_M = text_M[np.argsort(component_T[text_M], kind="stable")]
+    end_C = np.flatnonzero(np.diff(component_T[text_M], append=-1)) + 1
+    begin = 0
+    while begin < len(text_M):
+        most = np.searchsorted(end_C, begin + COMPARED_AT_ONCE, side="right") - 1
+        end = int(end_C[max(most, np.searchsorted(end_C, begin, side="right"))])
+        yield np.sort(text_M[begin:end])
+        begin = end
+
+
+def _leaders(
+    signature_NP: NDArray[np.uint32],
+    units_N: NDArray[np.uint64],
+    threshold: float,
+    meanings: Meanings | None = None,
+) -> NDArray[np.int64]:
+    """`leaders` of texts in memory, all of them compared.
 
     Texts are taken in order. One that nobody stands for is compared with the texts after it that share a band with it
     and have no leader yet.
@@ -49,9 +139,17 @@ def leaders(signature_NP: NDArray[np.uint32], units_N: NDArray[np.uint64], thres
     num_padding = low_NP.shape[1] - num_perm
     leader_N = np.arange(num_texts)
     alone_N = np.ones(num_texts, bool)  # without a leader
-    for text in np.flatnonzero((begin_NB < end_NB).any(axis=1)).tolist():
+    shares_band_N = np.asarray((begin_NB < end_NB).any(axis=1))
+    for text in np.flatnonzero(shares_band_N if meanings is None else alone_N).tolist():
         if not alone_N[text]:
             continue
+        if meanings is not None:
+            if (leader := meanings.leader_of(text, alone_N)) is not None:
+                leader_N[text], alone_N[text] = leader, False
+                continue
+            meanings.add(text)
+            if not shares_band_N[text]:
+                continue
         begin_B, end_B = begin_NB[text], end_NB[text]
         groups = [member_M[b:e] for b, e in zip(begin_B.tolist(), end_B.tolist(), strict=True) if b < e]
         candidate_C = np.concatenate([group[alone_N[group]] for group in groups])

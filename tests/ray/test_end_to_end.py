@@ -19,9 +19,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from stillhouse.schemas import targets
-from tests.ray.conftest import BIN, Head
 from tests.support.data import CONVERSATIONS, ROOT, TEACHER
 from tests.support.forward import forward
+from tests.support.nodes import BIN, Head
 
 ROWS = 40
 

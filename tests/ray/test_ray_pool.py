@@ -14,8 +14,8 @@ import pytest
 import yaml
 
 from stillhouse.pipeline.run.ray_pool import RAYS_LINES
-from tests.ray.conftest import Head
 from tests.support.command import Command, contents, copy_of, read, without_answers
+from tests.support.nodes import Head
 
 
 @pytest.fixture

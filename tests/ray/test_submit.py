@@ -14,19 +14,15 @@ from typing import Any
 import pytest
 
 from stillhouse.pipeline.cluster.submission import run_id
-from tests.ray.conftest import BIN, Head
-from tests.support.command import Command, contents, copy_of, without_answers
+from tests.support.command import Command, contents, copy_of, read, without_answers
 from tests.support.data import ROOT
+from tests.support.nodes import BIN, Head
 from tests.support.submitting import configuration, ended, folder_that_travels, start
 
 
 def job_of(head: Head, submission_id: str) -> dict[str, Any]:
     """As the head's own HTTP interface has it."""
-    request = urllib.request.Request(
-        f"{head.dashboard}/api/jobs/{submission_id}",
-        headers={"Authorization": f"Bearer {head.token['RAY_AUTH_TOKEN']}"},
-    )
-    with urllib.request.urlopen(request, timeout=30) as answer:
+    with urllib.request.urlopen(head.request(f"api/jobs/{submission_id}"), timeout=30) as answer:
         return json.load(answer)
 
 
@@ -95,6 +91,20 @@ def test_a_terminal_may_leave_and_a_job_may_be_stopped(head: Head, finished: Com
     assert list(command.run_dir.glob("state/staged/*")) == []
     _, err = ended(start("stop", first, "--address", head.dashboard, **head.token))
     assert "has ended already (stopped)" in err
+
+
+def test_a_preview_is_submitted_up_to_a_stage(head: Head, command: Command, tmp_path: Path) -> None:
+    """In a folder of its own."""
+    file = folder_that_travels(tmp_path / "w", command)
+    asked = ("submit", file, "--sample", 20, "--until", "screen", "--working-dir", file.parent)
+    result, _ = ended(start(*asked, "--address", head.dashboard, "--json", **head.token))
+    folder = f"{command.run_dir}-sample-20"
+    assert (result["job"], result["state"]) == (run_id(folder), "SUCCEEDED")
+    assert read(Path(folder) / "ingest").num_rows <= 20
+    assert sorted(path.name for path in Path(folder).iterdir() if path.is_dir()) == [
+        "dedupe", "ingest", "ledger", "screen", "state",
+    ]  # fmt: skip
+    assert not command.run_dir.exists()
 
 
 TWICE = """

@@ -1,23 +1,22 @@
 """A cluster of two nodes on which much is wrong, and environments that nodes make: what tests/ray has no time for."""
 
-import contextlib
 import shutil
 import subprocess
-import tempfile
 import time
 import zipfile
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import ray
 import yaml
 
 from stillhouse.pipeline.cluster.submission import run_id
-from tests.ray.conftest import BIN, Head
+from tests.slow.test_engine_faults import make_config, outcome
 from tests.support.command import Command, contents, copy_of, without_answers
-from tests.support.ports import free_port
-from tests.support.processes import descendants, end_all
+from tests.support.nodes import Head, Node, joined, wait_for
 from tests.support.submitting import ended, folder_that_travels, start
 
 CAN_UNSHARE = subprocess.run(["unshare", "-m", "true"], capture_output=True, check=False).returncode == 0
@@ -29,26 +28,8 @@ def second_node(head: Head, tmp_path: Path) -> Iterator[Path]:
     at the folder that this returns."""
     place = tmp_path / "mounted"
     place.mkdir()
-    folder = tempfile.mkdtemp(prefix="ray-")
-    join = (
-        f"exec {BIN}/ray start --address={head.address} --block --num-cpus=1 --num-gpus=1 --disable-usage-stats "
-        f"--temp-dir={folder} --dashboard-agent-listen-port={free_port()}"
-    )
-    process = subprocess.Popen(
-        ["unshare", "-m", "sh", "-c", f"mount -t tmpfs none {place} && {join}"],
-        env=head.environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    try:
-        time.sleep(20)
-        assert process.poll() is None
+    with joined(head, "second", "--num-cpus=1", "--num-gpus=1", mounted=place):
         yield place
-    finally:
-        family = descendants(process.pid)
-        process.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(3)
-        end_all(process, family)
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def problems(head: Head, file: Path, *arguments: object) -> list[str]:
@@ -137,3 +118,64 @@ def test_nodes_make_their_environment_from_a_lock(head: Head, finished: Command,
     result, err = ended(start("submit", file, *on, "--json", **head.token))
     assert result["state"] == "SUCCEEDED", err
     assert yaml.safe_load((command.run_dir / "run.json").read_text())["config"]["teacher"]["backend"].startswith("tiny")
+
+
+ENGINE = ("--num-cpus=1", '--resources={"engine": 1}')
+
+
+def test_nodes_come_and_go_under_a_real_teacher(head: Head, tmp_path: Path) -> None:
+    """A head and three nodes, two of them with an engine. One of these is killed amid answers, one is added, and when
+    that one answers the other is drained. The rows are those of an undisturbed run on this machine."""
+    (tmp_path / "undisturbed").mkdir()
+    undisturbed = Command(tmp_path / "undisturbed", make_config(tmp_path / "undisturbed"), local=True)
+    undisturbed("run")
+    raw = make_config(tmp_path)
+    raw["teacher"]["engine"]["max_num_seqs"] = 2  # slow enough for all that is to happen
+    workers = {"num_cpus": 0, "resources": {"engine": 1}, "max_workers": 2, "shards_in_flight": 2}
+    raw["resources"] = {"generate": workers}
+    file = folder_that_travels(tmp_path / "w", Command(tmp_path, raw))
+    run_dir = Path(raw["run_dir"])
+
+    def answers(node: Node) -> bool:
+        """Whether its engine is past its start: its replica is ready, and holds shards."""
+        return bool(node.replicas()) and bool(list(run_dir.glob("state/attempts/*/generate.transform.*")))
+
+    def say(text: str) -> None:
+        num_made = len([*run_dir.glob("generate/*.parquet")])
+        print(f"{time.monotonic() - began:4.0f} s: {text}; {num_made} of 5 shards are there")
+
+    with ExitStack() as stack:
+        # An engine has a core of its own, or two of them wait for each other in every step; and Ray's workers yield to
+        # all other processes unless told otherwise.
+        alone = {"OMP_WAIT_POLICY": "PASSIVE", "RAY_worker_niceness": "0"}
+        first, second = (
+            stack.enter_context(joined(head, name, *ENGINE, mounted=None, VLLM_CPU_OMP_THREADS_BIND=core, **alone))
+            for name, core in (("first", "0"), ("second", "1"))
+        )
+        stack.enter_context(joined(head, "curation", "--num-cpus=1"))
+        began = time.monotonic()
+        print()
+        submit = start(
+            "submit", file, "--working-dir", file.parent, "--address", head.dashboard, "--json", **head.token
+        )
+        wait_for(lambda: answers(first) and answers(second), 240)
+        time.sleep(3)
+        say("two engines answer; one's node is killed")
+        first.kill()
+        third = stack.enter_context(
+            joined(head, "third", *ENGINE, mounted=None, VLLM_CPU_OMP_THREADS_BIND="0", **alone)
+        )
+        say("another node is there")
+        wait_for(lambda: answers(third), 240)
+        say("its engine answers; the other's node is drained, with 15 s")
+        second.drain(15)
+        wait_for(lambda: not second.is_alive, 30)
+        say("it has left")
+        result, err = ended(submit)
+        say(f"the run has ended, {result['state']}")
+    assert result["state"] == "SUCCEEDED", err
+    assert outcome(run_dir) == outcome(undisturbed.run_dir)
+    timeline = [row for file in run_dir.glob("state/timeline/*.parquet") for row in pq.read_table(file).to_pylist()]
+    assert sorted(r["shard"] for r in timeline if r["stage"] == "generate" and r["outcome"] == "written") == [
+        f"{n:05d}.parquet" for n in range(5)
+    ]

@@ -21,7 +21,7 @@ from tests.support.data import ROOT, TEACHER, make_raw_config
 from tests.support.processes import descendants, end_all
 
 ROWS = 40
-PARTS = ("VLLM::Worker", "VLLM::EngineCore", "ray::MapWorker", "driver")
+PARTS = ("VLLM::Worker", "VLLM::EngineCore", "ray::StageWorker", "driver")
 
 
 def make_config(folder: Path) -> dict[str, Any]:

@@ -11,20 +11,12 @@ from stillhouse.pipeline.folder import open_folder
 from stillhouse.pipeline.run import driver, sharing
 from stillhouse.pipeline.run.pool import LocalPool
 from stillhouse.schemas.config import Config
+from tests.support.command import Command
 from tests.support.inline_pool import Kept
+from tests.support.nodes import started_head
+from tests.support.timed_teacher import idle, spans_of
 
 NUM_WORKERS = 8
-
-
-def idle(log: Path) -> tuple[float, float]:
-    """Share of the time from the moment when all workers have begun during which fewer than half of them answer, and
-    the seconds of all that time."""
-    spans = [np.loadtxt(file, ndmin=2) for file in log.iterdir()]
-    assert len(spans) == NUM_WORKERS
-    began, end = max(span[:, 0].min() for span in spans), max(span[:, 1].max() for span in spans)
-    grid = np.linspace(began, end, 4001)
-    busy = sum(((span[:, :1] <= grid) & (grid <= span[:, 1:])).any(axis=0).astype(int) for span in spans)
-    return float(np.mean(np.less(busy, NUM_WORKERS / 2))), end - began
 
 
 def config_of(folder: Path, raw: dict[str, Any], rows: list[int], most: int, shards_in_flight: int) -> Config:
@@ -83,12 +75,36 @@ def test_workers_are_busy_until_the_end(
         monkeypatch.setattr(sharing, "shared", lambda shards, *rest: [*shards])
     driver.run(config, Kept(), LocalPool(), until="generate")
     assert len(open_folder(config.run_dir).names("generate")) == num_shards
-    share, seconds = idle(log)
-    answers = sum(len(file.read_text().splitlines()) for file in log.iterdir())
-    assert answers == sum(rows)
-    print(
-        f"\n{way}: {num_shards} shards, cost {costs}, {shards_in_flight} in flight: fewer than half at work "
-        f"{share:.1%} of {seconds:.1f} s"
-    )
+    share = share_of(log, sum(rows), f"{way}: {num_shards} shards, cost {costs}, {shards_in_flight} in flight")
     if way == "shared":
         assert share < 0.1
+
+
+@pytest.mark.parametrize("costs", ["known", "unknown"])
+def test_replicas_on_a_cluster_are_busy_until_the_end(costs: str, tmp_path: Path, raw_config: dict[str, Any]) -> None:
+    """The same on Ray, all replicas on one node."""
+    rows = [50] * 40 if costs == "unknown" else np.linspace(10, 100, 40).astype(int).tolist()
+    rows = np.random.default_rng(40).permutation(rows).tolist()
+    config_of(tmp_path, raw_config, rows, 100, 3)
+    log = tmp_path / "log"
+    log.mkdir()
+    timed = {
+        "TIMED_TEACHER_LOG": str(log),
+        "TIMED_TEACHER_S": "0.6" if costs == "known" else "0.12",
+        "TIMED_TEACHER_UNKNOWN": "" if costs == "known" else "1",
+    }
+    Command(tmp_path, raw_config, local=True)("run", "--until", "screen")
+    with started_head(tmp_path / "head.log", "--num-cpus=2", **timed) as head:
+        Command(tmp_path, raw_config)("run", "--until", "generate", **head.driver_environment)
+    assert share_of(log, sum(rows), f"on Ray: 40 shards, cost {costs}, 3 in flight") < 0.1
+
+
+def share_of(log: Path, num_answers: int, what: str) -> float:
+    """Of the time from the moment when all workers have begun, in which fewer than half of them answer."""
+    spans = spans_of(log)
+    assert len(spans) == NUM_WORKERS
+    assert sum(len(span) for span in spans) == num_answers
+    began, end = max(span[:, 0].min() for span in spans), max(span[:, 1].max() for span in spans)
+    share = idle(spans, began, end)
+    print(f"\n{what}: fewer than half at work {share:.1%} of {end - began:.1f} s")
+    return share

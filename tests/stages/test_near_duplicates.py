@@ -16,7 +16,8 @@ from stillhouse.stages.text import minhash
 from stillhouse.stages.text.reading import reading
 from stillhouse.stages.text.shingles import shingles, units
 from tests.support.conversations import first_user_turns
-from tests.support.near_duplicates import all_jaccards, edited, jaccard, oracle_shingles, prompts, reasons, run
+from tests.support.details import QUESTIONS, differing, passage
+from tests.support.near_duplicates import all_jaccards, edited, jaccard, oracle_shingles, prompts, reasons, run, varied
 from tests.support.questions import DIFFERENT, SAME
 
 CONFIG = DedupeConfig()
@@ -84,8 +85,8 @@ def test_pairs_above_the_threshold_are_alike_and_those_far_below_are_not(measure
     for level, pairs in measured.planted.items():
         recall[level] = np.mean([alike(measured, *pair) for pair in pairs])
         print(f"planted at {level}: {len(pairs)} pairs, recall {recall[level]:.3f}")
-    assert recall[0.95] >= 0.98
-    assert recall[0.9] >= 0.98
+    assert recall[0.95] >= 0.99
+    assert recall[0.9] >= 0.99
     assert recall[0.6] == 0
 
 
@@ -110,8 +111,48 @@ def test_recall_among_all_pairs_and_whom_dropped_texts_are_like(measured: Measur
     for level in (0.8, 0.75, 0.7):
         print(f"of {len(dropped)} dropped texts {(to_leader < level).mean():.4f} are below {level} to their leader")
     print(f"least {to_leader.min():.3f}")
-    assert recall[0.9] >= 0.98
-    assert to_leader.min() >= 0.66  # four standard errors of the estimate, 0.035
+    assert recall[0.9] >= 0.99
+    assert to_leader.min() >= CONFIG.threshold - 0.1
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("language", QUESTIONS)
+def test_recall_and_precision_in_many_languages(language: str) -> None:
+    """Pairs of passages that are 0.9 alike: one of the two is dropped. What is dropped is like what is kept."""
+    rng = random.Random(language)
+    texts: list[str] = []
+    while len(texts) < 2 * 60:
+        base = passage(language, rng.randint(60, 200), rng)
+        copy = varied(base, rng.choice((0.91, 0.91, 0.78, 0.66)), rng)
+        texts += [base, copy]
+    sets = [oracle_shingles(text) for text in texts]
+    exact = [jaccard(*pair) for pair in zip(sets[::2], sets[1::2], strict=True)]
+    table = run([prompts(texts)])
+    is_kept = [reason is None for reason in table["drop_reason"].to_pylist()]
+    found = [not (one and other) for one, other in zip(is_kept[::2], is_kept[1::2], strict=True)]
+    high = [is_found for is_found, value in zip(found, exact, strict=True) if value >= 0.9]
+    assert len(high) >= 10
+    assert np.mean(high) >= 0.99
+    dropped = [value for is_found, value in zip(found, exact, strict=True) if is_found]
+    assert min(dropped) >= CONFIG.threshold - 0.1
+    low = [is_found for is_found, value in zip(found, exact, strict=True) if value < CONFIG.threshold - 0.1]
+    assert len(low) >= 5
+    assert not any(low)
+
+
+# Details that few shingles hold: at an end of the text, or one character of many.
+MERGED = {
+    ("tr", "name"), ("ko", "name"), ("hi", "name"), ("hi", "number"), ("hi", "negation"), ("ja", "name"),
+    ("ja", "number"), ("ja", "negation"), ("th", "name"), ("th", "negation"),
+}  # fmt: skip
+
+
+def test_one_detail_makes_another_question() -> None:
+    """Of 46 pairs of 10 to 60 words or characters that differ in one; those merged all the same are in
+    docs/duplicates.md."""
+    details = differing()
+    assert len(details) == 46
+    assert {(language, detail) for language, detail, *pair in details if reasons(*pair) != [None, None]} == MERGED
 
 
 def chain(num_links: int, step: int, seed: int, words: int = 104) -> list[str]:

@@ -123,7 +123,7 @@ def test_no_rows(classifiers: list[Any]) -> None:
         result = Review(config, classifiers)(table, assignment)
         assert result.num_rows == 0
         assert result.schema == tables.marked(tables.reviewed(labels))
-    assert assign([], config) == []
+    assert list(assign([], config)) == []
 
 
 def test_slices_and_chunks_are_reviewed_as_the_whole() -> None:
@@ -222,7 +222,7 @@ def test_what_is_kept_depends_on_no_order(max_duplicates: int) -> None:
     config = ReviewConfig(max_duplicates=max_duplicates)
     for size in (7, 64, 300):
         shards = shards_of(answers, rng.permutation(300).tolist(), size)
-        assignments = assign(iter(shards), config)
+        assignments = list(assign(iter(shards), config))
         assert [a["sample_id"].to_pylist() for a in assignments] == [s["sample_id"].to_pylist() for s in shards]
         rows = [row for assignment in assignments for row in assignment.to_pylist()]
         assert {row["sample_id"] for row in rows if row["drop_reason"] is None} == expected
@@ -231,7 +231,7 @@ def test_what_is_kept_depends_on_no_order(max_duplicates: int) -> None:
 
 def test_empty_shards_among_others() -> None:
     one = shards_of(["x", "x", None], [0, 1, 2], 3)[0]
-    assignments = assign([SKETCH.empty_table(), one, SKETCH.empty_table()], ReviewConfig())
+    assignments = list(assign([SKETCH.empty_table(), one, SKETCH.empty_table()], ReviewConfig()))
     assert [a.num_rows for a in assignments] == [0, 3, 0]
     assert sorted(assignments[1]["drop_reason"].to_pylist(), key=str) == [None, None, "duplicate_answer"]
 

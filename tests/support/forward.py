@@ -3,6 +3,7 @@
 Shape legend: T tokens, V vocabulary, S supervised tokens, D draws per token.
 """
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,12 +15,12 @@ from stillhouse.schemas.tables import IGNORE_INDEX
 from tests.support.data import TEACHER
 
 
-def exact_model(device: str = "cpu") -> Any:
-    """The quick start's teacher in float32."""
+def exact_model(device: str = "cpu", folder: Path = TEACHER) -> Any:
+    """The quick start's teacher in float32, or another."""
     import torch
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(TEACHER, dtype=torch.float32).eval().to(device)
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval().to(device)
 
 
 def forward(row: dict[str, Any], model: Any) -> tuple[np.ndarray, np.ndarray]:

@@ -153,6 +153,19 @@ def edited(text: str, level: float, rng: random.Random) -> str | None:
     return " ".join(words) if level - 0.005 <= similarity < level + 0.005 else None
 
 
+def varied(text: str, level: float, rng: random.Random) -> str:
+    """`text`, of any script, with units replaced by others from it until its exact Jaccard similarity to `text` is
+    below `level`."""
+    original, parts = oracle_shingles(text), text.split() if " " in text else list(text)
+    glue = " " if " " in text else ""
+    while jaccard(original, oracle_shingles(glue.join(parts))) >= level:
+        before = list(parts)
+        parts[rng.randrange(len(parts))] = rng.choice(parts)
+        if jaccard(original, oracle_shingles(glue.join(parts))) < level:
+            return glue.join(before if rng.random() < 0.5 else parts)
+    return glue.join(parts)
+
+
 def digest() -> str:
     """A hash of everything that the three steps give on some texts."""
     texts = [*variants(50), "what is 2+2", "", "请用简单的语言解释一下什么是量子计算机", "x " * 3000]

@@ -9,7 +9,6 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.parquet as pq
 
-from stillhouse.pipeline.folder import open_folder
 from stillhouse.pipeline.run.progress import Progress
 from stillhouse.pipeline.run.timeline import Timeline
 from stillhouse.schemas.config import Config
@@ -55,7 +54,7 @@ def make_run(folder: Path, targets: dict[str, Any], num_shards: int = 5, **secti
         **sections,
     }
     config, progress = Config.model_validate(raw), Progress()
-    timeline = Timeline(open_folder(config.run_dir), progress)
+    timeline = Timeline(config.run_dir, progress)
     try:
         written, trouble = run_inline(config, progress, timeline)
     finally:

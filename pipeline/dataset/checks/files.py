@@ -20,8 +20,10 @@ MAY_BE_NULL = frozenset(
         "language",
         "messages.reasoning_content",
         "probe",
+        "prompt_language",
         "prompt_scores",
         "prompt_personal",
+        "prompt_topic",
         "response_personal",
         "redacted",
         "rendering_differs",
@@ -94,7 +96,8 @@ def published_schema(table: pa.Table, targets: dict[str, Any]) -> pa.Schema:
     labels, response_labels, kinds = (_names_in(table.schema, column) for column in columns)
     precision, has_entropy = targets.get("precision") or 0.0, "teacher_entropy" in targets
     settings = TargetsConfig(method=targets["method"], precision=precision, entropy=has_entropy or None)
-    return tables.reviewed(labels, settings, kinds, response_labels, asked="asked_ids" in table.column_names)
+    names = table.column_names
+    return tables.reviewed(labels, settings, kinds, response_labels, names, asked="asked_ids" in names)
 
 
 def _names_in(schema: pa.Schema, column: str) -> list[str]:

@@ -10,6 +10,7 @@ STAGES = {
     "ingest": "prompts read",
     "dedupe": "without duplicates",
     "screen": "safe prompts",
+    "balance": "prompts within the quotas",
     "generate": "answered by the teacher",
     "score": "scored by the teacher",
     "review": "good answers",
@@ -94,7 +95,8 @@ def worth_a_look(manifest: dict[str, Any], stages: list[dict[str, Any]], rows: R
     if not manifest["fidelity"].get("probed_tokens"):
         found.append("No token was compared with the teacher's whole distribution (no KL; Targets says why).")
     if rows.num_rows and "language" in rows.words and _share(rows, "language", LANGUAGELESS.__contains__) == 1:
-        found.append("The source names no row's language, so ingest.languages cannot choose.")
+        others = "" if "prompt_language" in rows.words else "; screen.language can"
+        found.append(f"The source names no row's language, so ingest.languages cannot choose{others}.")
     if manifest["set_aside"]:
         found.append(
             f"{len(manifest['set_aside'])} shards were set aside and are not in it; `stillhouse run --retry-set-aside` "

@@ -14,13 +14,14 @@ from numpy.typing import NDArray
 
 from stillhouse.pipeline.look.place import Place
 from stillhouse.pipeline.look.report.rows import Rows
+from stillhouse.schemas.tables import EVIDENCE_LABELS
 
 STEPS = 1000
 BARS = 50
 """Of a score's distribution."""
 SCORED = {"screen": ("prompt_scores", "unsafe_prompt"), "review": ("response_scores", "unsafe_answer")}
 """By stage, the column of its scores and the reason for which a score drops a row."""
-OWN_REASONS = {"contamination": "contaminated"}
+OWN_REASONS = {label: reason for reason, label in EVIDENCE_LABELS.items()}
 """Labels whose scores drop rows for a reason of their own."""
 TAGS = frozenset({"low_information", "mistaken_identity", "refusal", "hedge"})
 """Labels that are 0 or 1: there is no threshold to try."""
@@ -70,8 +71,10 @@ def thresholds(place: Place, rows: Rows) -> list[dict[str, Any]]:
 
 def _used(config: dict[str, Any], stage: str) -> dict[str, float]:
     """The thresholds of a stage by label, from the values that decide the data."""
-    contamination = config.get("decontamination.threshold")
-    own = {} if contamination is None else {"contamination": contamination}
+    keys = {"contamination": "decontamination.threshold"}
+    if stage == "screen":
+        keys["jailbreak"] = "screen.jailbreaks.threshold"
+    own = {label: config[key] for label, key in keys.items() if config.get(key) is not None}
     of_review = config.get("review.thresholds")
     if stage == "review" and of_review is not None:
         return dict(of_review) | own

@@ -176,6 +176,52 @@ def test_each_has_its_sentence(name: str) -> None:
     assert len(found.problems) == 1, found.problems
 
 
+LARGE: dict[str, Any] = {
+    "teacher": {**CONFIG["teacher"], "engine": {"tensor_parallel_size": 4, "pipeline_parallel_size": 2}},
+    "resources": {"generate": {"max_workers": 6, "num_gpus": 8, "num_cpus": 4}},
+}
+
+
+def spread(**engine: Any) -> dict[str, Any]:
+    engine = {**LARGE["teacher"]["engine"], "distributed_executor_backend": "ray", **engine}
+    return {**LARGE, "teacher": {**LARGE["teacher"], "engine": engine}}
+
+
+def test_an_engine_that_is_larger_than_a_node_may_be_on_several() -> None:
+    assert (
+        "distributed_executor_backend to ray, by which an engine may be on several nodes" in judged(**LARGE).problems[0]
+    )
+    found = judged(**spread())
+    assert (found.problems, found.plan["replicas"]) == ([], 1)
+    assert found.notes == ["a note of check's"]
+    odd = spread(tensor_parallel_size=3) | {"resources": {"generate": {"num_gpus": 6, "num_cpus": 4}}}
+    assert "GPUs of nodes 10.0.0.2, 10.0.0.3 are no multiple of tensor_parallel_size 3, so" in judged(**odd).notes[0]
+    narrow = spread(tensor_parallel_size=8, pipeline_parallel_size=1)
+    (problem,) = judged(**narrow).problems
+    assert problem.startswith("resources.generate: each worker needs 4 CPU, 8 GPU, and no node has that")
+    deep = spread(pipeline_parallel_size=3) | {"resources": {"generate": {"num_gpus": 12, "num_cpus": 4}}}
+    (problem,) = judged(**deep).problems
+    assert problem.startswith("resources.generate: each worker needs 3 times 4 GPU, each on one node")
+    assert problem.endswith("lower it, or add such a node")
+
+
+def test_several_nodes_of_a_type_are_waited_for() -> None:
+    def types(most: int) -> Callable[[dict[str, Any]], Any]:
+        def change(facts: dict[str, Any]) -> None:
+            facts["nodes"] = facts["nodes"][:1]
+            facts["node_types"] = [{"name": "h100", "resources": {"CPU": 32.0, "GPU": 4.0}, "max": most}]
+
+        return change
+
+    found = judged(types(5), **spread())
+    assert found.problems == []
+    assert "it waits for the autoscaler to add one of type h100" in found.notes[0]
+    assert found.plan["max_replicas"] == 2
+    assert judged(types(-1), **spread()).plan["max_replicas"] == 6
+    (problem,) = judged(types(1), **spread()).problems
+    assert "nor any that the autoscaler may add (h100: 32 CPU, 4 GPU); lower it, or add such a type" in problem
+
+
 def test_what_the_autoscaler_may_add_is_waited_for() -> None:
     def from_zero(facts: dict[str, Any]) -> None:
         facts["nodes"] = [head()]

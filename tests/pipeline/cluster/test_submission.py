@@ -2,13 +2,17 @@
 
 import json
 import os
+import shlex
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from stillhouse.pipeline import cli
+from stillhouse.pipeline.arguments import parser
 from stillhouse.pipeline.cluster.package import package
 from stillhouse.pipeline.cluster.submission import (
     Submission,
@@ -83,6 +87,26 @@ def test_rays_own_command_says_the_same_and_hides_values(submission: Submission,
     assert given == {"--address": "http://head:8265", "--submission-id": "the-id"}
     assert after.split("\0") == ["python", "-m", "stillhouse", "run", "the run.yaml", "--set",
                                  'source.roles={"it\'s": user}', "--set", "sampling.seed=1"]  # fmt: skip
+
+
+def test_a_preview_is_one_on_the_cluster_too(submission: Submission) -> None:
+    asked = replace(submission, sample=200)
+    words = shlex.split(asked.entrypoint("stillhouse run", "--until", "screen"))
+    arguments = parser().parse_args(words[3:])
+    assert (arguments.command, arguments.sample, arguments.until) == ("run", 200, "screen")
+    assert shlex.split(asked.entrypoint("x"))[-2:] == ["--sample", "200"]
+
+
+def test_a_stage_at_which_no_run_can_stop_is_refused_here(
+    submission: Submission, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before the cluster is asked: nothing listens there."""
+    monkeypatch.chdir(submission.package.folder)
+    for stage in ("publish", "no-such"):
+        assert cli.main(["submit", "the run.yaml", "--until", stage, "--address", "http://127.0.0.1:9"]) == 2
+        assert (
+            f"--until: a run cannot stop after '{stage}'; name one of ingest, dedupe, screen" in capsys.readouterr().err
+        )
 
 
 def test_the_code_travels_where_the_folder_has_none(submission: Submission) -> None:

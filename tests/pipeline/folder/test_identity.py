@@ -12,6 +12,7 @@ from stillhouse.pipeline import flow
 from stillhouse.pipeline.dataset import manifest
 from stillhouse.pipeline.folder import identity
 from stillhouse.pipeline.folder.identity import compare_with_folder, open_run, run_date
+from stillhouse.pipeline.folder.local import LocalFolder
 from stillhouse.pipeline.run.partition import ingest
 from stillhouse.schemas.config import Config, ConfigError, config_hash
 from stillhouse.stages.generate import Generate
@@ -62,6 +63,36 @@ def test_a_run_keeps_its_day_over_midnight_and_after_a_resume(raw_config: dict[s
     ids = generate._chat.prompt_ids([{"role": "user", "content": "x"}])
     assert "x (30 September 2026, a Wednesday)<|im_end|>" in generate._chat.tokenizer.decode(ids)
     assert manifest._read_teacher(config)["chat_template_date"] == "2026-09-30"
+
+
+def test_a_run_folder_is_read_once(raw_config: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    config = dated(raw_config)
+    open_run(config)
+    read, get = list[str](), LocalFolder.get
+
+    def noted(folder: LocalFolder, key: str) -> bytes:
+        read.append(key)
+        return get(folder, key)
+
+    monkeypatch.setattr(LocalFolder, "get", noted)
+    open_run(config)
+    assert read == ["run.json"]
+
+
+def test_of_two_runs_that_begin_at_once_one_is_first(
+    raw_config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other one finds nothing there, and then the first one's file."""
+    config = dated(raw_config)
+    put = LocalFolder.put_if_absent
+
+    def late(folder: LocalFolder, key: str, data: bytes) -> bool:
+        put(folder, key, data.replace(b"config_hash", b"another_hash"))
+        return put(folder, key, data)
+
+    monkeypatch.setattr(LocalFolder, "put_if_absent", late)
+    with pytest.raises(ConfigError, match=r"its run\.json is damaged"):
+        open_run(config)
 
 
 def test_before_a_run_it_is_today(raw_config: dict[str, Any], day: Any) -> None:

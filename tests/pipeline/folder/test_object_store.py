@@ -65,7 +65,7 @@ def test_store_keeps_its_promises(bucket: str) -> None:
 def test_timeline_and_status(bucket: str, tmp_path: Path) -> None:
     config = Config.model_validate(make_raw_config(tmp_path) | {"run_dir": f"{bucket}/timeline"})
     progress = Progress()
-    timeline = Timeline(open_run(config), progress)
+    timeline = Timeline(open_run(config).url, progress)
     report = Reports(progress, timeline)
     report.begin("review", 2)
     report.result("review", ShardResult("review", "00000.parquet", 1.0, rows_in=4))

@@ -90,10 +90,17 @@ def checked(raw: dict[str, Any], folder: Path, *arguments: str) -> tuple[int, di
 
 
 def test_probe_measures_speed_lengths_and_bytes(
-    raw: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    raw: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    ingested, asked = check.ingested, list[int]()
+
+    def noted(config: Config, rows: int) -> pa.Table:
+        asked.append(rows)
+        return ingested(config, rows)
+
+    monkeypatch.setattr(check, "ingested", noted)
     code, result = checked(raw, tmp_path, "--probe", "--probe-seconds", "5")
-    assert code == 0
+    assert (code, asked) == (0, [1000])
     found = result["probe"]
     trials = found["configured"]["trials"]
     assert [t["answers_at_once"] for t in trials[:4]] == [2, 4, 8, 16]

@@ -5,7 +5,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from stillhouse.pipeline.folder import keys, open_folder
+from stillhouse.pipeline.folder import keys
 from stillhouse.pipeline.folder import shard as shards
 from stillhouse.pipeline.look.place import open_place
 from stillhouse.pipeline.look.report.times import times
@@ -16,7 +16,7 @@ from stillhouse.pipeline.run.timeline import Timeline
 
 def tell(folder: Path, results: list[ShardResult]) -> None:
     progress = Progress()
-    timeline = Timeline(open_folder(str(folder)), progress)
+    timeline = Timeline(str(folder), progress)
     report = Reports(progress, timeline)
     report.begin("generate", len(results))
     for result in results:

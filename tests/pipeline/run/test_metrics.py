@@ -90,9 +90,9 @@ def test_workers_and_step(prometheus: Prometheus, progress: Progress, monkeypatc
     monkeypatch.setattr(metrics, "STEP_EVERY_S", 0.0)
     report = told(prometheus, progress)
     report.begin("generate", 4, 100)
-    for tokens in (100, 250):
-        report.activity(busy("a", tokens))
-        report.activity(busy("b", 2 * tokens, waiting=5))
+    for written in (100, 250):
+        report.activity(busy("a", written))
+        report.activity(busy("b", 2 * written, waiting=5))
     report.activity(busy("b", 40))  # it was started again
     assert prometheus.of("stillhouse_tokens_total", worker="a") == 250
     assert prometheus.of("stillhouse_tokens_total", worker="b") == 540
@@ -109,6 +109,11 @@ def test_workers_and_step(prometheus: Prometheus, progress: Progress, monkeypatc
     monkeypatch.setattr(metrics, "SILENT_AFTER_S", 30.0)
     report.activity(busy("a", 270))
     assert prometheus.of("stillhouse_worker_answers_under_way") == 7
+    tokens = prometheus.of("stillhouse_tokens_total", worker="a")
+    report.activity(Activity("a", "generate", "transform", False, has_ended=True))
+    assert prometheus.of("stillhouse_worker_answers_under_way") == 0
+    assert prometheus.of("stillhouse_tokens_total", worker="a") == tokens
+    report.activity(busy("b", 10))
     report.begin("review: sketch", 4)
     assert prometheus.of("stillhouse_worker_answers_under_way") == 0
     assert prometheus.of("stillhouse_step_answers") == 0

@@ -42,6 +42,17 @@ def test_worker_that_starts_again_does_not_take_tokens_back() -> None:
     assert step.tokens_written == 160
 
 
+def test_worker_that_is_gone_holds_nothing() -> None:
+    """Its node was taken away: what it had under way is to come again."""
+    step = Step("generate", 4, 100, began=0.0)
+    for worker in ("a", "b"):
+        step.add_activity(activity(worker, done=5, under_way=10, tokens=50), 1.0)
+    assert (step.answers(1.0), step.snapshot(1.0).num_workers) == ((10, 20), 2)
+    step.add_activity(Activity("a", "generate", "transform", False, has_ended=True), 2.0)
+    assert (step.answers(2.0), step.snapshot(2.0).num_workers) == ((5, 10), 1)
+    assert step.tokens_written == 100
+
+
 def test_other_steps() -> None:
     assert Step("screen", 7, None, began=0.0, shards_done=3).text(12.0) == "3 of 7 shards, 12 s"
     assert Step("ingest", None, None, began=0.0, rows_done=1200).text(3.4) == "1,200 rows, 3 s"

@@ -16,6 +16,8 @@ from stillhouse.pipeline.dataset.verify import verify
 from stillhouse.pipeline.dataset.withhold import withhold
 from stillhouse.pipeline.folder import open_folder
 from stillhouse.pipeline.look import check
+from stillhouse.pipeline.look.place import open_place
+from stillhouse.pipeline.look.trail import trail
 from stillhouse.schemas.config import Config, ConfigError
 from tests.support.command import Command, contents, read
 from tests.support.data import CONVERSATIONS
@@ -72,6 +74,13 @@ def test_the_dataset_and_its_exports_are_what_they_say(scored: tuple[Raw, dict[s
         assert verify(str(alone), num_workers=1)["problems"] == []
     with pytest.raises(ConfigError, match="like its prompts"):
         withhold(raw["run_dir"], str(tmp_path / "no-prompts"))
+
+
+def test_a_conversation_is_found_in_every_stage(scored: tuple[Raw, dict[str, Any]]) -> None:
+    place = open_place(scored[0]["run_dir"])
+    prompt_id = read(Path(scored[0]["run_dir"]) / "dataset/data")["prompt_id"][0].as_py()
+    stages = ["ingest", "dedupe", "screen", "score", "review", "publish"]
+    assert [(entry["stage"], entry["status"]) for entry in trail(place, prompt_id)] == [(s, "kept") for s in stages]
 
 
 def test_nothing_is_made_twice(scored: tuple[Raw, dict[str, Any]]) -> None:

@@ -58,6 +58,20 @@ def test_timeline_says_when_and_where(finished: Command) -> None:
     assert not [*(finished.run_dir / keys.NOW).iterdir()]  # it has ended
 
 
+def test_timeline_that_is_written_often_has_every_row_once(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timeline, "ROWS_EVERY_S", 0.0)
+    progress = Progress()
+    line = Timeline(open_run(config).url, progress)
+    names = [keys.shard_name(number) for number in range(20)]
+    for name in names:
+        line.result("screen", ShardResult("screen", name, 1.0))
+    line.close()
+    progress.close()
+    (file,) = open_folder(config.run_dir).list(keys.TIMELINE)
+    table = shards.read(open_folder(config.run_dir), f"{keys.TIMELINE}/{file}")
+    assert table.column("shard").to_pylist() == names
+
+
 @pytest.fixture
 def config(raw_config: dict[str, Any]) -> Config:
     return Config.model_validate(raw_config)
@@ -67,7 +81,7 @@ def config(raw_config: dict[str, Any]) -> Config:
 def going(config: Config) -> Any:
     """A run that goes on: three shards of generate, one of which is done."""
     progress = Progress()
-    line = Timeline(open_run(config), progress)
+    line = Timeline(open_run(config).url, progress)
     report = Reports(progress, line)
     report.begin("generate", 3, 30)
     report.activity(Activity("w", "generate", "transform", False, 2, 4, 16, 1000))
@@ -135,7 +149,7 @@ def test_storage_that_fails_ends_no_run_for_a_timeline(going: tuple[Reports, Tim
 
 
 def test_nothing_made_nothing_written(config: Config) -> None:
-    line = Timeline(open_run(config), progress := Progress())
+    line = Timeline(open_run(config).url, progress := Progress())
     line.begin("ingest", 0)
     line.close()
     progress.close()

@@ -1,6 +1,8 @@
 """Which checkpoints of Detoxify are loaded: none is unpickled before its digest is checked."""
 
 import hashlib
+import threading
+import time
 from pathlib import Path
 from typing import Any, get_args
 
@@ -10,7 +12,7 @@ from pydantic import ValidationError
 
 from stillhouse.schemas.config import ConfigError, DetoxifyConfig
 from stillhouse.stages.filters import load
-from stillhouse.stages.filters.detoxify import DetoxifyClassifier, _released_digest
+from stillhouse.stages.filters.detoxify import DetoxifyClassifier, _released_checkpoint, _released_digest
 from tests.support.tiny_bert import NUM_OUTPUTS, Tiny, save
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -94,3 +96,27 @@ def test_more_labels_than_outputs_are_refused(tiny: Tiny) -> None:
     checkpoint = save(tiny.folder / "named.ckpt", tiny.model, "bert-base-uncased", classes)
     with pytest.raises(ConfigError, match="6 labels for a model of 5 outputs"):
         load(tiny.config(checkpoint=str(checkpoint)))
+
+
+def test_workers_of_one_machine_fetch_a_checkpoint_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    fetched: list[str] = []
+    others: list[threading.Thread] = []
+
+    def fetch(url: str, place: str, progress: bool) -> None:
+        fetched.append(place)
+        if len(others) < 3:  # while it is under way, three more begin
+            others.extend(threading.Thread(target=_released_checkpoint, args=("original",)) for _ in range(3))
+            for other in others:
+                other.start()
+            time.sleep(0.3)
+        Path(place).write_bytes(b"weights")
+
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", fetch)
+    path = _released_checkpoint("original")
+    for other in others:
+        other.join(10)
+        assert not other.is_alive()
+    assert fetched == [str(path)]

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Sequence
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from stillhouse.stages.filters import load
-from stillhouse.stages.filters.detoxify import DetoxifyClassifier, _groups, _max_tokens
+from stillhouse.stages.filters.detoxify import DetoxifyClassifier, _groups, _max_tokens, batches
 from tests.support.tiny_bert import LABELS, MAX_TOKENS, Tiny, save
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -106,6 +106,49 @@ def test_order_and_batching_do_not_matter(tiny: Tiny, prompts: list[str], monkey
     np.testing.assert_allclose(large.score([texts[i] for i in order]), expected[order], atol=2e-6)
     monkeypatch.setattr("stillhouse.stages.filters.detoxify.GROUP_CHARACTERS", 2000)
     np.testing.assert_allclose(large.score(texts), expected, atol=2e-6)
+
+
+def test_batches_have_so_many_tokens_and_follow_from_lengths_alone() -> None:
+    lengths = [5, 100, 1, 40, 40, 39, 2, 300, 5, 5]
+    found = batches(lengths, 100)
+    assert sorted(window for batch in found for window in batch.tolist()) == list(range(len(lengths)))
+    assert [[lengths[window] for window in batch] for batch in found] == [[1, 2, 5, 5, 5], [39, 40], [40], [100], [300]]
+    for batch, following in pairwise(found):
+        longest = max(lengths[window] for window in batch)
+        assert longest * len(batch) <= 100 or len(batch) == 1
+        assert lengths[following[0]] * (len(batch) + 1) > 100, "one more would have fitted"
+    assert batches([], 100) == []
+
+
+def test_a_batch_is_no_larger_than_configured(tiny: Tiny, prompts: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    classifier, seen = DetoxifyClassifier(tiny.config(batch_size=3)), []
+    forward = classifier._model.forward
+
+    def counted(input_ids: Any, **values: Any) -> Any:
+        seen.append(tuple(input_ids.shape))
+        return forward(input_ids=input_ids, **values)
+
+    monkeypatch.setattr(classifier._model, "forward", counted)
+    texts = [text for text in prompts if len(text) < 300][:100]
+    classifier.score(texts)
+    assert max(rows * tokens for rows, tokens in seen) <= 3 * MAX_TOKENS
+    assert max(rows for rows, _ in seen) > 3, "short windows share a pass"
+    assert sum(rows for rows, _ in seen) == len(classifier._windows(texts)[0])
+
+
+def test_bytes_do_not_depend_on_how_many_processors_there_are(tiny: Tiny, prompts: list[str]) -> None:
+    import torch
+
+    texts = [text for text in prompts if len(text) < 2000][:120]
+    found = []
+    for threads in (1, 2, 5):
+        torch.set_num_threads(threads)
+        classifier = DetoxifyClassifier(tiny.config(batch_size=4))
+        assert classifier.num_threads == threads
+        found.append(classifier.score(texts).tobytes())
+        assert torch.get_num_threads() == threads, "what others set is left as it was"
+    torch.set_num_threads(1)
+    assert len(set(found)) == 1
 
 
 def test_groups_cover_every_text_once(monkeypatch: pytest.MonkeyPatch) -> None:

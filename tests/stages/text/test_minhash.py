@@ -4,6 +4,7 @@ Shape legend: N texts, P permutations.
 """
 
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -57,6 +58,41 @@ def test_each_text_has_the_first_leader_that_it_is_like(keep: float, num_perm: i
     found = leaders(signature_NP, 0.75, units_N)
     assert found.tolist() == brute_force(signature_NP, 0.75, units_N)
     assert keep > 0.9 or 2 < len(set(found.tolist())) < len(signature_NP)
+
+
+@pytest.mark.parametrize("at_once", [1, 40, 10**6])
+def test_the_same_on_disk_in_any_order_and_in_pieces(
+    at_once: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Many families beside texts that are alone, of which pieces are compared, with rows in another order."""
+    monkeypatch.setattr(minhash, "COMPARED_AT_ONCE", at_once)
+    monkeypatch.setattr(minhash, "_AT_ONCE", 64)
+    rng = np.random.default_rng(7)
+    families = [rng.integers(0, 2**32, (200, 60), dtype=np.uint32)]
+    for size in (2,) * 20 + (3,) * 10 + (30, 80):
+        own_NP = rng.integers(0, 2**32, (size, 60), dtype=np.uint32)
+        families.append(np.where(rng.random((size, 60)) < 0.88, own_NP[0], own_NP))
+    signature_NP = rng.permutation(np.concatenate(families))
+    signature_NP.tofile(tmp_path / "signatures")
+    on_disk_NP = np.memmap(tmp_path / "signatures", np.uint32, "r").reshape(-1, 60)
+    row_T = rng.permutation(len(signature_NP))[:300]
+    units_T = rng.integers(0, 100, 300).astype(np.uint64)
+    found = minhash.leaders(on_disk_NP, units_T, 0.75, row_T)
+    assert found.tolist() == brute_force(signature_NP[row_T], 0.75, units_T)
+    assert 100 < len(set(found.tolist())) < 290
+
+
+def test_pieces_hold_whole_components() -> None:
+    component_T = np.array([0, 1, 2, 0, 1, 3, 3, 3, 3, 2, 4, 5, 5], np.int32)
+    for most, wanted in ((1, 5), (4, 4), (100, 1)):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(minhash, "COMPARED_AT_ONCE", most)
+            pieces = [piece.tolist() for piece in minhash._batches(component_T)]
+        assert len(pieces) == wanted
+        assert all(piece == sorted(piece) for piece in pieces)
+        assert sorted(text for piece in pieces for text in piece) == [text for text in range(13) if text != 10]
+        numbers = [set(component_T[piece].tolist()) for piece in pieces]
+        assert sum(map(len, numbers)) == 5
 
 
 def test_a_chain_is_broken_where_its_ends_are_unlike() -> None:
