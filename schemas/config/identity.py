@@ -58,12 +58,18 @@ def values_of_teacher(deciding: Mapping[str, Any], number: int) -> dict[str, Any
 
 
 def nested_values(deciding: Mapping[str, Any], sections: Iterable[str]) -> dict[str, Any]:
-    """The `sections` (and keys of no section) of a configuration, none that holds lists of sections, as YAML would give
-    them, from its `deciding_values`."""
+    """The `sections` (and keys of no section) of a configuration, lists of flat sections (`teachers`) among them, as
+    YAML would give them, from its `deciding_values`."""
     nested: dict[str, Any] = {}
     for key, value in deciding.items():
         first, *inner = key.split(".")
-        if first not in sections:
+        listed, bracket, number = first.partition("[")
+        if listed not in sections:
+            continue
+        if bracket:
+            items = nested.setdefault(listed, [])
+            items += [{} for _ in range(int(number[:-1]) + 1 - len(items))]
+            items[int(number[:-1])][inner[0]] = value
             continue
         if not inner:
             nested[first] = value
