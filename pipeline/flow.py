@@ -46,12 +46,14 @@ class Stage:
 
 def of(config: Config) -> tuple[Stage, ...]:
     """The stages of a run, in order."""
+    rollout = () if config.rollout is None else (Stage("rollout", _rollout, is_async=True),)
     balance = Stage("balance", _balance, sketch=_balance_sketch, assign=_balance_assign)  # only where there are quotas
     return (
         Stage("ingest", _ingest),  # reads the source and fixes the shards
         Stage("dedupe", _dedupe, sketch=_dedupe_sketch, assign=_dedupe_assign),
         Stage("screen", _screen),
         *([] if config.balance is None else [balance]),
+        *rollout,
         Stage(config.task, _score if config.task == "score" else _generate, is_async=True),
         Stage(
             "review",
@@ -199,12 +201,24 @@ def _generate(config: Config) -> Transform:
     return generate(config)
 
 
-def generate(config: Config, around: "Callable[[Teacher], Teacher]" = lambda teacher: teacher) -> "Generate":
-    """The stage generate with its engine; `around` puts something between the two."""
+def generate(
+    config: Config,
+    around: "Callable[[Teacher], Teacher]" = lambda teacher: teacher,
+    template_of: Config | None = None,
+) -> "Generate":
+    """The stage generate with its engine; `around` puts something between the two. Template and tokenizer are those of
+    `config`, or of another configuration."""
     from stillhouse.stages.generate import Generate
 
-    chat, teacher = _teacher(config)
+    chat, teacher = _teacher(config, template_of)
     return Generate(config, chat, around(teacher))
+
+
+def _rollout(config: Config) -> Transform:
+    """The student in the teacher's place, which reads and stops by the teacher's template."""
+    from stillhouse.stages.rollout import Rollout
+
+    return Rollout(generate(config.writer, template_of=config), asks_top_k=config.asks_more)
 
 
 def _score(config: Config) -> Transform:
@@ -213,12 +227,12 @@ def _score(config: Config) -> Transform:
     return Score(config, *_teacher(config))
 
 
-def _teacher(config: Config) -> "tuple[Chat, Watchdog]":
+def _teacher(config: Config, template_of: Config | None = None) -> "tuple[Chat, Watchdog]":
     from stillhouse.stages.teacher import load_teacher
     from stillhouse.stages.teacher.chat import load_chat
     from stillhouse.stages.teacher.watchdog import Watchdog
 
-    chat = load_chat(config, run_date(config))
+    chat = load_chat(template_of or config, run_date(config))
     teacher = load_teacher(config, chat.end_of_turn_ids())
     return chat, Watchdog(teacher, config.teacher.stall_timeout_s)
 

@@ -58,6 +58,8 @@ GIVEN = pa.schema(
         pa.field("given_labels", pa.list_(pa.int32())),
         # Of score.asked_ids, flat: Q ids for each supervised token in order.
         pa.field("asked_ids", pa.list_(pa.int32())),
+        # Of score.student_logprobs: one for each supervised token in order.
+        pa.field("student_logprobs", pa.list_(pa.float32())),
     ]
 )
 """What the source's answers add to `PROMPTS` with `task: score`; null where there is none."""
@@ -65,6 +67,16 @@ GIVEN = pa.schema(
 
 TEACHER = pa.field("teacher", pa.string())
 """Whose a row is, by its name in `teachers`; only where these are configured."""
+
+
+ROLLED_OUT = pa.schema(
+    [
+        pa.field("sample_id", pa.string()),  # <prompt_id>/<sample>
+        pa.field("finish_reasons", pa.list_(pa.string())),  # one per answer: stop, length
+        pa.field("num_target_tokens", pa.int32()),
+    ]
+)
+"""What the stage rollout adds to prompts beside `GIVEN`, a row for each of the student's answers."""
 
 
 def prompts(kinds: Sequence[str], *, scored: bool = False, several: bool = False) -> pa.Schema:
@@ -167,6 +179,9 @@ ASKED = pa.schema(
 )
 """More ids that the source asks about (`score.asked_ids`)."""
 
+STUDENT = pa.schema([pa.field("student_logprobs", pa.list_(pa.float32()))])
+"""[S] log-probability of the token written, by the student who wrote it, nats (`score.student_logprobs`)."""
+
 
 def target_fields(settings: TargetsConfig) -> list[pa.Field]:
     """The columns that hold what `targets` asks for."""
@@ -187,10 +202,12 @@ def completions(
     *,
     asked: bool = False,
     several: bool = False,
+    student: bool = False,
 ) -> pa.Schema:
     """The table of completions: the columns of `targets` (by default its defaults), `ASKED` where more ids were `asked`
-    about, `TEACHER` where there are `several` and, where there are kinds of personal information and labels, the
-    `prompt_personal` of ingest and the `prompt_scores` that screen gave; then those of `CURATED` that are named."""
+    about, `STUDENT` where a `student` wrote the answers, `TEACHER` where there are `several` and, where there are kinds
+    of personal information and labels, the `prompt_personal` of ingest and the `prompt_scores` that screen gave; then
+    those of `CURATED` that are named."""
     settings = settings or TargetsConfig()
     fields = [
         pa.field("sample_id", pa.string()),  # <prompt_id>/<sample>
@@ -202,6 +219,7 @@ def completions(
         pa.field("token_logprobs", pa.list_(pa.float32())),  # [S] log-probability of the token written
         *([ENTROPY] if settings.has_entropy else []),
         *(ASKED if asked else ()),
+        *(STUDENT if student else ()),
         # Why messages, rendered by the teacher's template, are not the text of input_ids (docs/templates.md);
         # null where they are.
         pa.field("rendering_differs", pa.string()),
@@ -233,11 +251,12 @@ def reviewed(
     *,
     asked: bool = False,
     several: bool = False,
+    student: bool = False,
 ) -> pa.Schema:
     """`completions` plus `loop_tokens` (longest self-repeating stretch of an answer, in tokens; 0 when none),
     `response_scores` (for each of `response_labels`, by default those of prompts, the highest score of any answer) and
     `response_personal` (how often each kind was found in all answers)."""
-    schema = completions(labels, settings, kinds, curated, asked=asked, several=several)
+    schema = completions(labels, settings, kinds, curated, asked=asked, several=several, student=student)
     schema = schema.append(pa.field("loop_tokens", pa.int32()))
     response_labels = labels if response_labels is None else response_labels
     if response_labels:

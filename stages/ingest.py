@@ -95,6 +95,7 @@ class _Prompt(NamedTuple):
     given_labels: list[int] | None = None
     asked_ids: list[int] | None = None
     teacher: str | None = None  # with several
+    student_logprobs: list[float] | None = None
 
     @property
     def texts(self) -> list[str]:
@@ -129,7 +130,7 @@ class Ingest:
         if config.teachers is not None and config.has_rules:
             self._views = {name: config.of_teacher(name) for name in config.teacher_names}
             self._rules = Rules(config.teachers, self._spelling, self._source)
-        scored = config.task == "score"
+        scored = config.reads_answers
         self._schema = tables.marked(tables.prompts(config.personal_kinds, scored=scored, several=config.has_rules))
         self._languages = None if config.ingest.languages is None else frozenset(config.ingest.languages)
 
@@ -244,11 +245,12 @@ def _prompt(value: dict[str, Any], spelling: conversation.Spelling, prompt_id: s
     kept = _kept(messages, first, config)
     turns = [text_of(messages[i].content) for i in kept]
     given: dict[str, Any] = {}
-    if config.task == "score":
+    if config.reads_answers:
         given["answers"] = [text_of(messages[i + 1].content) for i in kept]
         if config.score is not None and config.given_ids:
             found = given_ids(value, len(kept), config.score, first_only=config.ingest.turns == "first")
             given |= {"given_ids": found.ids, "given_labels": found.labels, "asked_ids": found.asked}
+            given["student_logprobs"] = found.logprobs
     redacted = value.get("redacted")
     return _Prompt(
         prompt_id=prompt_id,
@@ -262,9 +264,9 @@ def _prompt(value: dict[str, Any], spelling: conversation.Spelling, prompt_id: s
 
 
 def _kept(messages: list[conversation.Message], first: int, config: Config) -> list[int]:
-    """Places of the user turns that are kept, of which `first` is the first. With `task: score` these are the ones
+    """Places of the user turns that are kept, of which `first` is the first. Where answers are read these are the ones
     that have an answer, one right after them, up to the first that has none."""
-    if config.task == "score":
+    if config.reads_answers:
         kept = exchanges(messages, first)
     else:
         kept = []

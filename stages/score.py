@@ -35,6 +35,7 @@ class Turn(NamedTuple):
     answer: npt.NDArray[np.int32]  # with the token that ends the turn
     supervised: npt.NDArray[np.bool_]  # of the answer: which tokens are learned
     asked_ids: npt.NDArray[np.int32]  # [S, Q] more ids that the source asks about, of each of these
+    student_logprobs: npt.NDArray[np.float32]  # [S] of who wrote it; empty where the source does not say
 
 
 class _RefusedError(Exception):
@@ -56,7 +57,8 @@ class Score(Conversing):
         super().__init__(teacher)
         assert config.score is not None
         self._config, self._settings, self._chat, self._scorer = config, config.score, chat, teacher
-        if config.score.ids == "text":
+        self._are_ids_given = config.given_ids or config.rollout is not None
+        if not self._are_ids_given:
             check_template(config, chat)
             chat.answer_ids("An answer.")
         self._end_ids = set(chat.end_of_turn_ids())
@@ -66,10 +68,20 @@ class Score(Conversing):
     async def __call__(self, prompts: pa.Table) -> pa.Table:
         columns = ["user_turns", "answers", *tables.GIVEN.names[1:]]
         rows = prompts.select(columns).to_pylist()
-        samples = [Sample(f"{name}/0", row) for row, name in enumerate(prompts.column("prompt_id").to_pylist())]
-        systems = system_prompts(self._config, prompts)
+        if "sample_id" in prompts.column_names:  # of a student
+            names = prompts.column("sample_id").to_pylist()
+        else:
+            names = [f"{name}/0" for name in prompts.column("prompt_id").to_pylist()]
+        samples = [Sample(name, row) for row, name in enumerate(names)]
+        systems = system_prompts(self._config.writer, prompts)
         await asyncio.gather(*(self._score(sample, rows[sample.row], systems[sample.row]) for sample in samples))
-        return completions(prompts, samples, self._config.targets, asked=self._settings.asked_ids is not None)
+        return completions(
+            prompts,
+            samples,
+            self._config.targets,
+            asked=self._config.asks_more,
+            student=self._settings.student_logprobs is not None or self._config.rollout is not None,
+        )
 
     def _num_tokens(self) -> int:
         return self._num_ended_tokens  # an engine writes one token for each conversation
@@ -91,7 +103,7 @@ class Score(Conversing):
             self._num_ended_tokens += len(answer.token_ids)
 
     def _turns(self, row: dict[str, Any], system_prompt: str | None) -> list[Turn]:
-        if self._settings.ids == "source":
+        if self._are_ids_given:
             turns = self._given_turns(row)
         else:
             try:
@@ -102,7 +114,11 @@ class Score(Conversing):
                 raise _RefusedError("template_refused") from None
         if self._settings.answers == "last":
             turns[:-1] = [
-                turn._replace(supervised=np.zeros(len(turn.answer), np.bool_), asked_ids=turn.asked_ids[:0])
+                turn._replace(
+                    supervised=np.zeros(len(turn.answer), np.bool_),
+                    asked_ids=turn.asked_ids[:0],
+                    student_logprobs=turn.student_logprobs[:0],
+                )
                 for turn in turns[:-1]
             ]
         return turns
@@ -131,10 +147,13 @@ class Score(Conversing):
             raise _RefusedError("unknown_ids")
         starts, ends = supervised_runs(np.array(row["given_labels"], np.int32))
         asked_SQ = asked.reshape(int((ends - starts).sum()), -1)
+        own_S = np.array(row["student_logprobs"] or [], np.float32)
         done, number, turns = 0, 0, []
         for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
-            turns.append(_turn(ids_T[done:start], ids_T[start:end], asked_SQ[number : number + end - start]))
-            done, number = end, number + end - start
+            here = slice(number, number + end - start)
+            turn = _turn(ids_T[done:start], ids_T[start:end], asked_SQ[here])
+            turns.append(turn._replace(student_logprobs=own_S[here]))
+            done, number = end, here.stop
         return turns
 
     def _fitting(self, turns: list[Turn]) -> list[Turn]:
@@ -147,7 +166,9 @@ class Score(Conversing):
                 num_kept = room - len(turn.prompt)
                 if self._settings.cut_long and num_kept > 0:
                     kept = slice(num_kept)
-                    fitting.append(_turn(turn.prompt, turn.answer[kept], turn.asked_ids[kept], turn.supervised[kept]))
+                    cut = _turn(turn.prompt, turn.answer[kept], turn.asked_ids[kept])
+                    logprobs = turn.student_logprobs[kept]
+                    fitting.append(cut._replace(supervised=turn.supervised[kept], student_logprobs=logprobs))
                 break
             fitting.append(turn)
             room = left
@@ -191,15 +212,14 @@ class Score(Conversing):
             part = replace(answer.only(number_S == number), finish_reason=reason)
             sample.add_answer(message, part, turn.supervised, self._config.targets)
             sample.asked_ids.append(turn.asked_ids.ravel())
+            sample.student_logprobs.append(turn.student_logprobs)
 
 
 def _turn(
     prompt: npt.NDArray[np.int32],
     answer: npt.NDArray[np.int32],
     asked_ids: npt.NDArray[np.int32] | None = None,
-    supervised: npt.NDArray[np.bool_] | None = None,
 ) -> Turn:
-    """By default one of which the whole answer is learned, and nothing more is asked."""
+    """One of which the whole answer is learned; by default nothing more is asked."""
     asked_ids = np.empty((len(answer), 0), np.int32) if asked_ids is None else asked_ids
-    supervised = np.ones(len(answer), np.bool_) if supervised is None else supervised
-    return Turn(prompt, answer, supervised, asked_ids)
+    return Turn(prompt, answer, np.ones(len(answer), np.bool_), asked_ids, np.empty(0, np.float32))

@@ -20,6 +20,7 @@ def test_every_drop_reason_is_documented() -> None:
     }
     shared = (ROOT / "stages/personal/__init__.py").read_text()  # of ingest and review
     assert documented["ingest"] == set(ingest.REASONS)
+    assert documented["rollout"] == documented["generate"]
     for stage in ("dedupe", "screen", "balance", "generate", "score", "review"):
         source = (ROOT / "stages" / f"{stage}.py").read_text() + shared
         for reason in documented[stage]:
@@ -35,11 +36,8 @@ def test_published_columns_are_documented() -> None:
         re.findall(r"`(\w+)`", " ".join(line.split("|")[1] for line in text.splitlines() if line.startswith("|")))
     )
     every = [TargetsConfig(method="both"), TargetsConfig(precision=0.25, entropy=True)]
-    every_name = tables.CURATED.names
-    schemas = [
-        tables.reviewed(["label"], settings, ["email"], curated=every_name, asked=True, several=True)
-        for settings in every
-    ]
+    more = {"curated": tables.CURATED.names, "asked": True, "several": True, "student": True}
+    schemas = [tables.reviewed(["label"], settings, ["email"], **more) for settings in every]
     assert {name for schema in schemas for name in schema.names} == names
 
 
@@ -124,7 +122,8 @@ def test_architecture_names_every_module() -> None:
 def test_stages_are_the_files_of_their_folder(raw_config: dict[str, Any]) -> None:
     raw_config["balance"] = {"quotas": [{"by": ["language"], "max_rows": 1}]}
     scoring = {key: value for key, value in raw_config.items() if key != "sampling"} | {"task": "score"}
-    configs = [Config.model_validate(raw) for raw in (raw_config, scoring)]
+    rolling_out = scoring | {"rollout": {"model": "./student", "sampling": {"max_tokens": 8}}}
+    configs = [Config.model_validate(raw) for raw in (raw_config, scoring, rolling_out)]
     stages = [stage.name for config in configs for stage in flow.of(config)]
     files = {path.stem for path in (ROOT / "stages").glob("*.py")}
     assert files - {"__init__"} == set(stages)

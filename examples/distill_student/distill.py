@@ -134,7 +134,7 @@ class Data:
     near-duplicates, so no near-duplicate of a held-out prompt is trained on."""
 
     def __init__(self, setting: Setting) -> None:
-        files = sorted((setting.run / "dataset/data").glob("*.parquet"))
+        self.files = files = sorted((setting.run / "dataset/data").glob("*.parquet"))
         manifest = json.loads((setting.run / "dataset/manifest.json").read_text())
         names = ["prompt_id", "cluster_id", "source_row", "num_target_tokens"]
         table = pa.concat_tables(pq.read_table(file, columns=names) for file in files)

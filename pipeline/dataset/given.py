@@ -1,5 +1,6 @@
 """Whose are the ids that a source gives (`score.ids: source`)? With another tokenizer they mean nothing."""
 
+import hashlib
 from typing import Any
 
 from stillhouse.pipeline.dataset.manifest import open_dataset, tokenizer_digests
@@ -7,6 +8,7 @@ from stillhouse.pipeline.folder.identity import run_date
 from stillhouse.schemas.config import Config, ConfigError
 from stillhouse.stages.sources.formats import is_known
 from stillhouse.stages.teacher.chat import load_chat
+from stillhouse.stages.teacher.pretrained import load_tokenizer
 
 OWN = "teacher"
 """Value of `score.tokenizer_sha256` by which a user says that the ids are the teacher's own."""
@@ -58,3 +60,28 @@ def _manifest(folder: str) -> dict[str, Any] | None:
         return open_dataset(folder).manifest
     except ConfigError:
         return None
+
+
+def check_student(config: Config) -> None:
+    """Raises `ConfigError` where the student of the section `rollout` has another tokenizer than the teacher."""
+    if config.rollout is None:
+        return
+    own, student = (_plain_digest(each) for each in (config, config.writer))
+    if student != own:
+        raise ConfigError(
+            f"rollout.model: {config.rollout.model} has the tokenizer {student[:12]}, and the teacher "
+            f"{config.teacher.model} has {own[:12]}; the teacher cannot read another tokenizer's ids, so put the "
+            "teacher's tokenizer beside the student's weights if it was trained with that"
+        )
+
+
+def _plain_digest(config: Config) -> str:
+    """Of a tokenizer, without the padding and truncation that a trainer may have left in it."""
+    teacher = config.teacher
+    try:
+        tokenizer = load_tokenizer(teacher.model, teacher.revision, teacher.trust_remote_code).backend_tokenizer
+    except (OSError, ValueError):
+        raise ConfigError(f"rollout.model: no tokenizer at {teacher.model!r}; put the teacher's beside it") from None
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return hashlib.sha256(tokenizer.to_str().encode()).hexdigest()

@@ -20,6 +20,7 @@ SECTIONS = (
     "generate",
     "task",
     "score",
+    "rollout",
 )
 MAY_DIFFER = ("source.", "teacher.model", "teacher.revision")
 """Keys of which another machine may have other values: where things are."""

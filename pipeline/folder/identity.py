@@ -25,8 +25,9 @@ def open_run(config: Config) -> Folder:
 def _facts(config: Config) -> bytes:
     """What `run.json` holds of a run that begins now."""
     resolved = config.model_dump(mode="json")
-    for teacher in (resolved["teacher"], *(resolved["teachers"] or [])):
-        teacher["env"] = sorted(teacher["env"])  # names only: the values may be secrets
+    for model in (resolved["teacher"], *(resolved["teachers"] or []), resolved["rollout"]):
+        if model is not None:
+            model["env"] = sorted(model["env"])  # names only: the values may be secrets
     facts = {
         "config_hash": config_hash(config),
         "date": config.teacher.date or _today().isoformat(),
@@ -46,7 +47,9 @@ def config_of(url: str) -> Config:
     with contextlib.suppress(ValueError, KeyError, TypeError):
         facts = parse_object(data)
         raw = facts["config"] | {"run_dir": url}
-        raw["teacher"] = raw["teacher"] | {"env": {}}
+        for section in ("teacher", "rollout"):
+            if raw.get(section) is not None:
+                raw[section] = raw[section] | {"env": {}}
         if raw.get("teachers"):
             raw["teachers"] = [teacher | {"env": {}} for teacher in raw["teachers"]]
         config = Config.model_validate(raw)

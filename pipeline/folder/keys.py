@@ -10,7 +10,8 @@ state/partition.json                  how many shards there are
 state/<stage>/sketches|assignments/   inputs of a stage that needs a view of the whole data set
 state/set_aside/<stage>/<n>.json      a shard that failed too often
 state/attempts/<run>/                 an empty file for each attempt under way, so that it counts if its worker dies
-state/parts/generate/<n>.<lo>-<hi>.*  what is done of a shard that is made in parts, rows lo to hi of its source
+state/parts/generate/<n>.<lo>-<hi>.*  what is done of a shard that is made in parts, rows lo to hi of its source (of
+                                      score too; rollout has its own)
 state/index/<stage>.json              what finished shards say of themselves, for the next run
 state/teacher.json                    facts about the teacher, for the manifest
 state/timeline/<run>.parquet          when each shard was made, where, in how many attempts: a file for each `run`
@@ -29,10 +30,12 @@ MANIFEST = "dataset/manifest.json"
 CARD = "dataset/README.md"
 REPORT = "report.html"
 """Not in `dataset/`, which is passed on: it quotes prompts."""
-TEACHERS = ("generate", "score")
-"""The stage that has the teacher, under either task: it makes its rows anew, the others add columns."""
-PARTS = "state/parts/generate"
-"""Of the teacher's stage, under either task."""
+TASKS = ("generate", "score")
+"""The stage that has the teacher, under either task."""
+TEACHERS = ("generate", "rollout", "score")
+"""Stages that have a teacher, or a student in its place: they make their rows anew, the others add columns."""
+PARTS = "state/parts"
+"""Of the shards of those."""
 TIMELINE = "state/timeline"
 NOW = "state/now"
 PURGED = "state/purged.json"
@@ -112,6 +115,10 @@ def set_aside_shard(file: str) -> str:
 
 def preflight(mark: str) -> str:
     return f"{PREFLIGHT}/{mark}"
+
+
+def parts(stage: str) -> str:
+    return f"{PARTS}/rollout" if stage == "rollout" else f"{PARTS}/generate"
 
 
 def attempts(run_id: str) -> str:

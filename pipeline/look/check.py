@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from stillhouse.pipeline import flow
 from stillhouse.pipeline.console import message
-from stillhouse.pipeline.dataset.given import check_given_ids
+from stillhouse.pipeline.dataset.given import check_given_ids, check_student
 from stillhouse.pipeline.dataset.teachers import check_one_tokenizer
 from stillhouse.pipeline.folder.identity import compare_with_folder
 from stillhouse.schemas import tables
@@ -56,6 +56,7 @@ def look(config: Config, rows: int, tokens_per_second: float) -> tuple[dict[str,
     compare_with_folder(config)
     check_given_ids(config)
     check_one_tokenizer(config)
+    check_student(config)
     total = count_rows(config.source)
     table = ingested(config, rows)
     reasons = table.column("drop_reason")
@@ -87,8 +88,8 @@ def look(config: Config, rows: int, tokens_per_second: float) -> tuple[dict[str,
         result["mean_turns"] = round(turns / kept.num_rows, 2)
     if total is not None and table.num_rows:
         prompts = round(total * kept.num_rows / table.num_rows)
-        most = config.sampling.n * config.sampling.max_tokens * result.get("mean_turns", 0)
-        tokens = round(prompts * (_answer_tokens(config, kept) if config.task == "score" else most))
+        most = config.writing.n * config.writing.max_tokens * result.get("mean_turns", 0)
+        tokens = round(prompts * (_answer_tokens(config, kept) if config.reads_answers else most))
         gpus = _gpus(config, result)
         result["estimate"] = {
             "prompts": prompts,
@@ -131,7 +132,7 @@ def ingested(config: Config, rows: int) -> pa.Table:
     """The first `rows` source rows as ingest leaves them, marked (`tables.marked(tables.prompts(…))`)."""
     looked = min(filter(None, (rows, config.source.limit)))
     sample = config.model_copy(update={"source": config.source.model_copy(update={"limit": looked})})
-    scored, several = config.task == "score", config.has_rules
+    scored, several = config.reads_answers, config.has_rules
     empty = tables.marked(tables.prompts(config.personal_kinds, scored=scored, several=several)).empty_table()
     rows_read = read_rows(sample.source, more_columns=more_columns(config))
     counted = flow.prompt_counters(config) if several else flow.prompt_counter(config)

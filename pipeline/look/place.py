@@ -58,7 +58,9 @@ class Place:
         there, config = self.stages.keys() | self.ledger.keys(), self.config or {}
         has_balance = "balance" in there or any(key.startswith("balance.") for key in config)
         task = config.get("task") or ("score" if "score" in there else "generate")
-        left_out = {*keys.TEACHERS} - {task} | (set() if has_balance else {"balance"})
+        has_rollout = "rollout" in there or any(key.startswith("rollout.") for key in config)
+        left_out = {*keys.TASKS} - {task} | (set() if has_balance else {"balance"})
+        left_out |= set() if has_rollout else {"rollout"}
         return tuple(stage for stage in STAGES if stage not in left_out)
 
     @cached_property

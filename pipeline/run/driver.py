@@ -9,7 +9,7 @@ from typing import Any
 
 from stillhouse.pipeline import flow
 from stillhouse.pipeline.dataset import manifest
-from stillhouse.pipeline.dataset.given import check_given_ids
+from stillhouse.pipeline.dataset.given import check_given_ids, check_student
 from stillhouse.pipeline.dataset.teachers import check_one_tokenizer
 from stillhouse.pipeline.errors import RedoError, RunError
 from stillhouse.pipeline.flow import Stage
@@ -48,6 +48,7 @@ def run(
         flow.require_end(config, until)
     check_given_ids(config)
     check_one_tokenizer(config)
+    check_student(config)
     folder = open_run(config)
     purge.finish(config, report.trouble)
     if retry_set_aside:
@@ -232,11 +233,11 @@ class _Driver:
         label = f"{stage.name}: sketch" if step == "sketch" else stage.name
         if teacher is not None:
             label = f"{stage.name}: {teacher}"
-            parts = sharing.by_shard(self._folder.names(keys.PARTS)) if todo else {}
+            parts = sharing.by_shard(self._folder.names(keys.parts(stage.name))) if todo else {}
             asked = {name: ready[name] for name in todo}
             rows = teachers.turns(teacher, self._config, asked, parts)
             todo = [*rows]
-        samples = self._config.sampling.n
+        samples = self._config.num_samples(stage.name)
         num_answers = sum(high - low for low, high in rows.values()) * samples if stage.is_async else None
         self._report.begin(label, len(todo), num_answers)
         if not todo:
@@ -270,7 +271,7 @@ class _Driver:
         if not job.is_async:
             sizes = {name: ready[name].num_bytes for name in todo}
             return sharing.by_cost(todo, sizes, job.resources.max_workers)
-        begun = sharing.by_shard(self._folder.names(keys.PARTS))
+        begun = sharing.by_shard(self._folder.names(keys.parts(job.stage)))
         extents = None if job.teacher is None else rows
         return sharing.shared(todo, ready, job.resources.max_workers, job.shards_in_flight, begun, extents)
 

@@ -37,14 +37,15 @@ class Parts:
     """The parts of one stage's shards in a run folder. They stay when a run is killed; marks of attempts do not."""
 
     def __init__(self, config: Config, folder: Folder, stage: str, attempts: Attempts, gate: Gate) -> None:
-        self._config, self._folder, self._stage = config, folder, stage
+        self._folder, self._stage, self._samples = folder, stage, config.num_samples(stage)
+        self._key = keys.parts(stage)
         self._hash = config_hash(config)
         self._attempts, self._gate = attempts, gate
 
     def of(self, shard: str) -> dict[tuple[int, int], str]:
         """Keys of what is done of a shard, by the range of its source's rows."""
-        names = self._folder.list(keys.PARTS)
-        return {extent: f"{keys.PARTS}/{name}" for name in names for extent in by_shard([name]).get(shard, ())}
+        names = self._folder.list(self._key)
+        return {extent: f"{self._key}/{name}" for name in names for extent in by_shard([name]).get(shard, ())}
 
     async def make(
         self,
@@ -72,7 +73,7 @@ class Parts:
         todo = [whole]
         while todo:
             low, high = todo.pop()
-            stem = f"{keys.PARTS}/{shard.removesuffix('.parquet')}.{low}-{high}"
+            stem = f"{self._key}/{shard.removesuffix('.parquet')}.{low}-{high}"
             if (low, high) in parts:
                 continue
             limit = 1 if high - low > 1 else ROW_ATTEMPTS
@@ -147,7 +148,7 @@ class Parts:
     def put(self, shard: str, extent: tuple[int, int], source: Shard, result: pa.Table) -> None:
         """Keeps what was made of some rows of the source."""
         low, high = extent
-        self._put(f"{keys.PARTS}/{shard.removesuffix('.parquet')}.{low}-{high}.parquet", shard, source, result)
+        self._put(f"{self._key}/{shard.removesuffix('.parquet')}.{low}-{high}.parquet", shard, source, result)
 
     def _put(self, key: str, shard: str, source: Shard, result: pa.Table) -> None:
         made_of = ShardId(self._stage, shard, self._hash)
@@ -166,7 +167,7 @@ class Parts:
                 continue
             end = high
             if key.endswith(".failed"):
-                tables.append(_failed_rows(source.table.slice(low, high - low), tables[0].schema, self._config))
+                tables.append(_failed_rows(source.table.slice(low, high - low), tables[0].schema, self._samples))
                 continue
             try:
                 part = await asyncio.to_thread(shards.load, self._folder, key)
@@ -182,11 +183,13 @@ class Parts:
         return pa.concat_tables(tables).combine_chunks()  # written as what was made at once
 
 
-def _failed_rows(prompts: pa.Table, schema: pa.Schema, config: Config) -> pa.Table:
-    """`prompts`, `sampling.n` times each, as generate would return rows that the teacher has failed on."""
-    samples = config.sampling.n
+def _failed_rows(prompts: pa.Table, schema: pa.Schema, samples: int) -> pa.Table:
+    """`prompts`, so many times each, as the stage would return rows that its model has failed on."""
     rows = prompts.take(pa.array(np.repeat(np.arange(prompts.num_rows), samples)))
-    ids = [f"{prompt_id}/{n}" for prompt_id in prompts.column("prompt_id").to_pylist() for n in range(samples)]
+    if "sample_id" in prompts.column_names:  # a student's
+        ids = prompts.column("sample_id").to_pylist()
+    else:
+        ids = [f"{prompt_id}/{n}" for prompt_id in prompts.column("prompt_id").to_pylist() for n in range(samples)]
     made = {"sample_id": ids, "drop_reason": ["teacher_failed"] * len(ids)}
     columns = [
         pa.array(made[column.name], column.type)

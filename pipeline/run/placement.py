@@ -24,8 +24,13 @@ def needed_by(workers: WorkersConfig) -> Resources:
 
 def is_spread(config: Config, stage: str) -> bool:
     """Whether a worker of this stage may be on several nodes."""
-    backend = config.teacher.engine.get("distributed_executor_backend")
-    return stage in keys.TEACHERS and backend == "ray" and config.engine_workers.num_gpus >= 1
+    backend = _engine(config, stage).get("distributed_executor_backend")
+    return stage in keys.TEACHERS and backend == "ray" and getattr(config.resources, stage).num_gpus >= 1
+
+
+def _engine(config: Config, stage: str) -> dict[str, Any]:
+    """vLLM's options of a stage: the student's where it writes, else the teacher's."""
+    return (config.writer if stage == "rollout" else config).teacher.engine
 
 
 def pieces(config: Config, stage: str) -> list[Resources]:
@@ -33,7 +38,7 @@ def pieces(config: Config, stage: str) -> list[Resources]:
     whole = needed_by(getattr(config.resources, stage))
     if not is_spread(config, stage):
         return [whole]
-    num = int(config.teacher.engine.get("pipeline_parallel_size", 1))
+    num = int(_engine(config, stage).get("pipeline_parallel_size", 1))
     each = {"GPU": whole["GPU"] / num}
     return [whole | each, *[each] * (num - 1)]
 
@@ -81,10 +86,11 @@ def lacking(stage: str, parts: list[Resources], have: str) -> str:
 
 def hint(config: Config, stage: str) -> str:
     """What else may be done about a worker that is too large for a node."""
-    several = int(config.teacher.engine.get("pipeline_parallel_size", 1)) > 1
+    several = int(_engine(config, stage).get("pipeline_parallel_size", 1)) > 1
     if stage not in keys.TEACHERS or is_spread(config, stage) or not several:
         return ""
-    return "; or set teacher.engine.distributed_executor_backend to ray, by which an engine may be on several nodes"
+    section = "rollout" if stage == "rollout" else "teacher"
+    return f"; or set {section}.engine.distributed_executor_backend to ray, by which an engine may be on several nodes"
 
 
 class Groups:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from stillhouse.pipeline.console import message
-from stillhouse.pipeline.folder.keys import TEACHERS
+from stillhouse.pipeline.folder.keys import TASKS
 from stillhouse.pipeline.run.result import Activity, ShardResult
 
 LINE_EVERY_S = 10.0
@@ -243,7 +243,7 @@ class Progress:
             self.num_others += result.outcome == "others"
             if self._step is not None:
                 self._step.add_result(result)
-                if step.partition(":")[0] in TEACHERS and result.outcome != "others":
+                if step.partition(":")[0] in TASKS and result.outcome != "others":
                     self.generate_seconds = self._earlier_seconds + time.monotonic() - self._step.began
                     self.generate_tokens += 0 if result.outcome == "part" else result.num_target_tokens
         if result.outcome == "part":

@@ -49,7 +49,7 @@ def purge(url: str, ids: Iterable[str], report: Callable[[str], None] = lambda m
     finish(config, report)
     register = purged.read(folder)
     names = _shards(folder)
-    wanted = {name: _prompt_of(name, config.sampling.n) for name in ids}
+    wanted = {name: _prompt_of(name, config.writing.n) for name in ids}
     candidates = {*wanted, *wanted.values()}
     found = {name: _ids(config, folder, name) & candidates for name in names}
     known: set[str] = set().union(*found.values())

@@ -255,7 +255,7 @@ class Worker:
         self, shard: str, started: float, made: Sequence[tuple[int, int]] = (), num_tokens: int = 0
     ) -> ShardResult:
         """The result of a piece, for which the rows `made` were answered now."""
-        rows = sum(high - low for low, high in made) * self._config.sampling.n
+        rows = sum(high - low for low, high in made) * self._config.num_samples(self._stage.name)
         seconds = time.monotonic() - started
         return ShardResult(self._stage.name, shard, seconds, "part", rows_in=rows, num_target_tokens=num_tokens)
 
@@ -266,7 +266,7 @@ class Worker:
         return of_info(info, time.monotonic() - started)
 
     def _commit(self, shard: str, source: Shard, result: pa.Table, started: float) -> ShardResult:
-        samples = self._config.sampling.n if self._stage.is_async else 1
+        samples = self._config.num_samples(self._stage.name)
         check_contract(self._stage.name, source.table, result, samples)
         if self._teacher is not None:
             result = teachers.in_order(result, source.table, self._config)

@@ -15,7 +15,14 @@ from stillhouse.schemas.config.data import (
     SourceConfig,
 )
 from stillhouse.schemas.config.section import Count, Section, added, checked_location, free
-from stillhouse.schemas.config.teacher import GenerateConfig, SamplingConfig, ScoreConfig, TargetsConfig, TeacherConfig
+from stillhouse.schemas.config.teacher import (
+    GenerateConfig,
+    RolloutConfig,
+    SamplingConfig,
+    ScoreConfig,
+    TargetsConfig,
+    TeacherConfig,
+)
 from stillhouse.schemas.config.teachers import OF_GENERATE, NamedTeacher, check_mixture
 
 
@@ -47,6 +54,7 @@ class ResourcesConfig(Section):
     screen: WorkersConfig = WorkersConfig()
     balance: WorkersConfig = WorkersConfig()
     generate: WorkersConfig = WorkersConfig(shards_in_flight=2)
+    rollout: WorkersConfig = WorkersConfig(shards_in_flight=2)
     score: WorkersConfig = WorkersConfig(shards_in_flight=2)
     review: WorkersConfig = WorkersConfig()
     publish: WorkersConfig = WorkersConfig(max_workers=2)
@@ -91,6 +99,8 @@ class Config(Section):
     generate: GenerateConfig = GenerateConfig()
     score: Annotated[ScoreConfig | None, added] = None
     """Set (to its defaults, if to nothing else) with `task: score`, and only then."""
+    rollout: Annotated[RolloutConfig | None, added] = None
+    """With `task: score`, a student whose answers to the source's prompts are scored, in the place of the source's."""
     review: ReviewConfig = ReviewConfig()
     publish: PublishConfig = PublishConfig()
     resources: Annotated[ResourcesConfig, free] = ResourcesConfig()
@@ -152,6 +162,21 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _rolls_out(self) -> "Config":
+        if self.rollout is None:
+            return self
+        if self.teachers is not None:
+            raise ValueError("rollout: one teacher scores what a student writes; name it in `teacher`, not `teachers`")
+        if self.score is None:
+            raise ValueError("rollout: what a student writes is scored; set task to score, or remove the section")
+        if self.score.ids == "source":
+            raise ValueError(
+                "score.ids: source are of answers that the source has, and with the section rollout a student writes "
+                "them; remove one of the two"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _scores(self) -> "Config":
         if self.score is None:
             return self
@@ -186,16 +211,17 @@ class Config(Section):
 
     def _check_fit(self) -> None:
         """Raises ValueError where keys contradict each other about the teacher."""
-        if self.sampling.max_tokens >= self.teacher.max_model_len:
+        max_tokens, key = self.writing.max_tokens, "sampling" if self.rollout is None else "rollout.sampling"
+        if max_tokens >= self.teacher.max_model_len:
             raise ValueError(
-                f"sampling.max_tokens {self.sampling.max_tokens} leaves no room for a prompt in "
+                f"{key}.max_tokens {max_tokens} leaves no room for a prompt in "
                 f"teacher.max_model_len {self.teacher.max_model_len}; lower the first or raise the second"
             )
         if self.ingest.max_prompt_tokens is not None:
-            need = self.ingest.max_prompt_tokens + self.sampling.max_tokens
+            need = self.ingest.max_prompt_tokens + max_tokens
             if need > self.teacher.max_model_len:
                 raise ValueError(
-                    f"ingest.max_prompt_tokens + sampling.max_tokens = {need} exceeds teacher.max_model_len "
+                    f"ingest.max_prompt_tokens + {key}.max_tokens = {need} exceeds teacher.max_model_len "
                     f"{self.teacher.max_model_len}; lower one of the first two or raise the last"
                 )
         draws_in_engine = self.targets.method != "top_k" and self.targets.draws_from == "engine"
@@ -230,7 +256,7 @@ class Config(Section):
         tokens = self.teacher.max_model_len if is_whole else self.sampling.max_tokens
         targets = 0 if self.targets.method == "sampled" else self.targets.top_k
         draws = 0 if self.targets.method == "top_k" else self.targets.num_draws
-        each = self.sampling.n * tokens * max(targets, draws)
+        each = self.writing.n * tokens * max(targets, draws)
         fitting = MAX_SHARD_TARGETS // max(each, 1)
         if self.ingest.rows_per_shard > fitting:
             raise ValueError(
@@ -285,6 +311,45 @@ class Config(Section):
         return self.resources.score if self.task == "score" else self.resources.generate
 
     @property
+    def reads_answers(self) -> bool:
+        """Whether the source's answers are read: those that are scored."""
+        return self.task == "score" and self.rollout is None
+
+    @property
+    def asks_more(self) -> bool:
+        """Whether the teacher is asked about more ids than those that were written."""
+        if self.rollout is not None:
+            return self.rollout.asked_top_k > 0
+        return self.score is not None and self.score.asked_ids is not None
+
+    @property
+    def writing(self) -> SamplingConfig:
+        """How answers are written: by the teacher, or with the section `rollout` by the student."""
+        return self.sampling if self.rollout is None else self.rollout.sampling
+
+    @property
+    def writer(self) -> "Config":
+        """The configuration by which answers are written: this one, or with the section `rollout` that of a run in
+        which the student stands in the teacher's place, and no more of its distribution is kept than is asked about."""
+        if self.rollout is None:
+            return self
+        read_by = self.teacher.model_dump(include={"chat_template", "chat_template_kwargs", "date"})
+        return self.model_copy(
+            update={
+                "task": "generate",
+                "score": None,
+                "rollout": None,
+                "teacher": self.rollout.teacher(self.teacher.max_model_len, read_by),
+                "sampling": self.rollout.sampling,
+                "targets": TargetsConfig(top_k=max(1, self.rollout.asked_top_k), probe_fraction=0.0),
+            }
+        )
+
+    def num_samples(self, stage: str) -> int:
+        """Rows that a stage makes of each that it reads."""
+        return self.writing.n if stage == ("generate" if self.rollout is None else "rollout") else 1
+
+    @property
     def given_ids(self) -> bool:
         """Whether rows of the source bring the ids that are scored."""
         return self.score is not None and self.score.ids == "source"
@@ -296,5 +361,6 @@ class Config(Section):
 
     @property
     def max_prompt_tokens(self) -> int:
-        """Longest first prompt, in teacher tokens, that leaves room for an answer of `sampling.max_tokens`."""
-        return self.ingest.max_prompt_tokens or self.teacher.max_model_len - self.sampling.max_tokens
+        """Longest first prompt, in teacher tokens, that leaves room for an answer of `sampling.max_tokens` (of the
+        student's, where one writes)."""
+        return self.ingest.max_prompt_tokens or self.teacher.max_model_len - self.writing.max_tokens

@@ -9,6 +9,8 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from stillhouse.schemas.config.section import Count, Fraction, Section, added, free, is_local_path
 
+OWN_BACKEND = "stillhouse.stages.teacher.engine:VLLMTeacher"
+
 RESERVED_ENGINE_OPTIONS = frozenset(
     {
         "dtype",
@@ -110,7 +112,7 @@ class TeacherConfig(Section):
     stall_timeout_s: Annotated[float, Field(gt=0.0), free] = 600.0
     """Seconds without a new token, with requests in flight, after which the engine counts as hung: its process
     ends, and the attempt counts as failed. Must exceed what reading the longest prompt takes."""
-    backend: str = "stillhouse.stages.teacher.engine:VLLMTeacher"
+    backend: str = OWN_BACKEND
     """module:class that implements `stages.teacher.Teacher`."""
 
     @model_validator(mode="after")
@@ -239,6 +241,9 @@ class ScoreConfig(Section):
     asked_ids: str | None = None
     """With `ids: source`, a column of it that has more ids for each supervised token, such as a student's most probable
     ones: as many for each, in lists or flat. The teacher's log-probabilities of them come out beside the targets."""
+    student_logprobs: str | None = None
+    """With `ids: source`, a column of it that has one log-probability for each supervised token, by whoever wrote it:
+    `token_logprobs` of a student's dataset. They come out as they are, beside the teacher's."""
     cut_long: bool = False
     """Of an answer that does not fit `teacher.max_model_len`, keep as much as fits (`finish_reasons` say length);
     otherwise the conversation ends before it, and is dropped where nothing is left."""
@@ -251,4 +256,42 @@ class ScoreConfig(Section):
             raise ValueError("tokenizer_sha256 is about ids that the source gives; set ids to source, or remove it")
         if self.asked_ids is not None and self.ids == "text":
             raise ValueError("asked_ids belong to tokens that the source gives; set ids to source, or remove it")
+        if self.student_logprobs is not None and self.ids == "text":
+            raise ValueError("student_logprobs belong to tokens that the source gives; set ids to source, or remove it")
         return self
+
+
+class RolloutConfig(Section):
+    """With `task: score`, a student that writes the answers (stage `rollout`); docs/scoring.md says how. It reads each
+    prompt by the teacher's chat template, and has the teacher's context."""
+
+    model: str
+    """Folder of the student's weights, or a hub id (then with `revision`). Its tokenizer is the teacher's, id for
+    id."""
+    revision: str | None = None
+    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    engine: dict[str, Any] = {}
+    """As `teacher.engine`."""
+    env: Annotated[dict[str, str], free] = {}
+    stall_timeout_s: Annotated[float, Field(gt=0.0), free] = 600.0
+    backend: str = OWN_BACKEND
+    sampling: SamplingConfig
+    """How it writes; `student_logprobs` are those at temperature 1 all the same."""
+    asked_top_k: Annotated[int, Field(ge=0)] = 0
+    """How many of the student's most probable ids at each of its tokens the teacher is asked about (`asked_ids`)."""
+    max_dropped_fraction: Annotated[Fraction, free] = 0.2
+    """Fail when more than this share gets no answer."""
+
+    @model_validator(mode="after")
+    def _as_a_teacher(self) -> "RolloutConfig":
+        if "speculative_config" in self.engine:
+            raise ValueError("engine: speculative_config and log-probabilities were not tested together; remove it")
+        self.teacher(8, {})
+        return self
+
+    def teacher(self, max_model_len: int, read_by: dict[str, Any]) -> TeacherConfig:
+        """The section `teacher` of a run in which the student stands in the teacher's place; `read_by` has the keys
+        that say how it reads a conversation."""
+        names = ("model", "revision", "dtype", "engine", "env", "stall_timeout_s", "backend")
+        own = {name: getattr(self, name) for name in names}
+        return TeacherConfig(max_model_len=max_model_len, **own, **read_by)

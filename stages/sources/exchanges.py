@@ -3,6 +3,7 @@
 Shape legend: T tokens of a conversation.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,13 +21,15 @@ MALFORMED_IDS = "malformed_ids"
 INPUT_IDS, LABELS = "input_ids", "labels"
 MASKS = ("assistant_masks", "assistant_mask", "loss_mask", "completion_mask")
 """Columns of 0 and 1 that say which ids are supervised, where there are no `labels`."""
+LARGEST_LOGPROB = 1e-2
+"""Of a student's own: an engine may compute its softmax in bfloat16."""
 
 
 def columns(score: ScoreConfig | None) -> tuple[str, ...]:
     """Columns that ids are read from, beside those of every conversation."""
     if score is None or score.ids == "text":
         return ()
-    return (INPUT_IDS, LABELS, *MASKS, *([] if score.asked_ids is None else [score.asked_ids]))
+    return (INPUT_IDS, LABELS, *MASKS, *filter(None, [score.asked_ids, score.student_logprobs]))
 
 
 def exchanges(messages: list[Message], first: int) -> list[int]:
@@ -46,11 +49,12 @@ def exchanges(messages: list[Message], first: int) -> list[int]:
 
 class GivenIds(NamedTuple):
     """A row's own ids [T], its labels [T] (the ids where they are supervised, else -100), and for each supervised token
-    as many more ids, flat. All end with the last supervised token."""
+    as many more ids, flat, and its writer's log-probability. All end with the last supervised token."""
 
     ids: list[int]
     labels: list[int]
     asked: list[int] | None
+    logprobs: list[float] | None
 
 
 def given_ids(row: dict[str, Any], num_answers: int, score: ScoreConfig, *, first_only: bool) -> GivenIds:
@@ -75,7 +79,10 @@ def given_ids(row: dict[str, Any], num_answers: int, score: ScoreConfig, *, firs
     asked = None if score.asked_ids is None else _asked(at(row, score.asked_ids), int(ours_T.sum()))
     if asked is not None:
         asked = asked[: int(ours_T[:end].sum()) * (len(asked) // int(ours_T.sum()))]
-    return GivenIds(ids[:end], labels[:end], asked)
+    logprobs = None
+    if score.student_logprobs is not None:
+        logprobs = _logprobs(at(row, score.student_logprobs), int(ours_T.sum()))[: int(ours_T[:end].sum())]
+    return GivenIds(ids[:end], labels[:end], asked, logprobs)
 
 
 def _asked(value: object, num_tokens: int) -> list[int]:
@@ -87,6 +94,15 @@ def _asked(value: object, num_tokens: int) -> list[int]:
     if not isinstance(value, list) or not _are_ids(value) or not value or len(value) % num_tokens or min(value) < 0:
         raise RefusedError(MALFORMED_IDS)
     return value
+
+
+def _logprobs(value: object, num_tokens: int) -> list[float]:
+    """One log-probability for each of `num_tokens` tokens. Raises `RefusedError` for anything else."""
+    if not isinstance(value, list) or len(value) != num_tokens:
+        raise RefusedError(MALFORMED_IDS)
+    if not all(isinstance(number, int | float) and -math.inf < number <= LARGEST_LOGPROB for number in value):
+        raise RefusedError(MALFORMED_IDS)
+    return [float(number) for number in value]
 
 
 def _are_ids(value: object) -> bool:

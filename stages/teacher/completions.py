@@ -33,6 +33,7 @@ class Sample:
     entropies: list[npt.NDArray[np.float32]] = field(default_factory=list)
     asked_ids: list[npt.NDArray[np.int32]] = field(default_factory=list)
     asked_logprobs: list[npt.NDArray[np.float32]] = field(default_factory=list)
+    student_logprobs: list[npt.NDArray[np.float32]] = field(default_factory=list)
     finish_reasons: list[str] = field(default_factory=list)
     messages: list[dict[str, str | None]] = field(default_factory=list)
     rendering_differs: str | None = None
@@ -122,9 +123,11 @@ def _without_last(part: Any) -> Any:
     return part._replace(**parts)
 
 
-def completions(prompts: pa.Table, samples: list[Sample], settings: TargetsConfig, *, asked: bool = False) -> pa.Table:
-    """The table of completions: one row per sample, with what its prompt carries through, and with what was `asked`
-    about it."""
+def completions(
+    prompts: pa.Table, samples: list[Sample], settings: TargetsConfig, *, asked: bool = False, student: bool = False
+) -> pa.Table:
+    """The table of completions: one row per sample, with what its prompt carries through, what was `asked` about it,
+    and what the `student` said of it that wrote it."""
     carried = prompts.take(pa.array([sample.row for sample in samples], type=pa.int64()))
     columns: dict[str, Any] = {
         "sample_id": pa.array([s.sample_id for s in samples], type=pa.string()),
@@ -135,6 +138,7 @@ def completions(prompts: pa.Table, samples: list[Sample], settings: TargetsConfi
         tables.ENTROPY.name: _joined([s.entropies for s in samples], pa.float32()),
         "asked_ids": _joined([s.asked_ids for s in samples], pa.int32()),
         "asked_logprobs": _joined([s.asked_logprobs for s in samples], pa.float32()),
+        "student_logprobs": _joined([s.student_logprobs for s in samples], pa.float32()),
         "rendering_differs": pa.array([s.rendering_differs for s in samples], type=pa.string()),
         "finish_reasons": pa.array([s.finish_reasons for s in samples], type=pa.list_(pa.string())),
         "num_input_tokens": pa.array([s.num_tokens for s in samples], type=pa.int32()),
@@ -152,8 +156,8 @@ def completions(prompts: pa.Table, samples: list[Sample], settings: TargetsConfi
     labels = carried.schema.field("prompt_scores").type.names if "prompt_scores" in carried.column_names else ()
     kinds = carried.schema.field("prompt_personal").type.names if "prompt_personal" in carried.column_names else ()
     names = carried.column_names
-    several = tables.TEACHER.name in names
-    schema = tables.marked(tables.completions(labels, settings, kinds, names, asked=asked, several=several))
+    more = {"asked": asked, "student": student, "several": tables.TEACHER.name in names}
+    schema = tables.marked(tables.completions(labels, settings, kinds, names, **more))
     return pa.table(
         [columns[name] if name in columns else carried.column(name) for name in schema.names], schema=schema
     )

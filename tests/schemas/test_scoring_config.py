@@ -32,6 +32,7 @@ def test_what_decides_a_run_that_scores(raw: dict[str, Any]) -> None:
         "score.ids",
         "score.tokenizer_sha256",
         "score.asked_ids",
+        "score.student_logprobs",
         "score.cut_long",
     }
     other = Config.model_validate(raw | {"score": {"cut_long": True}, "sampling": {"seed": 3}})
@@ -65,6 +66,7 @@ def test_a_run_folder_and_a_manifest_give_it_again(raw: dict[str, Any]) -> None:
         ("score.answers=first", "score.answers"),
         ("score.tokenizer_sha256=teacher", "score: tokenizer_sha256 is about ids that the source gives"),
         ("score.asked_ids=mine", "score: asked_ids belong to tokens that the source gives"),
+        ("score.student_logprobs=mine", "score: student_logprobs belong to tokens that the source gives"),
         ("score={ids: source, tokenizer_sha256: abc}", "score.tokenizer_sha256"),
         ("generate.thinking=drop", "generate.thinking: drop is about what a teacher writes"),
         ("teacher.engine={speculative_config: {}}", "nothing is written with task: score"),

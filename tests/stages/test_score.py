@@ -175,6 +175,7 @@ def test_more_ids_are_asked_about_at_the_tokens_that_are_learned(
     raw: dict[str, Any], chat: Chat, answers: str, cuts: int, kept: list[int]
 ) -> None:
     raw["score"] |= {"ids": "source", "tokenizer_sha256": "teacher", "asked_ids": "student", "answers": answers}
+    raw["score"]["student_logprobs"] = "own"
     raw["score"]["cut_long"] = True
     raw["teacher"]["max_model_len"] = 8
     raw["ingest"]["max_prompt_tokens"] = None
@@ -186,12 +187,16 @@ def test_more_ids_are_asked_about_at_the_tokens_that_are_learned(
     asked = [[10, 11, 12], [20, 21, 22], [30, 31, 32], [40, 41, 42]]
     place = table.schema.get_field_index("asked_ids")
     table = table.set_column(place, "asked_ids", pa.array([np.ravel(asked).tolist()], pa.list_(pa.int32())))
+    own = [-0.5, -1.5, -2.5, -3.5]
+    place = table.schema.get_field_index("student_logprobs")
+    table = table.set_column(place, "student_logprobs", pa.array([own], pa.list_(pa.float32())))
     result = asyncio.run(Score(Config.model_validate(raw), chat, Reading())(table))
-    assert result.schema.equals(tables.marked(tables.completions(["profanity"], asked=True)))
+    assert result.schema.equals(tables.marked(tables.completions(["profanity"], asked=True, student=True)))
     (row,) = result.to_pylist()
     wanted = [number for place in kept for number in asked[place]]
     assert row["asked_ids"] == wanted
     assert row["asked_logprobs"] == pytest.approx([-1 - number / 1000 for number in wanted])
+    assert row["student_logprobs"] == [own[place] for place in kept]
     assert row["num_target_tokens"] == len(kept)
 
 

@@ -15,7 +15,7 @@ def answered(turns: list[list[str]], answers: list[list[str]]) -> pa.Table:
     table = table.append_column("answers", pa.array(answers, pa.list_(pa.string())))
     for name in ("given_ids", "given_labels", "asked_ids"):
         table = table.append_column(name, pa.nulls(len(turns), pa.list_(pa.int32())))
-    return table
+    return table.append_column("student_logprobs", pa.nulls(len(turns), pa.list_(pa.float32())))
 
 
 def with_ids(table: pa.Table, ids: list[list[int]], labels: list[list[int]]) -> pa.Table:

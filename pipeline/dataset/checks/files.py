@@ -97,8 +97,9 @@ def published_schema(table: pa.Table, targets: dict[str, Any]) -> pa.Schema:
     precision, has_entropy = targets.get("precision") or 0.0, "teacher_entropy" in targets
     settings = TargetsConfig(method=targets["method"], precision=precision, entropy=has_entropy or None)
     names = table.column_names
-    asked, several = (name in names for name in ("asked_ids", tables.TEACHER.name))
-    return tables.reviewed(labels, settings, kinds, response_labels, names, asked=asked, several=several)
+    more = {"asked": "asked_ids", "student": "student_logprobs", "several": tables.TEACHER.name}
+    there = {key: name in names for key, name in more.items()}
+    return tables.reviewed(labels, settings, kinds, response_labels, names, **there)
 
 
 def _names_in(schema: pa.Schema, column: str) -> list[str]:

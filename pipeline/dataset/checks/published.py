@@ -16,7 +16,7 @@ from stillhouse.pipeline.dataset.checks.findings import Findings, RowError, dige
 from stillhouse.pipeline.dataset.checks.text import Words
 from stillhouse.pipeline.dataset.teachers import one_by_one
 from stillhouse.schemas.lists import supervised_runs
-from stillhouse.schemas.tables import ASKED, ENTROPY, IGNORE_INDEX, TEACHER
+from stillhouse.schemas.tables import ASKED, ENTROPY, IGNORE_INDEX, STUDENT, TEACHER
 from stillhouse.schemas.targets import TAIL_FLOOR, Kind, Targets, decode
 from stillhouse.stages.layouts.records import Conversation, records
 from stillhouse.stages.teacher import MASS_TOLERANCE
@@ -62,7 +62,7 @@ def settings_of(manifest: dict[str, Any]) -> Settings:
         num_draws=targets.get("num_draws", 0),
         draws_are_whole=config.get("targets.draws_from") == "engine",
         keep=targets.get("keep"),
-        n=1 if config.get("task") == "score" else config.get("sampling.n"),
+        n=config.get("rollout.sampling.n", 1) if config.get("task") == "score" else config.get("sampling.n"),
         answers=config.get("score.answers"),
         teachers=frozenset(views),
         max_tokens=config.get("sampling.max_tokens") if is_whole_answer else None,
@@ -76,7 +76,7 @@ def check_published(
     `words` of each teacher by its name (of a single one by None) as far as they are known."""
     settings = settings_of(manifest)
     kinds: list[Kind] = [kind for kind in ("target", "draw") if f"{kind}_ids" in table.column_names]
-    more = [name for name in (ENTROPY.name, *ASKED.names) if name in table.column_names]
+    more = [name for name in (ENTROPY.name, *ASKED.names, *STUDENT.names) if name in table.column_names]
     arrays = ["input_ids", "labels", "token_logprobs", *more, *(f"{kind}_lengths" for kind in kinds)]
     names = ["sample_id", "prompt_id", "messages", "rendering_differs", "finish_reasons", "probe", "num_input_tokens"]
     single = ("num_draws", "target_precision", TEACHER.name)
@@ -160,6 +160,10 @@ def _check_tokens(row: dict[str, Any], settings: Settings, kinds: list[Kind]) ->
             raise RowError(f"{count} {name} for {S} supervised tokens")
     if not (np.isfinite(logprobs_S) & (logprobs_S <= MASS_TOLERANCE)).all():
         raise RowError("token_logprobs hold numbers that are no log-probabilities")
+    if "student_logprobs" in row:
+        own_S = row["student_logprobs"]
+        if len(own_S) != S or not (np.isfinite(own_S) & (own_S <= MASS_TOLERANCE)).all():
+            raise RowError(f"its {len(own_S)} student_logprobs are not a log-probability for each of {S} tokens")
     if "asked_ids" in row:
         _check_asked(row["asked_ids"], row["asked_logprobs"], S, settings)
     if row["probe"] is not None and not 0 <= (row["probe"]["token"] or 0) < S:

@@ -3,6 +3,7 @@
 from typing import Any
 
 from stillhouse.pipeline.dataset.figures import percent
+from stillhouse.pipeline.folder.keys import TEACHERS
 from stillhouse.pipeline.look.reasons import decided_by, words
 from stillhouse.pipeline.look.report.rows import ENDED, Rows
 
@@ -12,6 +13,7 @@ STAGES = {
     "screen": "safe prompts",
     "balance": "prompts within the quotas",
     "generate": "answered by the teacher",
+    "rollout": "answered by the student",
     "score": "scored by the teacher",
     "review": "good answers",
 }
@@ -35,12 +37,13 @@ SOME = 0.05
 def funnel(manifest: dict[str, Any]) -> list[dict[str, Any]]:
     """The stages in order: {"stage", "title", "rows_in", "rows_out", "share": rows left of the source's, 0 to 1,
     "dropped": [{"reason", "words", "rows", "decided_by": settings behind it, or null}, ...], most first}.
-    generate counts samples, stages before it prompts."""
+    From generate or rollout on samples are counted, before these prompts."""
     rows = source_rows(manifest)
-    samples = manifest["config"].get("sampling.n", 1)
+    config = manifest["config"]
+    samples = config.get("rollout.sampling.n", config.get("sampling.n", 1))
     found = []
     for stage, counts in manifest["stages"].items():
-        per_row = samples if stage in ("generate", "review") else 1
+        per_row = samples if stage in (*TEACHERS, "review") else 1
         dropped = [
             {
                 "reason": reason,

@@ -75,3 +75,15 @@ def test_the_way_over_nodes_is_named_where_it_would_help(
     found = placement.hint(config(raw_config, engine, num_gpus=16), "generate")
     assert bool(found) == is_said
     assert placement.hint(config(raw_config, engine, num_gpus=16), "screen") == ""
+
+
+def test_a_students_engine_is_placed_by_its_own_section(raw_config: dict[str, Any]) -> None:
+    del raw_config["sampling"]
+    student = {"model": "./student", "sampling": {"max_tokens": 8}, "engine": SPREAD}
+    resources = {"rollout": {"num_gpus": 16}, "score": {"num_gpus": 1}}
+    made = Config.model_validate(raw_config | {"task": "score", "rollout": student, "resources": resources})
+    assert placement.pieces(made, "rollout") == [{"CPU": 1, "GPU": 8}, {"GPU": 8}]
+    assert placement.pieces(made, "score") == [{"CPU": 1, "GPU": 1}]
+    turned = student | {"engine": {}}
+    made = Config.model_validate(raw_config | {"task": "score", "rollout": turned, "resources": resources})
+    assert placement.pieces(made, "rollout") == [{"CPU": 1, "GPU": 16}]

@@ -184,6 +184,22 @@ def test_more_ids_come_out_with_their_log_probabilities(finished: Command, tmp_p
     assert verify(raw["run_dir"], num_workers=1)["problems"] == []
 
 
+def test_a_students_samples_and_its_own_log_probabilities(finished: Command, tmp_path: Path) -> None:
+    """Two runs, the first by the student: the second holds each of its tokens, log-probabilities and most probable
+    ids."""
+    source = finished.run_dir / "dataset"
+    raw = of_dataset(tmp_path, str(source), student_logprobs="token_logprobs", asked_ids="target_ids")
+    manifest, _ = run_inline(Config.model_validate(raw))
+    own = ("input_ids", "labels", "token_logprobs", "target_ids")
+    names = ("input_ids", "labels", "student_logprobs", "asked_ids")
+    wanted = {json.dumps([row[name] for name in own]) for row in read(source / "data").to_pylist()}
+    table = read(Path(raw["run_dir"]) / "dataset/data")
+    got = {json.dumps([row[name] for name in names]) for row in table.to_pylist()}
+    assert got == wanted
+    assert manifest["rows"] == table.num_rows == len(wanted) > 40
+    assert verify(raw["run_dir"], num_workers=1)["problems"] == []
+
+
 def test_a_trial_of_writing_is_refused(
     tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -111,3 +111,13 @@ def test_more_ids_are_asked_about_in_lists_or_flat() -> None:
         assert found["asked_ids"] == [7, 8, 9, 10]
     for wrong in ([[7, 8], [9, 10]], [[7], [8, 9], [10]], [7, 8], [], None, [[-1], [2], [3]], "1 2 3"):
         assert ingested([row | {"mine": wrong}], ids="source", asked_ids="mine")[0]["drop_reason"] == "malformed_ids"
+
+
+def test_a_students_own_log_probabilities_are_numbers_one_for_each_token() -> None:
+    row = {"messages": talk("a", "one", "b", "two"), "input_ids": [1, 2, 3, 4, 5], "labels": [-100, 2, 3, -100, 5]}
+    for turns, kept in (("all", [-0.5, 0.0, -2.0]), ("first", [-0.5, 0.0])):
+        (found,) = ingested([row | {"own": [-0.5, 0, -2.0]}], turns=turns, ids="source", student_logprobs="own")
+        assert found["student_logprobs"] == kept
+    for wrong in ([-1.0], [-1.0] * 4, [-1.0, -1.0, 0.5], [-1.0, float("nan"), -1.0], [-1.0, "x", -1.0], None, 3):
+        (found,) = ingested([row | {"own": wrong}], ids="source", student_logprobs="own")
+        assert found["drop_reason"] == "malformed_ids"
