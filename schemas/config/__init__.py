@@ -40,7 +40,8 @@ from stillhouse.schemas.config.identity import (
     values_of_teacher,
 )
 from stillhouse.schemas.config.load import absolute, load, override, sampled, validated
-from stillhouse.schemas.config.run import Config, ResourcesConfig, WorkersConfig
+from stillhouse.schemas.config.resources import ResourcesConfig, WorkersConfig
+from stillhouse.schemas.config.run import Config
 from stillhouse.schemas.config.section import ConfigError, Section, checked_location, is_local_path
 from stillhouse.schemas.config.teacher import (
     GenerateConfig,
