@@ -255,17 +255,13 @@ def sizes(options: argparse.Namespace) -> dict[str, Any]:
     return found
 
 
-def gradient(options: argparse.Namespace) -> dict[str, Any]:
-    """Cosine and length of a student's gradient under each kind of target, against the full distribution's.
-
-    The student is SmolLM2 without its layers 10 to 19; the gradient is of its last four layers, over all answers
-    together; the loss is KL(target || student).
-    """
+def student(name: str) -> tuple[Any, list[Any]]:
+    """A student, which is the teacher `name` without its layers 10 to 19, and the parameters of its last four layers,
+    which alone have gradients."""
     import torch
     from transformers import AutoModelForCausalLM
 
-    data = Collected("SmolLM2-135M-Instruct")
-    model = AutoModelForCausalLM.from_pretrained(TEACHERS[data.name], dtype=torch.float32).eval()
+    model = AutoModelForCausalLM.from_pretrained(TEACHERS[name], dtype=torch.float32).eval()
     model.model.layers = torch.nn.ModuleList([*model.model.layers[:10], *model.model.layers[20:]])
     for number, layer in enumerate(model.model.layers):
         layer.self_attn.layer_idx = number
@@ -273,6 +269,26 @@ def gradient(options: argparse.Namespace) -> dict[str, Any]:
     parameters = [p for layer in model.model.layers[-4:] for p in layer.parameters()]
     for p in parameters:
         p.requires_grad_(True)
+    return model, parameters
+
+
+def log_predictions(model: Any, data: Collected, number: int) -> Any:
+    """[S, V] log-probabilities that the student gives, at the tokens of answer `number`."""
+    import torch
+
+    start, span = int(data.prompt_lengths[:number].sum()), data.answers()[number]
+    prompt = data.prompts[start : start + data.prompt_lengths[number]]
+    ids = torch.tensor(np.concatenate([prompt, data.tokens_S[span]])[None].astype(np.int64))
+    return torch.log_softmax(model(ids, use_cache=False).logits[0, len(prompt) - 1 : -1].float(), -1)
+
+
+def gradient(options: argparse.Namespace) -> dict[str, Any]:
+    """Cosine and length of a student's gradient under each kind of target, against the full distribution's, over all
+    answers together; the loss is KL(target || student)."""
+    import torch
+
+    data = Collected("SmolLM2-135M-Instruct")
+    model, parameters = student(data.name)
     settings: dict[str, Any] = {"full": None}
     for K in (16, 20, 48, 64, 256):
         settings[f"top_k {K}"] = settings[f"top_k {K} and tail"] = TargetsConfig(top_k=K, precision=1 / 64)
@@ -280,11 +296,8 @@ def gradient(options: argparse.Namespace) -> dict[str, Any]:
         settings[f"sampled {D}"] = TargetsConfig(method="sampled", num_draws=D)
     decoded = {name: s and targets.decode(table_of(data, s)) for name, s in settings.items()}
     sums = {name: [torch.zeros_like(p) for p in parameters] for name in settings}
-    starts = np.cumsum(data.prompt_lengths) - data.prompt_lengths
     for number, span in enumerate(data.answers()[: options.answers]):
-        prompt = data.prompts[starts[number] : starts[number] + data.prompt_lengths[number]]
-        ids = torch.tensor(np.concatenate([prompt, data.tokens_S[span]])[None].astype(np.int64))
-        logq_SV = torch.log_softmax(model(ids, use_cache=False).logits[0, len(prompt) - 1 : -1].float(), -1)
+        logq_SV = log_predictions(model, data, number)
         for name, rows in decoded.items():
             if rows is None:
                 loss = -(torch.tensor(data.full_SV[span].astype(np.float32)).exp() * logq_SV).sum()

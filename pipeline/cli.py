@@ -209,6 +209,10 @@ def _check(config: Config, arguments: argparse.Namespace) -> tuple[dict[str, Any
             "--probe: tries how fast a teacher writes, and with task: score it writes nothing; leave it out, and try "
             "`run --sample`"
         )
+    if arguments.probe and config.teachers is not None:
+        raise ConfigError(
+            "--probe: starts one engine, and this configuration has several teachers; try each under `teacher` alone"
+        )
     result, ingested = check.look(config, arguments.rows, arguments.tokens_per_second)
     check.show(result)
     if arguments.probe and not result["problems"]:

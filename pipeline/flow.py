@@ -87,7 +87,24 @@ def require_end(config: Config, until: str) -> None:
 def _ingest(config: Config) -> Transform:
     from stillhouse.stages.ingest import Ingest
 
-    return Ingest(config, functools.partial(prompt_counter(config), short=config.max_prompt_tokens))
+    if not config.has_rules:
+        return Ingest(config, functools.partial(prompt_counter(config), short=config.max_prompt_tokens))
+    counters = prompt_counters(config)
+    short = {name: config.of_teacher(name).max_prompt_tokens for name in counters}
+    return Ingest(config, {name: functools.partial(count, short=short[name]) for name, count in counters.items()})
+
+
+def prompt_counters(config: Config) -> dict[str, Callable[..., list[int | None]]]:
+    """`prompt_counter` of each of `teachers`. Raises `TemplateError`, which says whose template it is about."""
+    from stillhouse.stages.teacher import TemplateError
+
+    counters = {}
+    for name in config.teacher_names:
+        try:
+            counters[name] = prompt_counter(config.of_teacher(name))
+        except TemplateError as error:
+            raise TemplateError(f"teachers: of {name}: {error}") from None
+    return counters
 
 
 def prompt_counter(config: Config) -> Callable[..., list[int | None]]:

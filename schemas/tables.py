@@ -65,6 +65,10 @@ GIVEN = pa.schema(
 """What the source's answers add to `PROMPTS` with `task: score`; null where there is none."""
 
 
+TEACHER = pa.field("teacher", pa.string())
+"""Whose a row is, by its name in `teachers`; only where these are configured."""
+
+
 ROLLED_OUT = pa.schema(
     [
         pa.field("sample_id", pa.string()),  # <prompt_id>/<sample>
@@ -75,10 +79,11 @@ ROLLED_OUT = pa.schema(
 """What the stage rollout adds to prompts beside `GIVEN`, a row for each of the student's answers."""
 
 
-def prompts(kinds: Sequence[str], *, scored: bool = False) -> pa.Schema:
-    """`PROMPTS`, with `GIVEN` where answers are `scored`, and, where personal information is looked for,
-    `prompt_personal`: how often each kind was found in the user turns kept and the system prompt, masked or not."""
-    schema = pa.schema([*PROMPTS, *GIVEN]) if scored else PROMPTS
+def prompts(kinds: Sequence[str], *, scored: bool = False, several: bool = False) -> pa.Schema:
+    """`PROMPTS`, with `GIVEN` where answers are `scored`, `TEACHER` where there are `several`, and, where personal
+    information is looked for, `prompt_personal`: how often each kind was found in the user turns kept and the system
+    prompt, masked or not."""
+    schema = pa.schema([*PROMPTS, *(GIVEN if scored else ()), *((TEACHER,) if several else ())])
     return schema.append(pa.field("prompt_personal", personal_type(kinds))) if kinds else schema
 
 
@@ -123,7 +128,8 @@ TOP_K = pa.schema(
     [
         pa.field("target_ids", pa.list_(pa.int32())),  # flat [N], each token's targets in turn, most probable first
         pa.field("target_logprobs", pa.list_(pa.float32())),  # flat [N], nats, temperature 1; values of float16
-        pa.field("target_lengths", pa.list_(pa.int32())),  # [S] targets of each token: K unless targets.top_p is set
+        # [S] targets of each token: K, fewer with targets.top_p, 0 where targets.keep leaves it out
+        pa.field("target_lengths", pa.list_(pa.int32())),
         pa.field("target_tail", pa.list_(pa.float32())),  # [S] log of the mass outside of them; values of float16
     ]
 )
@@ -145,7 +151,9 @@ DRAWS = pa.schema(
     [
         pa.field("draw_ids", pa.list_(pa.int32())),  # flat [N], each token's distinct draws in turn, ascending
         pa.field("draw_counts", pa.list_(pa.int16())),  # flat [N] how often each was drawn
-        pa.field("draw_lengths", pa.list_(pa.int32())),  # [S] distinct draws of each token
+        pa.field(
+            "draw_lengths", pa.list_(pa.int32())
+        ),  # [S] distinct draws of each token, 0 where targets.keep leaves it out
         pa.field("num_draws", pa.int32()),  # D, the same in every row
     ]
 )
@@ -181,6 +189,11 @@ def target_fields(settings: TargetsConfig) -> list[pa.Field]:
     return {"top_k": [*top_k], "sampled": [*DRAWS], "both": [*top_k, *DRAWS]}[settings.method]
 
 
+ENTROPY = pa.field("teacher_entropy", pa.list_(pa.float32()))
+"""[S] entropy of the whole distribution behind each token, nats, temperature 1; values of float16 (`targets.entropy`,
+`targets.keep`)."""
+
+
 def completions(
     labels: Sequence[str],
     settings: TargetsConfig | None = None,
@@ -188,19 +201,23 @@ def completions(
     curated: Sequence[str] = (),
     *,
     asked: bool = False,
+    several: bool = False,
     student: bool = False,
 ) -> pa.Schema:
     """The table of completions: the columns of `targets` (by default its defaults), `ASKED` where more ids were `asked`
-    about, `STUDENT` where a `student` wrote the answers and, where there are kinds of personal information and labels,
-    the `prompt_personal` of ingest and the `prompt_scores` that screen gave; then those of `CURATED` that are named."""
+    about, `STUDENT` where a `student` wrote the answers, `TEACHER` where there are `several` and, where there are kinds
+    of personal information and labels, the `prompt_personal` of ingest and the `prompt_scores` that screen gave; then
+    those of `CURATED` that are named."""
+    settings = settings or TargetsConfig()
     fields = [
         pa.field("sample_id", pa.string()),  # <prompt_id>/<sample>
         pa.field("prompt_id", pa.string()),
         pa.field("messages", MESSAGES),  # the whole conversation, the teacher's words in the assistant turns
         pa.field("input_ids", pa.list_(pa.int32())),  # [T] exactly the ids the teacher read and wrote
         pa.field("labels", pa.list_(pa.int32())),  # [T] input_ids on the teacher's tokens, -100 elsewhere
-        *target_fields(settings or TargetsConfig()),
+        *target_fields(settings),
         pa.field("token_logprobs", pa.list_(pa.float32())),  # [S] log-probability of the token written
+        *([ENTROPY] if settings.has_entropy else []),
         *(ASKED if asked else ()),
         *(STUDENT if student else ()),
         # Why messages, rendered by the teacher's template, are not the text of input_ids (docs/templates.md);
@@ -216,6 +233,7 @@ def completions(
         pa.field("cluster_size", pa.int32()),
         pa.field("source", pa.string()),
         pa.field("source_row", pa.int64()),
+        *((TEACHER,) if several else ()),
     ]
     if kinds:
         fields.append(pa.field("prompt_personal", personal_type(kinds)))
@@ -232,12 +250,13 @@ def reviewed(
     curated: Sequence[str] = (),
     *,
     asked: bool = False,
+    several: bool = False,
     student: bool = False,
 ) -> pa.Schema:
     """`completions` plus `loop_tokens` (longest self-repeating stretch of an answer, in tokens; 0 when none),
     `response_scores` (for each of `response_labels`, by default those of prompts, the highest score of any answer) and
     `response_personal` (how often each kind was found in all answers)."""
-    schema = completions(labels, settings, kinds, curated, asked=asked, student=student)
+    schema = completions(labels, settings, kinds, curated, asked=asked, several=several, student=student)
     schema = schema.append(pa.field("loop_tokens", pa.int32()))
     response_labels = labels if response_labels is None else response_labels
     if response_labels:

@@ -4,7 +4,7 @@ Keeps user turns and a leading system prompt only, and answers with `task: score
 is looked at. Not deduplication or screening (those are `stages.dedupe` and `stages.screen`).
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -31,6 +31,7 @@ from stillhouse.stages.sources.row import (
     RefusedError,
     Row,
 )
+from stillhouse.stages.sources.rules import NO_TEACHER, Rules
 
 NOT_AN_OBJECT = "not_an_object"
 NO_USER_TURN = "no_user_turn"
@@ -59,6 +60,7 @@ REASONS: dict[str, str] = {
     UNANSWERED: "the first user turn has no answer, or an empty one, or several (`task: score`)",
     MALFORMED_IDS: "`input_ids` and `labels` are not those of the conversation's answers (`score.ids: source`)",
     LANGUAGE: "the language is none of `ingest.languages`",
+    NO_TEACHER: "no rule of `teachers` takes the row",
     PLACEHOLDER: "names were replaced by placeholders such as NAME_1 (`personal.placeholders`)",
     PERSONAL: "a kept text holds personal information (`personal.prompts`)",
     TOO_LONG: "the first prompt has more tokens than `Config.max_prompt_tokens`",
@@ -66,8 +68,8 @@ REASONS: dict[str, str] = {
     PURGED: "somebody asked for its deletion (`stillhouse purge`); the ledger has a digest in the place of its id",
 }
 """Every `drop_reason` of this stage. A row gets the first that applies, in this order: reading, conversation,
-roles, kept texts, language, personal information, length, and whether an earlier row has its id and texts. A purge
-replaces any."""
+roles, kept texts, language, teacher, personal information, length, and whether an earlier row has its id and texts. A
+purge replaces any."""
 
 
 class _Refused(NamedTuple):
@@ -92,12 +94,17 @@ class _Prompt(NamedTuple):
     given_ids: list[int] | None = None
     given_labels: list[int] | None = None
     asked_ids: list[int] | None = None
+    teacher: str | None = None  # with several
     student_logprobs: list[float] | None = None
 
     @property
     def texts(self) -> list[str]:
         """What is said in it: by this its id is made."""
         return [*self.user_turns, *(self.answers or [])]
+
+
+Counter = Callable[..., Sequence[int | None]]
+"""First user turns, and with `generate.system_prompts: source` their system prompts, to numbers of tokens."""
 
 
 class Ingest:
@@ -107,17 +114,24 @@ class Ingest:
     Refused rows are in it, with their reason and without text. `num_prompt_tokens` maps first user turns to their
     lengths in the teacher's tokens, chat template included, or to None where these are certain to be within
     `Config.max_prompt_tokens`; with `generate.system_prompts: source` its second argument is the system prompt of each.
+    With `teachers` it may be one for each of them, by their names.
 
     With `personal`, texts are masked before anything else is made of them: their length, their ids, every file.
     """
 
-    def __init__(self, config: Config, num_prompt_tokens: Callable[..., Sequence[int | None]]) -> None:
+    def __init__(self, config: Config, num_prompt_tokens: Counter | Mapping[str, Counter]) -> None:
         self._config = config
+        self._views: dict[str | None, Config] = {None: config}
+        self._rules = None
         self._num_prompt_tokens = num_prompt_tokens
         self._source = source_name(config.source)
         self._spelling = conversation.Spelling(config.source)
         self._personal = None if config.personal is None else Finder(config.personal)
-        self._schema = tables.marked(tables.prompts(config.personal_kinds, scored=config.reads_answers))
+        if config.teachers is not None and config.has_rules:
+            self._views = {name: config.of_teacher(name) for name in config.teacher_names}
+            self._rules = Rules(config.teachers, self._spelling, self._source)
+        scored = config.reads_answers
+        self._schema = tables.marked(tables.prompts(config.personal_kinds, scored=scored, several=config.has_rules))
         self._languages = None if config.ingest.languages is None else frozenset(config.ingest.languages)
 
     def __call__(self, rows: Iterable[Row]) -> Iterator[pa.Table]:
@@ -143,6 +157,10 @@ class Ingest:
             prompt = _prompt(value, self._spelling, prompt_id, self._config)
             if self._languages is not None and prompt.language not in self._languages:
                 raise RefusedError(LANGUAGE)
+            if self._rules is not None:
+                prompt = prompt._replace(teacher=self._rules.teacher(value))
+                if prompt.teacher is None:
+                    raise RefusedError(NO_TEACHER)
         except RefusedError as refused:
             return _Refused(refused.reason, prompt_id)
         return prompt if self._personal is None else self._without_personal(prompt, self._personal)
@@ -161,21 +179,16 @@ class Ingest:
 
     def _table(self, verdicts: list[tuple[int, _Prompt | _Refused]], ids: Ids) -> pa.Table:
         prompts = [verdict for _, verdict in verdicts if isinstance(verdict, _Prompt)]
-        first_turns = [prompt.user_turns[0] for prompt in prompts]
-        systems = [prompt.system_prompt for prompt in prompts]
-        beside = [systems] if self._config.generate.system_prompts == "source" else []
-        counts = self._num_prompt_tokens(first_turns, *beside) if first_turns else []
-        if len(counts) != len(first_turns):
-            raise ValueError(
-                f"num_prompt_tokens: gave {len(counts)} counts for {len(first_turns)} texts; give one each"
-            )
-        remaining = iter(counts)
+        counts = {
+            teacher: iter(self._count([prompt for prompt in prompts if prompt.teacher == teacher], teacher))
+            for teacher in self._views
+        }
         records = []
         for source_row, verdict in verdicts:
             record: dict[str, Any] = {"source": self._source, "source_row": source_row}
             num_tokens = None
             if isinstance(verdict, _Prompt):
-                num_tokens = next(remaining)
+                num_tokens = next(counts[verdict.teacher])
                 verdict = self._admit(verdict, num_tokens, ids)
             if isinstance(verdict, _Refused):
                 record |= {"drop_reason": verdict.reason, "prompt_id": verdict.prompt_id}
@@ -185,8 +198,24 @@ class Ingest:
             records.append(record)
         return pa.Table.from_pylist(records, schema=self._schema)
 
+    def _count(self, prompts: list[_Prompt], teacher: str | None) -> Sequence[int | None]:
+        """Tokens of the first turns of prompts of one teacher."""
+        if not prompts:
+            return []
+        told = self._num_prompt_tokens
+        count = told if callable(told) else told[teacher or ""]
+        first_turns = [prompt.user_turns[0] for prompt in prompts]
+        systems = [prompt.system_prompt for prompt in prompts]
+        beside = [systems] if self._views[teacher].generate.system_prompts == "source" else []
+        counts = count(first_turns, *beside)
+        if len(counts) != len(first_turns):
+            raise ValueError(
+                f"num_prompt_tokens: gave {len(counts)} counts for {len(first_turns)} texts; give one each"
+            )
+        return counts
+
     def _admit(self, prompt: _Prompt, num_tokens: int | None, ids: Ids) -> _Prompt | _Refused:
-        if num_tokens is not None and num_tokens > self._config.max_prompt_tokens:
+        if num_tokens is not None and num_tokens > self._views[prompt.teacher].max_prompt_tokens:
             return _Refused(TOO_LONG, prompt.prompt_id)
         if prompt.prompt_id is None:
             return prompt._replace(prompt_id=ids.make(prompt.texts))

@@ -35,8 +35,8 @@ def test_published_columns_are_documented() -> None:
     names = set(
         re.findall(r"`(\w+)`", " ".join(line.split("|")[1] for line in text.splitlines() if line.startswith("|")))
     )
-    every = [TargetsConfig(method="both"), TargetsConfig(precision=0.25)]
-    more = {"curated": tables.CURATED.names, "asked": True, "student": True}
+    every = [TargetsConfig(method="both"), TargetsConfig(precision=0.25, entropy=True)]
+    more = {"curated": tables.CURATED.names, "asked": True, "several": True, "student": True}
     schemas = [tables.reviewed(["label"], settings, ["email"], **more) for settings in every]
     assert {name for schema in schemas for name in schema.names} == names
 

@@ -7,7 +7,8 @@
         hidden_SD = predicting_states(hidden_BTD, batch["labels"])
         distillation_loss(hidden_SD, student.lm_head.weight, **targets_of(batch)).mean().backward()
 
-Which loss it is, the columns decide: top-K with everything else as one event, top-K alone, or draws.
+Which loss it is, the columns decide: top-K with everything else as one event, top-K alone, or draws. Tokens that
+`targets.keep` left out have no targets: `targets_of(batch, elsewhere="text")` has the token written learned there.
 
 Shape legend: B rows, T tokens of the longest, S supervised tokens of all rows, K targets per token, V vocabulary,
 D width.
@@ -90,14 +91,18 @@ class LossTargets(TypedDict):
     ids_SK: torch.Tensor
     logprobs_SK: torch.Tensor
     tail_S: torch.Tensor | None
+    written_S: torch.Tensor | None
 
 
-def targets_of(batch: Mapping[str, torch.Tensor]) -> LossTargets:
-    """What `distillation_loss` takes from a batch of `collate`."""
+def targets_of(batch: Mapping[str, torch.Tensor], elsewhere: Literal["text", "nothing"] = "text") -> LossTargets:
+    """What `distillation_loss` takes from a batch of `collate`. `elsewhere`: what is learned of tokens without targets,
+    the token written or nothing."""
+    labels_BT = batch["labels"]
     return {
         "ids_SK": batch["target_ids"],
         "logprobs_SK": batch["target_logprobs"],
         "tail_S": batch.get("target_tail"),
+        "written_S": labels_BT[labels_BT != -100] if elsewhere == "text" else None,
     }
 
 
@@ -117,8 +122,12 @@ def distillation_loss(
     tail_S: torch.Tensor | None = None,
     softcap: float | None = None,
     chunk: int = 512,
+    written_S: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """[S] KL(target || student) in nats. Entries of log-probability -inf are padding.
+
+    A token without targets has minus the student's log-probability of the token written (`written_S`, ids), which is 1
+    draw from the teacher at temperature 1; without `written_S` it has 0.
 
     With `tail_S` the target is top-K and one event for everything else; without, what is given, renormalised: the top K
     alone, or draws as frequencies (their KL is cross-entropy but for a constant). `head_VD`: weight of the student's
@@ -126,12 +135,14 @@ def distillation_loss(
 
     Logits exist for `chunk` tokens at a time and are computed again in the backward pass.
     """
-    arguments = [hidden_SD, ids_SK, logprobs_SK] + ([] if tail_S is None else [tail_S])
+    tensors = (hidden_SD, ids_SK, logprobs_SK, tail_S, written_S)
+    starts = range(0, max(len(hidden_SD), 1), chunk)
+    parts = [[None if tensor is None else tensor[start : start + chunk] for tensor in tensors] for start in starts]
     chunks = [  # one chunk alone is not computed twice
         checkpoint(_chunk_loss, head_VD, softcap, *part, use_reentrant=False)
-        if len(hidden_SD) > chunk
+        if len(parts) > 1
         else _chunk_loss(head_VD, softcap, *part)
-        for part in zip(*(tensor.split(chunk) for tensor in arguments), strict=True)
+        for part in parts
     ]
     return torch.cat(chunks)
 
@@ -142,7 +153,8 @@ def _chunk_loss(
     hidden_SD: torch.Tensor,
     ids_SK: torch.Tensor,
     logprobs_SK: torch.Tensor,
-    tail_S: torch.Tensor | None = None,
+    tail_S: torch.Tensor | None,
+    written_S: torch.Tensor | None,
 ) -> torch.Tensor:
     logits_SV = (hidden_SD.to(head_VD.dtype) @ head_VD.T).float()
     if softcap is not None:
@@ -156,8 +168,12 @@ def _chunk_loss(
         outside_S = logits_SV.scatter(1, ids_SK, -torch.inf).logsumexp(1)
         p_SK = torch.cat([p_SK, tail_S.float().exp()[:, None]], 1)
         logq_SK = torch.cat([logq_SK, (outside_S - total_S)[:, None]], 1)
-    p_SK = p_SK / p_SK.sum(1, keepdim=True).clamp_min(1e-30)  # 1e-30: a token of which no draw is left has loss 0
-    return (torch.xlogy(p_SK, p_SK) - p_SK * logq_SK).sum(1)  # xlogy(0, 0) = 0
+    p_SK = p_SK / p_SK.sum(1, keepdim=True).clamp_min(1e-30)  # 1e-30: a token that has no targets divides by no 0
+    kl_S = (torch.xlogy(p_SK, p_SK) - p_SK * logq_SK).sum(1)  # xlogy(0, 0) = 0
+    has_targets_S = (logprobs_SK > -torch.inf).any(1)
+    if written_S is None:
+        return kl_S.where(has_targets_S, 0.0)
+    return kl_S.where(has_targets_S, total_S - logits_SV.gather(1, written_S[:, None])[:, 0])
 
 
 class DistillationLoss:
@@ -175,6 +191,9 @@ class DistillationLoss:
     One process per device; the output layer's weight must be whole there (DDP; not FSDP or ZeRO stage 3).
     """
 
+    elsewhere: Literal["text", "nothing"] = "text"
+    """As in `targets_of`."""
+
     def compute_loss(
         self: Any, model: Any, inputs: Mapping[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
@@ -191,7 +210,7 @@ class DistillationLoss:
         hidden_SD = predicting_states(outputs.hidden_states[-1], inputs["labels"])
         with self.accelerator.autocast():
             loss_S = distillation_loss(
-                hidden_SD, student.get_output_embeddings().weight, **targets_of(inputs), softcap=softcap
+                hidden_SD, student.get_output_embeddings().weight, **targets_of(inputs, self.elsewhere), softcap=softcap
             )
         if num_items_in_batch is None:
             loss = loss_S.mean()

@@ -12,8 +12,9 @@ from typing import Any
 from stillhouse.pipeline import flow
 from stillhouse.pipeline.cluster.client import STOP_WAIT_S, Jobs, find_address, has_ended, status_of
 from stillhouse.pipeline.cluster.package import package
-from stillhouse.pipeline.cluster.preflight import Judgement, judge, requirements
+from stillhouse.pipeline.cluster.preflight import Judgement, requirements
 from stillhouse.pipeline.cluster.probe import MARK
+from stillhouse.pipeline.cluster.several import judge_all
 from stillhouse.pipeline.cluster.submission import (
     CONFIG_HASH,
     PREFIX,
@@ -153,7 +154,7 @@ def _preflight(
     if not lines:
         return Judgement([_unanswered(job, log)], [], {}), {}
     facts = json.loads(lines[-1].removeprefix(MARK))
-    return judge(submission.config, facts), facts
+    return judge_all(submission.config, facts), facts
 
 
 def _unanswered(job: Any, log: str) -> str:

@@ -31,12 +31,16 @@ def look(config: Config, requirements: list[str], mark: str) -> dict[str, Any]:
         "unmet": dict(_unmet(requirements)),
         "vllm": next((found for name in ENGINES if (found := _version(name))), None),
         **look_at_folder(config.run_dir, mark),
-        "has_model": not is_local_path(config.teacher.model) or (Path(config.teacher.model) / "config.json").exists(),
+        "has_model": _has_model(config),
         "has_token": _has_token(),
         "gpus": _gpus(),
         "memory_bytes": _memory_bytes(),
         "disk_free_bytes": _disk_free_bytes(),
         "is_cached": _is_cached(config),
+        "teachers": {
+            name: {"has_model": _has_model(view), "is_cached": _is_cached(view)}
+            for name, view in zip(config.teacher_names, config.views(), strict=False)
+        },
     }
 
 
@@ -142,6 +146,10 @@ def _disk_free_bytes() -> int | None:
             place = place.parent
         return shutil.disk_usage(place).free
     return None
+
+
+def _has_model(config: Config) -> bool:
+    return not is_local_path(config.teacher.model) or (Path(config.teacher.model) / "config.json").exists()
 
 
 def _is_cached(config: Config) -> bool:

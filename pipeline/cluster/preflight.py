@@ -52,7 +52,7 @@ def requirements() -> list[str]:
 
 
 def judge(config: Config, facts: Facts) -> Judgement:
-    """All that is wrong, at once. No network is asked here."""
+    """All that is wrong, at once, for one teacher (`several` is for more). No network is asked here."""
     if "problem" in facts:
         return Judgement([_in_copy(facts["problem"])], [], {})
     nodes = [node for node in facts["nodes"] if "problem" not in node]

@@ -125,6 +125,10 @@ def _node_types() -> list[dict[str, Any]]:
 
 def _facts_of_data(config: Config, rows: int, tokens_per_second: float) -> dict[str, Any]:
     facts: dict[str, Any] = {"footprint": footprint(config)._asdict(), "gated": dict(_gated(config))}
+    views = zip(config.teacher_names, config.views(), strict=False)
+    facts["teachers"] = {
+        name: {"footprint": footprint(view)._asdict(), "gated": dict(_gated(view))} for name, view in views
+    }
     try:
         facts["check"] = check(config, rows, tokens_per_second)
     except Exception as error:  # of any kind: only what is safe to show goes on

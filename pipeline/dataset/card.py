@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stillhouse.pipeline.dataset.figures import BIN, binned_nats, percent
+from stillhouse.pipeline.dataset.teachers import called, short
 from stillhouse.pipeline.dataset.templates import environment
 from stillhouse.schemas.config import Config
 from stillhouse.stages.layouts import Layout
@@ -22,7 +23,7 @@ def dataset_card(config: Config, manifest: dict[str, Any]) -> str:
     return _template("card.md.j2").render(
         config=config,
         manifest=manifest,
-        name=config.teacher.model.rstrip("/").rpartition("/")[2],
+        name=called(manifest) if "teachers" in manifest else short(config.teacher.model),
         quantiles=_quantiles(manifest["fidelity"]),
         bin=BIN,
     )
@@ -44,6 +45,7 @@ def _template(name: str) -> "jinja2.Template":
 def _quantiles(fidelity: dict[str, Any]) -> dict[str, list[str]]:
     """The rows of the card's table: what was measured, and its quantiles over tokens."""
     binned = {"surprisal of the token written": fidelity.get("written_token_surprisal")}
+    binned["entropy of the teacher, whole distribution"] = fidelity.get("teacher_entropy")
     masses = {}
     for key, name in (("top_k", "top K"), ("draws", "draws")):
         if key in fidelity:

@@ -19,6 +19,7 @@ from stillhouse.pipeline.dataset.card import export_card
 from stillhouse.pipeline.dataset.manifest import MANIFEST, Dataset, open_dataset, read_published
 from stillhouse.pipeline.dataset.processes import in_processes
 from stillhouse.pipeline.dataset.target import CARD, STAGED, finished, put_same
+from stillhouse.pipeline.dataset.teachers import one_by_one
 from stillhouse.pipeline.errors import DamagedError, ShardError
 from stillhouse.pipeline.folder import Folder, open_folder, shard
 from stillhouse.pipeline.folder.certified import encode_certified
@@ -94,8 +95,9 @@ def export(
         "alignment": layout.alignment,
         "settings": settings.to_json(),
         "identity": identity,
-        "notes": layout.notes(settings, dataset.manifest["teacher"]["final_logit_softcapping"]),
+        "notes": layout.notes(settings, _softcap(dataset.manifest)),
         "teacher": dataset.manifest["teacher"],
+        **({"teachers": dataset.manifest["teachers"]} if "teachers" in dataset.manifest else {}),
         "dataset_config_hash": dataset.manifest["config_hash"],
         "set_aside": dataset.manifest.get("set_aside"),
         "sampling": _sampling(dataset.manifest["config"]),
@@ -141,11 +143,18 @@ def _settings(dataset: Dataset, name: str, layout: Layout, kind: Kind | None, ma
                 width = max(width, pc.max(pc.list_flatten(table.column("draw_lengths"))).as_py() or 0)
             if "num_input_tokens" in columns:
                 length = max(length, pc.max(table.column("num_input_tokens")).as_py() or 0)
-    return Settings(chosen, dataset.manifest["teacher"]["vocab_size"], width, max_length or length)
+    vocab_size = dataset.manifest["teacher"]["vocab_size"]
+    return Settings(chosen, vocab_size, width, max_length or length, is_partial="keep" in targets)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # One file, in a process of its own
+
+
+def _softcap(manifest: dict[str, Any]) -> float | None:
+    """Of the teacher, or of the first of several that has one."""
+    caps = [of_one["teacher"]["final_logit_softcapping"] for of_one in one_by_one(manifest).values()]
+    return next((cap for cap in caps if cap is not None), None)
 
 
 def _sampling(config: dict[str, Any]) -> dict[str, Any] | None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from stillhouse.pipeline import flow
-from stillhouse.pipeline.dataset import card
+from stillhouse.pipeline.dataset import card, teachers
 from stillhouse.pipeline.errors import ShardError
 from stillhouse.pipeline.folder import Folder, index, keys, open_folder, shard
 from stillhouse.pipeline.folder.certified import encode_certified, parse_certified, parse_object
@@ -20,6 +20,7 @@ from stillhouse.pipeline.folder.identity import run_date
 from stillhouse.pipeline.folder.index import ShardSummary
 from stillhouse.schemas.config import Config, ConfigError, config_hash, deciding_values
 from stillhouse.stages.teacher import fidelity
+from stillhouse.stages.teacher.pretrained import tokenizer_sha256
 
 if TYPE_CHECKING:
     from stillhouse.stages.teacher.chat import Chat
@@ -129,7 +130,7 @@ def write(config: Config, folder: Folder, summaries: dict[str, dict[str, ShardSu
         "config_hash": config_hash(config),
         "config": deciding_values(config),
         "license": config.publish.license,
-        "teacher": _teacher(config, folder),
+        **_teachers(config, folder, published),
         "targets": _targets(config),
         "fidelity": fidelity.report(fidelity.merged(summary.fidelity for summary in published.values())),
         "software": {name: version for name in _software(config) if (version := _version(name)) is not None},
@@ -166,8 +167,12 @@ def stage_rows(config: Config, summaries: dict[str, dict[str, ShardSummary]]) ->
 def with_labels(config: Config, folder: Folder, finished: dict[str, Any]) -> dict[str, Any]:
     """The manifest of a finished run; it and the card are written again where a label, which decides nothing that is in
     the data, is another one now."""
-    if finished.get("license") != config.publish.license:
+    of_teachers = {teacher.name: teacher.license for teacher in config.teachers or []}
+    told = {teacher["name"]: teacher["license"] for teacher in finished.get("teachers", [])}
+    if finished.get("license") != config.publish.license or told != of_teachers:
         finished |= {"license": config.publish.license}
+        for teacher in finished.get("teachers", []):
+            teacher["license"] = of_teachers[teacher["name"]]
         _put(config, folder, finished)
     return finished
 
@@ -191,14 +196,32 @@ def _targets(config: Config) -> dict[str, Any]:
         whole = "the whole distribution"
         targets |= {"num_draws": settings.num_draws}
         targets["draws_from"] = whole if settings.draws_from == "engine" else f"the top {settings.top_k}, biased"
+    if settings.has_entropy:
+        targets["teacher_entropy"] = "of the whole distribution, nats"
+    if settings.keep is not None:
+        targets["keep"] = settings.keep.model_dump(exclude_none=True)
     return targets
 
 
+def _teachers(config: Config, folder: Folder, published: dict[str, ShardSummary]) -> dict[str, Any]:
+    """`teacher`, and with several `teachers`."""
+    facts = _teacher(config, folder)
+    if config.teachers is None:
+        return {"teacher": facts}
+    of_each = facts[teachers.FACTS]
+    return {"teacher": teachers.of_all(of_each), "teachers": teachers.of_each(config, of_each, published)}
+
+
 def _teacher(config: Config, folder: Folder) -> dict[str, Any]:
-    """Facts about the teacher, read once per run: loading its tokenizer takes longer than finishing a run again."""
+    """Facts about the teacher, or about each of several, read once per run: loading its tokenizer takes longer than
+    finishing a run again."""
     with contextlib.suppress(FileNotFoundError, ValueError):
         return parse_certified(folder.get(keys.TEACHER))
-    teacher = _read_teacher(config)
+    names = config.teacher_names
+    if names:
+        teacher: dict[str, Any] = {teachers.FACTS: {name: _read_teacher(config.of_teacher(name)) for name in names}}
+    else:
+        teacher = _read_teacher(config)
     folder.put(keys.TEACHER, encode_certified(teacher))
     return teacher
 
@@ -225,7 +248,7 @@ def _read_teacher(config: Config) -> dict[str, Any]:
 def tokenizer_digests(chat: "Chat") -> dict[str, str]:
     """Which tokenizer and template a teacher has."""
     return {
-        "tokenizer_sha256": hashlib.sha256(chat.tokenizer.backend_tokenizer.to_str().encode()).hexdigest(),
+        "tokenizer_sha256": tokenizer_sha256(chat.tokenizer),
         "chat_template_sha256": hashlib.sha256(str(chat.template).encode()).hexdigest(),
     }
 

@@ -8,7 +8,20 @@ from stillhouse.pipeline.dataset.manifest import MANIFEST, tokenizer_digests
 from stillhouse.schemas.config import Config, ConfigError, nested_values, override, validated
 from stillhouse.stages.teacher.chat import Chat, load_chat
 
-SECTIONS = ("source", "ingest", "personal", "teacher", "sampling", "targets", "generate", "task", "score", "rollout")
+SECTIONS = (
+    "source",
+    "ingest",
+    "personal",
+    "teacher",
+    "teachers",
+    "mixture",
+    "sampling",
+    "targets",
+    "generate",
+    "task",
+    "score",
+    "rollout",
+)
 MAY_DIFFER = ("source.", "teacher.model", "teacher.revision")
 """Keys of which another machine may have other values: where things are."""
 

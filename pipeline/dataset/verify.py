@@ -206,12 +206,14 @@ def _verify_file(task: _Task) -> Findings:
         if table is not None and files.check_columns(table, layout.schema, findings):
             source = _read_source(task, settings, findings)
             check_exported(table, layout_name, settings, manifest, source, findings)
+            if settings.is_partial:
+                findings.target_tokens = task.file["target_tokens"]  # rows without targets do not say how many
     findings.close()
     return findings
 
 
 def _verify_published(data: bytes, task: _Task, findings: Findings) -> None:
-    manifest, words = task.manifest, None
+    manifest, words = task.manifest, dict[str | None, text.Words]()
     expected = ShardId(keys.PUBLISH, keys.published_shard(task.file["file"]), manifest["config_hash"])
     if is_withheld := "withheld" in manifest:
         expected = ShardId(NO_PROMPTS, task.file["file"], manifest["identity"])
@@ -225,11 +227,10 @@ def _verify_published(data: bytes, task: _Task, findings: Findings) -> None:
     if table is None or not files.check_columns(table, files.published_schema(table, manifest["targets"]), findings):
         return
     if is_withheld:
-        reason = "prompts are withheld, so text was not compared with ids; stillhouse join compares them"
+        reasons = ["prompts are withheld, so text was not compared with ids; stillhouse join compares them"]
     else:
-        words, reason = text.load(manifest, task.teacher)
-    if words is None:
-        findings.not_checked.add(reason)
+        words, reasons = text.load(manifest, task.teacher)
+    findings.not_checked.update(reasons)
     check_published(table, manifest, words, findings)
 
 

@@ -65,6 +65,11 @@ def withhold(
             f"{url}: its answers are the source's like its prompts (task: score), so that only targets would be left; "
             "--no-prompts is for what a teacher wrote"
         )
+    if "teachers" in dataset.manifest:
+        raise ConfigError(
+            f"{url}: has several teachers, and join renders prompts with the template of one; --no-prompts is for "
+            "datasets of one teacher"
+        )
     identity = str(certified({"layout": LAYOUT, "dataset": certified(dataset.manifest)["sha256"]})["sha256"])
     if (there := finished(target, identity)) is not None:
         return there

@@ -25,9 +25,9 @@ def open_run(config: Config) -> Folder:
 def _facts(config: Config) -> bytes:
     """What `run.json` holds of a run that begins now."""
     resolved = config.model_dump(mode="json")
-    resolved["teacher"]["env"] = sorted(config.teacher.env)  # names only: the values may be secrets
-    if config.rollout is not None:
-        resolved["rollout"]["env"] = sorted(config.rollout.env)
+    for model in (resolved["teacher"], *(resolved["teachers"] or []), resolved["rollout"]):
+        if model is not None:
+            model["env"] = sorted(model["env"])  # names only: the values may be secrets
     facts = {
         "config_hash": config_hash(config),
         "date": config.teacher.date or _today().isoformat(),
@@ -50,6 +50,8 @@ def config_of(url: str) -> Config:
         for section in ("teacher", "rollout"):
             if raw.get(section) is not None:
                 raw[section] = raw[section] | {"env": {}}
+        if raw.get("teachers"):
+            raw["teachers"] = [teacher | {"env": {}} for teacher in raw["teachers"]]
         config = Config.model_validate(raw)
         if config_hash(config) == facts["config_hash"]:
             return config

@@ -41,6 +41,8 @@ class ShardSummary:
     num_turns: int = 0
     """User turns of all rows, where the shard holds prompts."""
     fidelity: dict[str, Any] = field(default_factory=dict)
+    teachers: dict[str, dict[str, int]] = field(default_factory=dict)
+    """`ShardInfo.teachers`."""
 
 
 def read(config: Config, folder: Folder, stage: str, names: list[str]) -> dict[str, ShardSummary]:
@@ -148,6 +150,7 @@ def _summary(info: ShardInfo, sha256: str, num_turns: int, entry: Entry, file_sh
         file_sha256=file_sha256,
         num_turns=num_turns,
         fidelity=info.fidelity,
+        teachers=info.teachers,
     )
 
 

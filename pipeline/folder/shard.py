@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from stillhouse.pipeline.errors import DamagedError
 from stillhouse.pipeline.folder.certified import certified, parse_certified
 from stillhouse.pipeline.folder.store import Folder
-from stillhouse.schemas.tables import LEDGER
+from stillhouse.schemas.tables import LEDGER, TEACHER
 
 METADATA_KEY = b"stillhouse"
 DIGEST_KEY = b"stillhouse.sha256"
@@ -66,6 +66,8 @@ class ShardInfo:
     """Digest (`stillhouse.sha256`) of the shard it was made from."""
     fidelity: dict[str, Any] = field(default_factory=dict)
     """Of a published shard: `stages.fidelity.statistics`."""
+    teachers: dict[str, dict[str, int]] = field(default_factory=dict)
+    """With several teachers the `rows` and `target_tokens` of each, by its name; else empty, and not written."""
 
     @property
     def id(self) -> ShardId:
@@ -80,7 +82,8 @@ class ShardInfo:
         return dict(sorted(counts.items()))
 
     def to_json(self) -> bytes:
-        return json.dumps(certified(dict(self.__dict__)), sort_keys=True).encode()
+        facts = {name: value for name, value in self.__dict__.items() if name != "teachers" or value}
+        return json.dumps(certified(facts), sort_keys=True).encode()
 
     @classmethod
     def from_json(cls, data: bytes) -> "ShardInfo":
@@ -119,7 +122,7 @@ def encode_parts(schema: pa.Schema, tables: Iterable[pa.Table], info: ShardInfo 
         schema,
         compression="zstd",
         compression_level=COMPRESSION_LEVEL,
-        use_dictionary=[*repeated, *(name for name in ("language", "source") if name in schema.names)],
+        use_dictionary=[*repeated, *(name for name in ("language", "source", TEACHER.name) if name in schema.names)],
         column_encoding=dict.fromkeys(split, "BYTE_STREAM_SPLIT") or None,
         write_page_checksum=True,
     ) as writer:
@@ -258,3 +261,14 @@ def num_target_tokens(table: pa.Table) -> int:
     if "num_target_tokens" not in table.column_names:
         return 0
     return int(pc.sum(table.column("num_target_tokens")).as_py() or 0)
+
+
+def of_teachers(table: pa.Table) -> dict[str, dict[str, int]]:
+    """`ShardInfo.teachers` of a table."""
+    if TEACHER.name not in table.column_names:
+        return {}
+    counts: dict[str, dict[str, int]] = {}
+    for name in sorted(set(table.column(TEACHER.name).to_pylist())):
+        rows = table.filter(pc.equal(table.column(TEACHER.name), name))
+        counts[name] = {"rows": rows.num_rows, "target_tokens": num_target_tokens(rows)}
+    return counts

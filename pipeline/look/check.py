@@ -14,13 +14,14 @@ import pyarrow.compute as pc
 from stillhouse.pipeline import flow
 from stillhouse.pipeline.console import message
 from stillhouse.pipeline.dataset.given import check_given_ids, check_student
+from stillhouse.pipeline.dataset.teachers import check_one_tokenizer
 from stillhouse.pipeline.folder.identity import compare_with_folder
 from stillhouse.schemas import tables
-from stillhouse.schemas.config import Config, TargetsConfig
+from stillhouse.schemas.config import Config, NamedTeacher, TargetsConfig
 from stillhouse.stages.ingest import REASONS, Ingest
 from stillhouse.stages.sources import count_rows, read_rows
-from stillhouse.stages.sources.exchanges import columns
 from stillhouse.stages.sources.proposal import column_names, proposal
+from stillhouse.stages.sources.rules import more_columns
 
 NUM_ROWS_NAMED = 5
 """Refused rows that are named for each reason."""
@@ -28,13 +29,15 @@ NUM_ROWS_NAMED = 5
 
 def bytes_per_token(settings: TargetsConfig) -> float:
     """On disk, all columns: what flat distributions cost, SmolLM2's and Gemma 3 270M's at temperature 1
-    (docs/targets.md). Distinct draws grow as a power of their number."""
-    total = 15.0
+    (docs/targets.md). Distinct draws grow as a power of their number. `targets.keep.entropy_above` is not foreseen."""
+    total = 0.0
     if settings.method != "sampled":
         total += settings.top_k * (2.4 if settings.precision else 3.1)
     if settings.method != "top_k":
         total += 2.3 * settings.num_draws**0.73
-    return total
+    if settings.keep is not None and settings.keep.fraction is not None:
+        total *= settings.keep.fraction
+    return total + 15.0 + (2.0 if settings.has_entropy else 0.0)
 
 
 def check(config: Config, rows: int, tokens_per_second: float) -> dict[str, Any]:
@@ -52,6 +55,7 @@ def look(config: Config, rows: int, tokens_per_second: float) -> tuple[dict[str,
     """
     compare_with_folder(config)
     check_given_ids(config)
+    check_one_tokenizer(config)
     check_student(config)
     total = count_rows(config.source)
     table = ingested(config, rows)
@@ -66,11 +70,18 @@ def look(config: Config, rows: int, tokens_per_second: float) -> tuple[dict[str,
         "rows_with_system_prompt": kept.num_rows - kept.column("system_prompt").null_count,
         "source_rows": total,
     }
-    result["notes"] = [*filter(None, [slow_dtype(config.teacher.dtype), _set_aside(config, result)])]
+    if config.has_rules:
+        names = kept.column("teacher").to_pylist()
+        result["teachers"] = {name: names.count(name) for name in config.teacher_names}
+    slow = dict.fromkeys(slow_dtype(view.teacher.dtype) for view in config.views())
+    result["notes"] = [*filter(None, [*slow, _set_aside(config, result), _without_rows(result)])]
     problems = [*_source_problems(config, result)]
     if problems:
         result["notes"] += _proposal(config, result)
-    result["problems"] = [*problems, *_teacher_problems(config)]
+    result["problems"] = [
+        *problems,
+        *dict.fromkeys(text for view in config.views() for text in _teacher_problems(view)),
+    ]
     if kept.num_rows:
         turns = pc.sum(pc.list_value_length(kept.column("user_turns"))).as_py()
         result["mean_prompt_tokens"] = round(pc.mean(kept.column("num_prompt_tokens")).as_py(), 1)
@@ -79,8 +90,7 @@ def look(config: Config, rows: int, tokens_per_second: float) -> tuple[dict[str,
         prompts = round(total * kept.num_rows / table.num_rows)
         most = config.writing.n * config.writing.max_tokens * result.get("mean_turns", 0)
         tokens = round(prompts * (_answer_tokens(config, kept) if config.reads_answers else most))
-        engine = config.teacher.engine
-        gpus = engine.get("tensor_parallel_size", 1) * engine.get("pipeline_parallel_size", 1)
+        gpus = _gpus(config, result)
         result["estimate"] = {
             "prompts": prompts,
             "max_answer_tokens": tokens,
@@ -89,6 +99,19 @@ def look(config: Config, rows: int, tokens_per_second: float) -> tuple[dict[str,
             "tokens_per_second_per_replica": tokens_per_second,
         }
     return result, table
+
+
+def _gpus(config: Config, result: dict[str, Any]) -> float:
+    """GPUs of an engine; with several teachers of each by its share of the rows, which in a mixture is all of them."""
+    engines = {getattr(view.teacher, "name", None): view.teacher.engine for view in config.views()}
+    of_each = {
+        name: engine.get("tensor_parallel_size", 1) * engine.get("pipeline_parallel_size", 1)
+        for name, engine in engines.items()
+    }
+    rows = result.get("teachers")
+    if rows is None:
+        return float(sum(of_each.values()))
+    return float(sum(of_each[name] * rows[name] for name in rows) / max(sum(rows.values()), 1))
 
 
 def _answer_tokens(config: Config, kept: pa.Table) -> float:
@@ -109,9 +132,11 @@ def ingested(config: Config, rows: int) -> pa.Table:
     """The first `rows` source rows as ingest leaves them, marked (`tables.marked(tables.prompts(…))`)."""
     looked = min(filter(None, (rows, config.source.limit)))
     sample = config.model_copy(update={"source": config.source.model_copy(update={"limit": looked})})
-    empty = tables.marked(tables.prompts(config.personal_kinds, scored=config.reads_answers)).empty_table()
-    rows_read = read_rows(sample.source, more_columns=columns(config.score))
-    return pa.concat_tables([empty, *Ingest(sample, flow.prompt_counter(config))(rows_read)])
+    scored, several = config.reads_answers, config.has_rules
+    empty = tables.marked(tables.prompts(config.personal_kinds, scored=scored, several=several)).empty_table()
+    rows_read = read_rows(sample.source, more_columns=more_columns(config))
+    counted = flow.prompt_counters(config) if several else flow.prompt_counter(config)
+    return pa.concat_tables([empty, *Ingest(sample, counted)(rows_read)])
 
 
 def _first_rows(table: pa.Table, reason: str) -> list[int]:
@@ -122,11 +147,21 @@ def _first_rows(table: pa.Table, reason: str) -> list[int]:
 
 def _set_aside(config: Config, result: dict[str, Any]) -> str | None:
     count = result["rows_with_system_prompt"]
-    if not count or config.generate.system_prompts == "source":
+    if not count or any(view.generate.system_prompts == "source" for view in config.views()):
         return None
     return (
         f"source: {count:,} of {result['rows_accepted']:,} accepted rows have a system prompt, which is set aside and "
         "not used; set generate.system_prompts to source to use it"
+    )
+
+
+def _without_rows(result: dict[str, Any]) -> str | None:
+    idle = [name for name, count in result.get("teachers", {}).items() if not count]
+    if not idle or not result["rows_accepted"]:
+        return None
+    return (
+        f"teachers: {', '.join(idle)} would get none of the {result['rows_accepted']:,} rows accepted here; check the "
+        "columns and values of `when`"
     )
 
 
@@ -178,6 +213,7 @@ def _teacher_problems(config: Config) -> Iterator[str]:
     from stillhouse.stages.teacher.pretrained import model_facts
 
     targets, teacher, model = config.targets, config.teacher, model_facts(config)
+    key = f"teachers.{teacher.name}" if isinstance(teacher, NamedTeacher) else "teacher"
     vocab_size, longest = model.vocab_size, model.max_positions
     is_asked = targets.method != "sampled" or targets.draws_from == "top_k"
     if is_asked and vocab_size is not None and targets.top_k > vocab_size:
@@ -185,7 +221,7 @@ def _teacher_problems(config: Config) -> Iterator[str]:
     is_forced = "hf_overrides" in teacher.engine or "VLLM_ALLOW_LONG_MAX_MODEL_LEN" in {**os.environ, **teacher.env}
     if longest is not None and teacher.max_model_len > longest and not is_forced:
         yield (
-            f"teacher.max_model_len: {teacher.max_model_len} exceeds the {longest} positions that the teacher was made "
+            f"{key}.max_model_len: {teacher.max_model_len} exceeds the {longest} positions that the teacher was made "
             "for (max_position_embeddings); lower it"
         )
 
@@ -218,6 +254,8 @@ def show(result: dict[str, Any]) -> None:
     message(
         f"source: {result['rows_looked_at']:,} rows looked at, {result['rows_accepted']:,} accepted; refused: {refused}"
     )
+    if "teachers" in result:
+        message("teachers: " + ", ".join(f"{name} {count:,}" for name, count in result["teachers"].items()))
     if "mean_turns" in result:
         message(f"prompts: {result['mean_prompt_tokens']} tokens and {result['mean_turns']} turns on average")
     if "estimate" in result:

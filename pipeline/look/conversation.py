@@ -21,6 +21,7 @@ HEAVY = frozenset(
         "input_ids",
         "labels",
         "token_logprobs",
+        "teacher_entropy",
         "target_ids",
         "target_logprobs",
         "target_gaps",
@@ -49,7 +50,8 @@ def conversation(table: pa.Table, row: int, tokenizer: Any | None, num_alternati
                 "alternatives": [S] of [[id, text, logprob], ...], most probable first, or null,
                 "draws": [S] of [[id, text, count], ...], most frequent first, or null,
                 "ranks": [S] place of the token written among its targets, 0 the most probable, null where it is none
-                         of them; or null}}
+                         of them; or null,
+                "entropies": [S] nats; only where the table has them}}
 
     At most `num_alternatives` targets and draws of each token. Log-probabilities have 3 decimals; null stands for minus
     infinity. Texts are those of single ids (`tokens.token_texts`).
@@ -122,6 +124,8 @@ def _tokens(table: pa.Table, tokenizer: Any | None, num_alternatives: int) -> di
         found["draws"] = _named(table, "draw", tokenizer, num_alternatives)
         if found["tails"] is None:
             found["tails"] = _rounded(decode(table, "draw")[0].tail)
+    if "teacher_entropy" in table.column_names:
+        found["entropies"] = _rounded(_array(table, "teacher_entropy"))
     return found
 
 
@@ -148,7 +152,9 @@ def _array(table: pa.Table, name: str) -> npt.NDArray[Any]:
     """A list column of the one row; empty where there is no such column or the row has none."""
     if name not in table.column_names:
         return np.zeros(0, np.int64)
-    return np.asarray(table.column(name)[0].as_py() or [], np.float32 if name == "token_logprobs" else np.int64)
+    return np.asarray(
+        table.column(name)[0].as_py() or [], np.float32 if name in ("token_logprobs", "teacher_entropy") else np.int64
+    )
 
 
 def _rounded(nats: npt.NDArray[Any]) -> list[float | None]:

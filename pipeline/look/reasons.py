@@ -20,6 +20,7 @@ REASONS = {
     "empty": "the prompt is empty",
     "duplicate_id": "the same id and text were there already",
     "language": "the language is another one",
+    "no_teacher": "no teacher's rule takes it",
     "purged": "it was to be deleted",
     "personal_information": "it holds personal information",
     "placeholder_names": "names in it were replaced by placeholders",

@@ -1,14 +1,14 @@
 """Token ids as text: the teacher's tokenizer, where it can still be loaded, and what each of its ids reads as."""
 
 import functools
-import hashlib
 import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from stillhouse.pipeline.look.place import Place
-from stillhouse.stages.teacher.pretrained import load_tokenizer
+from stillhouse.schemas.config import values_of_teacher
+from stillhouse.stages.teacher.pretrained import load_tokenizer, tokenizer_sha256
 
 _SPACE = "\u2581"  # SentencePiece's
 
@@ -19,6 +19,8 @@ def teacher_tokenizer(place: Place, model: str | None = None) -> tuple[Any, str 
     allowed: the run may be somebody else's.
     """
     config = place.config or {}
+    if "teachers[0].model" in config:  # all have one tokenizer
+        config = values_of_teacher(config, 0)
     name = model or config.get("teacher.model") or ((place.manifest or {}).get("teacher") or {}).get("model")
     if not isinstance(name, str):
         return None, "tokens are shown as ids: nothing here names the teacher (--tokenizer MODEL does)"
@@ -28,7 +30,7 @@ def teacher_tokenizer(place: Place, model: str | None = None) -> tuple[Any, str 
 
         cached_file(name, "tokenizer_config.json", revision=revision)  # of what is gone, AutoTokenizer says so in 20 s
         tokenizer = load_tokenizer(name, revision, False)
-        found = hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
+        found = tokenizer_sha256(tokenizer)
     except Exception as error:  # of a library, about files or a hub that nobody promised
         return None, (
             f"tokens are shown as ids: the tokenizer of {name} cannot be loaded here ({_why(name, error)}); "

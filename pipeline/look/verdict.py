@@ -25,7 +25,14 @@ def verdict(fidelity: dict[str, Any], settings: dict[str, Any]) -> Verdict:
     (`stages.teacher.fidelity.report`) and the run's settings by dotted key."""
     if not fidelity["tokens"]:
         return Verdict("none", "there are no tokens", ["There are no tokens."])
+    if not {"top_k", "draws"} & set(fidelity):
+        return Verdict("none", "no token has targets", ["No token has targets (targets.keep)."])
     short, levels, sentences = [], [], []
+    kept = fidelity.get("tokens_kept", fidelity["tokens"])
+    if kept < fidelity["tokens"]:
+        sentences.append(
+            f"{percent(kept / fidelity['tokens'])} of the tokens have targets (targets.keep); the rest is about these."
+        )
     if "top_k" in fidelity:
         found = fidelity["top_k"]
         short.append(

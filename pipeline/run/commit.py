@@ -49,6 +49,7 @@ def commit(
         ledger=_ledger_rows(marked.filter(dropped)),
         source_sha256=source_sha256,
         fidelity=fidelity.statistics(kept) if is_published else {},
+        teachers=shards.of_teachers(kept),
     )
     data = shards.encode(kept, info)
     is_ours = folder.put_if_absent(key, data)

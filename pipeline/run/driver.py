@@ -10,6 +10,7 @@ from typing import Any
 from stillhouse.pipeline import flow
 from stillhouse.pipeline.dataset import manifest
 from stillhouse.pipeline.dataset.given import check_given_ids, check_student
+from stillhouse.pipeline.dataset.teachers import check_one_tokenizer
 from stillhouse.pipeline.errors import RedoError, RunError
 from stillhouse.pipeline.flow import Stage
 from stillhouse.pipeline.folder import index, keys, partition
@@ -20,7 +21,7 @@ from stillhouse.pipeline.folder.purged import PURGED
 from stillhouse.pipeline.folder.quarantine import quarantine
 from stillhouse.pipeline.folder.shard import ShardId
 from stillhouse.pipeline.folder.store import Folder
-from stillhouse.pipeline.run import purge, sharing
+from stillhouse.pipeline.run import purge, sharing, teachers
 from stillhouse.pipeline.run.assign import assign_task
 from stillhouse.pipeline.run.commit import write_ledger
 from stillhouse.pipeline.run.partition import ingest_task
@@ -46,6 +47,7 @@ def run(
     if until is not None:
         flow.require_end(config, until)
     check_given_ids(config)
+    check_one_tokenizer(config)
     check_student(config)
     folder = open_run(config)
     purge.finish(config, report.trouble)
@@ -166,7 +168,9 @@ class _Driver:
             ready = {name: before[name] for name in names if name in before}
             if stage.assign is not None and self._missing(stage.name, "transform", [*ready], len(names)):
                 self._view(stage, ready, len(names))
-            self._map(stage, "transform", ready, len(names))
+            for teacher in (stage.is_async and self._config.teacher_names) or (None,):
+                self._map(stage, "transform", ready, len(names), teacher)
+            self._require_all(stage, ready, len(names))
             summaries[stage.name] = self._finish_stage(stage.name, names)
         return summaries
 
@@ -176,7 +180,9 @@ class _Driver:
             return
         self._is_required = True
         names = [stage.name for stage in self._to_do()]
-        for sentence in self._pool.require(self._config, names[names.index(first) :]):
+        needed = names[names.index(first) :]
+        sentences = [text for view in self._config.views() for text in self._pool.require(view, needed)]
+        for sentence in dict.fromkeys(sentences):
             self._report.trouble(sentence)
 
     def _to_do(self) -> tuple[Stage, ...]:
@@ -214,25 +220,32 @@ class _Driver:
                 raise RunError(result.message)
             raise RedoError(result.message, result.damaged)
 
-    def _map(self, stage: Stage, step: str, ready: dict[str, ShardSummary], num_shards: int) -> list[ShardResult]:
-        """Runs one step over the shards that miss its result. Returns what was set aside now.
+    def _map(
+        self, stage: Stage, step: str, ready: dict[str, ShardSummary], num_shards: int, teacher: str | None = None
+    ) -> list[ShardResult]:
+        """Runs one step over the shards that miss its result, or the part in it of one `teacher`. Returns what was set
+        aside now.
 
         Raises `RedoError`, after all others are done, when something that shards are made from has to be made again.
         """
-        todo = self._missing(stage.name, step, [*ready], num_shards)
-        if todo:
-            files = self._folder.names(keys.set_aside_folder(stage.name))
-            set_aside = {keys.set_aside_shard(file) for file in files}
-            todo = [shard for shard in todo if shard not in set_aside]
+        todo = self._to_make(stage.name, step, [*ready], num_shards)
+        rows = {name: (0, ready[name].rows_out) for name in todo}
         label = f"{stage.name}: sketch" if step == "sketch" else stage.name
+        if teacher is not None:
+            label = f"{stage.name}: {teacher}"
+            parts = sharing.by_shard(self._folder.names(keys.parts(stage.name))) if todo else {}
+            asked = {name: ready[name] for name in todo}
+            rows = teachers.turns(teacher, self._config, asked, parts)
+            todo = [*rows]
         samples = self._config.num_samples(stage.name)
-        num_answers = sum(ready[name].rows_out for name in todo) * samples if stage.is_async else None
+        num_answers = sum(high - low for low, high in rows.values()) * samples if stage.is_async else None
         self._report.begin(label, len(todo), num_answers)
         if not todo:
             return []
         self._require(stage.name)
-        job = Job(self._config, stage.name, step, num_shards, is_async=stage.is_async and step == "transform")
-        aside, has_to_redo, units = list[ShardResult](), False, self._units(job, todo, ready)
+        is_async = stage.is_async and step == "transform"
+        job = Job(self._config, stage.name, step, num_shards, is_async=is_async, teacher=teacher)
+        aside, has_to_redo, units = list[ShardResult](), False, self._units(job, todo, ready, rows)
         with contextlib.closing(self._pool.map_shards(job, units, self._report.activity)) as made:  # type: ignore[type-var]
             for result in made:
                 self._accept(label, result)
@@ -242,13 +255,25 @@ class _Driver:
             raise RedoError
         return aside
 
-    def _units(self, job: Job, todo: list[str], ready: dict[str, ShardSummary]) -> list[str]:
+    def _require_all(self, stage: Stage, ready: dict[str, ShardSummary], num_shards: int) -> None:
+        """Raises `RedoError` where a shard was neither made nor set aside: pieces of several teachers that nobody put
+        together, because somebody else took some away meanwhile."""
+        if not stage.is_async or self._config.teachers is None:
+            return
+        if left := self._to_make(stage.name, "transform", [*ready], num_shards):
+            paths = [keys.stage_shard(stage.name, name, num_shards) for name in left]
+            raise RedoError(f"{stage.name} {', '.join(left)}: parts of it are gone; they are made again", paths)
+
+    def _units(
+        self, job: Job, todo: list[str], ready: dict[str, ShardSummary], rows: dict[str, tuple[int, int]]
+    ) -> list[str]:
         """What workers are given, in order."""
         if not job.is_async:
             sizes = {name: ready[name].num_bytes for name in todo}
             return sharing.by_cost(todo, sizes, job.resources.max_workers)
-        begun = {f"{file.partition('.')[0]}.parquet" for file in self._folder.names(keys.parts(job.stage))}
-        return sharing.shared(todo, ready, job.resources.max_workers, job.shards_in_flight, begun)
+        begun = sharing.by_shard(self._folder.names(keys.parts(job.stage)))
+        extents = None if job.teacher is None else rows
+        return sharing.shared(todo, ready, job.resources.max_workers, job.shards_in_flight, begun, extents)
 
     def _accept(self, label: str, result: ShardResult) -> None:
         """Reports a result. Raises `RunError` when the run cannot go on after it."""
@@ -266,6 +291,13 @@ class _Driver:
                     f"{self._folder.path(key)}: is damaged or gone {MAX_DAMAGE} times, each time it is made; check the "
                     "disk and who else writes there, then run again"
                 )
+
+    def _to_make(self, stage: str, step: str, names: list[str], num_shards: int) -> list[str]:
+        """Those that are `_missing` and not set aside."""
+        missing = self._missing(stage, step, names, num_shards)
+        files = self._folder.names(keys.set_aside_folder(stage)) if missing else ()
+        set_aside = {keys.set_aside_shard(file) for file in files}
+        return [name for name in missing if name not in set_aside]
 
     def _missing(self, stage: str, step: str, names: list[str], num_shards: int) -> list[str]:
         """The shards of `names` that miss the result of a step."""

@@ -22,7 +22,7 @@ def ingest(
     """
     from stillhouse.stages.ingest import Ingest
     from stillhouse.stages.sources import read_rows
-    from stillhouse.stages.sources.exchanges import columns
+    from stillhouse.stages.sources.rules import more_columns
 
     read = (
         flow.stage(config, "ingest").build(config) if num_prompt_tokens is None else Ingest(config, num_prompt_tokens)
@@ -31,7 +31,7 @@ def ingest(
     number, num_rows = 0, 0
     started = time.monotonic()
     register = purged.read(folder)
-    for marked in read(read_rows(config.source, more_columns=columns(config.score))):
+    for marked in read(read_rows(config.source, more_columns=more_columns(config))):
         marked = register.mark(marked)
         name = keys.shard_name(number)
         yield commit(

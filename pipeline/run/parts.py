@@ -15,7 +15,7 @@ from stillhouse.pipeline.folder import shard as shards
 from stillhouse.pipeline.folder.shard import Shard, ShardId, ShardInfo
 from stillhouse.pipeline.folder.store import Folder
 from stillhouse.pipeline.run.attempts import Attempts, Gate
-from stillhouse.pipeline.run.sharing import missing
+from stillhouse.pipeline.run.sharing import by_shard, missing
 from stillhouse.schemas.config import Config, config_hash
 
 ROW_ATTEMPTS = 2
@@ -44,13 +44,8 @@ class Parts:
 
     def of(self, shard: str) -> dict[tuple[int, int], str]:
         """Keys of what is done of a shard, by the range of its source's rows."""
-        parts = {}
-        for name in self._folder.list(self._key):
-            number, extent, kind = name.split(".")
-            if f"{number}.parquet" == shard and kind in ("parquet", "failed"):
-                low, high = extent.split("-")
-                parts[int(low), int(high)] = f"{self._key}/{name}"
-        return parts
+        names = self._folder.list(self._key)
+        return {extent: f"{self._key}/{name}" for name in names for extent in by_shard([name]).get(shard, ())}
 
     async def make(
         self,

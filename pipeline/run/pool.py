@@ -45,11 +45,14 @@ class Job:
     num_shards: int
     """Of the run, not of this job."""
     is_async: bool
+    teacher: str | None = None
+    """Whose rows are made, where there are several."""
     run_id: str = field(default_factory=lambda: secrets.token_hex(6))
 
     @property
     def resources(self) -> WorkersConfig:
-        workers: WorkersConfig = getattr(self.config.resources, self.stage)
+        config = self.config if self.teacher is None else self.config.of_teacher(self.teacher)
+        workers: WorkersConfig = getattr(config.resources, self.stage)
         return workers
 
     @property
@@ -58,7 +61,7 @@ class Job:
         return self.resources.shards_in_flight if self.is_async else 1
 
     def build(self) -> Worker:
-        return Worker(self.config, self.stage, self.step, self.run_id, self.num_shards)
+        return Worker(self.config, self.stage, self.step, self.run_id, self.num_shards, self.teacher)
 
 
 class Pool(Protocol):

@@ -207,6 +207,7 @@ class Progress:
 
     def __init__(self) -> None:
         self.generate_seconds, self.generate_tokens = 0.0, 0
+        self._earlier_seconds = 0.0  # of other teachers
         self.num_made = 0
         self.num_others = 0  # shards that another run wrote while this one was about to
         self._begun = time.monotonic()
@@ -231,6 +232,7 @@ class Progress:
     def begin(self, step: str, num_shards: int | None, num_answers: int | None = None) -> None:
         with self._lock:
             self._step = Step(step, num_shards, num_answers, time.monotonic()) if num_shards != 0 else None
+            self._earlier_seconds = self.generate_seconds
             if self._bars is not None:
                 self._bars.begin(self._step)
 
@@ -241,9 +243,9 @@ class Progress:
             self.num_others += result.outcome == "others"
             if self._step is not None:
                 self._step.add_result(result)
-                if step in TASKS and result.outcome not in ("others", "part"):
-                    self.generate_seconds = time.monotonic() - self._step.began
-                    self.generate_tokens += result.num_target_tokens
+                if step.partition(":")[0] in TASKS and result.outcome != "others":
+                    self.generate_seconds = self._earlier_seconds + time.monotonic() - self._step.began
+                    self.generate_tokens += 0 if result.outcome == "part" else result.num_target_tokens
         if result.outcome == "part":
             return
         if not is_made:

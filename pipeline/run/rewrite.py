@@ -51,7 +51,8 @@ def rewrite(config: Config, folder: Folder, name: str, num_shards: int, register
             table = _without(found.table, is_kept, register)
             info = _info(found.info, found.table, is_kept, register)
             if table is not found.table:
-                info = dataclasses.replace(info, num_target_tokens=shards.num_target_tokens(table))
+                tokens, teachers = shards.num_target_tokens(table), shards.of_teachers(table)
+                info = dataclasses.replace(info, num_target_tokens=tokens, teachers=teachers)
                 if stage.name == keys.PUBLISH:
                     info = dataclasses.replace(info, fidelity=fidelity.statistics(table))
             if before is not None:

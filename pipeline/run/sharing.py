@@ -1,7 +1,7 @@
 """In which order the shards of a step are made, and which of them several workers share, so that the last one does not
 keep all the others waiting."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from stillhouse.pipeline.folder.index import ShardSummary
 
@@ -40,6 +40,7 @@ def shared(
     num_workers: int,
     shards_in_flight: int,
     begun: Collection[str] = (),
+    extents: Mapping[str, tuple[int, int]] | None = None,
 ) -> list[str]:
     """Names of what is given to workers, in this order: whole shards, and at the end pieces of them.
 
@@ -47,19 +48,24 @@ def shared(
     (factoring, Hummel, Schonberg and Flynn 1992: half, because how long answers get is not known before). So units get
     smaller towards the end, and a shard that alone is more than that is shared from the beginning. Pieces are halves of
     halves, as those of `parts`. Shards that were `begun` by an earlier run are shared, because some pieces are there.
+    With `extents` only these rows of each shard are to be made, and all units are pieces (but of a shard without rows).
     """
-    costs = {name: answer_cost(ready[name]) for name in shards}
+    whole = {name: (0, ready[name].rows_out) for name in shards} if extents is None else extents
+    share = {name: (whole[name][1] - whole[name][0]) / max(ready[name].rows_out, 1) for name in shards}
+    costs = {name: answer_cost(ready[name]) * share[name] for name in shards}
     num_held, left = num_workers * shards_in_flight, sum(costs.values())
     units = []
     for name in by_cost(shards, costs, num_workers):
-        rows, depth = ready[name].rows_out, 0
+        low, high = whole[name]
+        rows, depth = high - low, 0
         while (
             num_workers > 1 and rows >> (depth + 1) >= MIN_PIECE_ROWS and costs[name] / 2**depth > left / 2 / num_held
         ):
             depth += 1
         if num_workers > 1 and name in begun and rows > 1:
             depth = max(depth, 1)
-        units += [unit(name, low, high) for low, high in halves(0, rows, depth)] if depth else [name]
+        is_piece = depth or (extents is not None and rows)
+        units += [unit(name, *rows_of) for rows_of in halves(low, high, depth)] if is_piece else [name]
         left -= costs[name]
     return units
 
@@ -72,11 +78,32 @@ def halves(low: int, high: int, depth: int) -> list[tuple[int, int]]:
     return halves(low, middle, depth - 1) + halves(middle, high, depth - 1)
 
 
+def by_shard(names: Iterable[str]) -> dict[str, list[tuple[int, int]]]:
+    """Which rows the parts of shards hold, by the names of their files."""
+    found: dict[str, list[tuple[int, int]]] = {}
+    for name in names:
+        number, extent, kind = name.split(".")
+        if kind in ("parquet", "failed"):
+            low, high = extent.split("-")
+            found.setdefault(f"{number}.parquet", []).append((int(low), int(high)))
+    return found
+
+
 def missing(parts: Collection[tuple[int, int]], low: int, high: int) -> list[tuple[int, int]]:
-    """Which of the rows `low` to `high` are in none of `parts`, as the fewest halves of halves."""
-    if any(begin <= low and high <= end for begin, end in parts):
+    """Which of the rows `low` to `high` are in none of `parts`, as the fewest halves of halves. (Where parts are no
+    such halves of these, as those of several teachers are none of a shard, what is told may hold more; it is empty
+    where nothing is missing, and only there.)"""
+    if _covers(parts, low, high):
         return []
     if not any(low <= begin and end <= high for begin, end in parts):
         return [(low, high)]
     middle = (low + high) // 2
     return missing(parts, low, middle) + missing(parts, middle, high)
+
+
+def _covers(parts: Collection[tuple[int, int]], low: int, high: int) -> bool:
+    """Whether the rows `low` to `high` are all in some of `parts`."""
+    for begin, end in sorted(parts):
+        if begin <= low < end:
+            low = end
+    return low >= high

@@ -19,7 +19,7 @@ from stillhouse.pipeline.folder import keys, open_folder
 from stillhouse.pipeline.folder import shard as shards
 from stillhouse.pipeline.folder.quarantine import forget_view, load_or_redo, quarantine
 from stillhouse.pipeline.folder.shard import Shard, ShardId, ShardInfo
-from stillhouse.pipeline.run import sharing
+from stillhouse.pipeline.run import sharing, teachers
 from stillhouse.pipeline.run.attempts import Attempts, Gate
 from stillhouse.pipeline.run.commit import check_contract, commit
 from stillhouse.pipeline.run.parts import Parts, TooManyFailuresError
@@ -32,10 +32,13 @@ logger = logging.getLogger("stillhouse")
 
 
 class Worker:
-    """One step of a stage, and what is around it. `step` is transform or sketch."""
+    """One step of a stage, and what is around it. `step` is transform or sketch; `teacher` one of several, of whose
+    rows alone it is given pieces."""
 
-    def __init__(self, config: Config, stage: str, step: str, run_id: str, num_shards: int) -> None:
-        self._config = config
+    def __init__(
+        self, config: Config, stage: str, step: str, run_id: str, num_shards: int, teacher: str | None = None
+    ) -> None:
+        self._config, self._teacher = config, teacher
         self._hash = config_hash(config)
         self._folder = open_folder(config.run_dir)
         self._stage, self._step, self._num_shards = flow.stage(config, stage), step, num_shards
@@ -48,8 +51,9 @@ class Worker:
         self._columns = self._stage.sketch_columns if step == "sketch" else None
         build = self._stage.sketch if step == "sketch" else self._stage.build
         assert build is not None
-        with self._attempts.start(getattr(config.resources, stage).max_workers):
-            self._transform = build(config)
+        view = config if teacher is None else config.of_teacher(teacher)
+        with self._attempts.start(getattr(view.resources, stage).max_workers):
+            self._transform = build(view)
 
     async def process(self, unit: str) -> ShardResult:
         """Brings one shard into existence, or where workers share it (`run.sharing`) a piece of it. Errors of the shard
@@ -182,7 +186,8 @@ class Worker:
         """The shard of the stage before, verified. Raises `RedoError`, having put it away, when it is damaged."""
         before = flow.previous(self._config, self._stage.name)
         key = keys.stage_shard(before, shard, self._num_shards)
-        return load_or_redo(self._folder, key, ShardId(before, shard, self._hash), self._columns)
+        found = load_or_redo(self._folder, key, ShardId(before, shard, self._hash), self._columns)
+        return found if self._teacher is None else teachers.grouped(found, self._config)
 
     async def _make(self, shard: str, started: float) -> ShardResult:
         # Reading, encoding and syncing block; in a thread they do not hold up an engine in the same process.
@@ -263,12 +268,14 @@ class Worker:
     def _commit(self, shard: str, source: Shard, result: pa.Table, started: float) -> ShardResult:
         samples = self._config.num_samples(self._stage.name)
         check_contract(self._stage.name, source.table, result, samples)
+        if self._teacher is not None:
+            result = teachers.in_order(result, source.table, self._config)
         return commit(
             self._folder,
             self._id(shard),
             self._key(shard),
             result,
-            source.table.num_rows * samples,
+            result.num_rows,
             time.monotonic() - started,
             source_sha256=source.sha256,
         )

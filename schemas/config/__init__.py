@@ -1,8 +1,8 @@
 """Every knob, its range and its meaning: the configuration of a run, as pydantic models.
 
 Not the data contract (that is `schemas.tables`). A section of the YAML file is a class: those about rows are in `data`,
-those about the teacher in `teacher`, workers and the whole in `run`; `load` reads the file, `identity` says which keys
-decide what is written.
+those about the teacher in `teacher` and `teachers`, workers and the whole in `run`; `load` reads the file, `identity`
+says which keys decide what is written.
 """
 
 from stillhouse.schemas.config.curation import (
@@ -31,11 +31,27 @@ from stillhouse.schemas.config.data import (
     SourceConfig,
 )
 from stillhouse.schemas.config.guards import GuardConfig, QuestionConfig
-from stillhouse.schemas.config.identity import config_hash, deciding_values, differing_keys, nested_values, values_hash
+from stillhouse.schemas.config.identity import (
+    config_hash,
+    deciding_values,
+    differing_keys,
+    nested_values,
+    values_hash,
+    values_of_teacher,
+)
 from stillhouse.schemas.config.load import absolute, load, override, sampled, validated
-from stillhouse.schemas.config.run import Config, ResourcesConfig, WorkersConfig
+from stillhouse.schemas.config.resources import ResourcesConfig, WorkersConfig
+from stillhouse.schemas.config.run import Config
 from stillhouse.schemas.config.section import ConfigError, Section, checked_location, is_local_path
-from stillhouse.schemas.config.teacher import GenerateConfig, SamplingConfig, ScoreConfig, TargetsConfig, TeacherConfig
+from stillhouse.schemas.config.teacher import (
+    GenerateConfig,
+    KeepConfig,
+    SamplingConfig,
+    ScoreConfig,
+    TargetsConfig,
+    TeacherConfig,
+)
+from stillhouse.schemas.config.teachers import NamedTeacher
 
 __all__ = [
     "BalanceConfig",
@@ -51,9 +67,11 @@ __all__ = [
     "IdentityConfig",
     "IngestConfig",
     "JailbreaksConfig",
+    "KeepConfig",
     "LanguageConfig",
     "LowInformationConfig",
     "MatchesConfig",
+    "NamedTeacher",
     "PersonalConfig",
     "ProfanityCheckConfig",
     "PublishConfig",
@@ -83,4 +101,5 @@ __all__ = [
     "sampled",
     "validated",
     "values_hash",
+    "values_of_teacher",
 ]

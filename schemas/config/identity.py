@@ -7,7 +7,8 @@ from typing import Any
 
 from stillhouse.schemas.config.run import Config
 from stillhouse.schemas.config.section import Added, Free, Section
-from stillhouse.schemas.config.teacher import FREE_ENGINE_OPTIONS
+from stillhouse.schemas.config.teacher import FREE_ENGINE_OPTIONS, TeacherConfig
+from stillhouse.schemas.config.teachers import OF_GENERATE
 
 
 def deciding_values(config: Config) -> dict[str, Any]:
@@ -22,6 +23,8 @@ def deciding_values(config: Config) -> dict[str, Any]:
             if value is None and any(isinstance(mark, Added) for mark in field.metadata):
                 continue
             if key == "task" and value == "generate":  # younger than run folders that must stay valid
+                continue
+            if key == "teacher" and config.teachers is not None:  # the first of them
                 continue
             if key == "sampling" and config.task == "score":  # only its seed is read
                 flat["sampling.seed"] = config.sampling.seed
@@ -39,13 +42,34 @@ def deciding_values(config: Config) -> dict[str, Any]:
     return flat
 
 
+def values_of_teacher(deciding: Mapping[str, Any], number: int) -> dict[str, Any]:
+    """`deciding_values` of a run with several teachers, as those of `Config.of_teacher` of one: `number` in their
+    order."""
+    prefix = f"teachers[{number}]."
+    found = {key: value for key, value in deciding.items() if not key.startswith("teachers[")}
+    for key, value in deciding.items():
+        if key.startswith(prefix):
+            name = key.removeprefix(prefix)
+            if name in OF_GENERATE and value is not None:
+                found[f"generate.{name}"] = value
+            elif name in TeacherConfig.model_fields:
+                found[f"teacher.{name}"] = value
+    return found
+
+
 def nested_values(deciding: Mapping[str, Any], sections: Iterable[str]) -> dict[str, Any]:
-    """The `sections` (and keys of no section) of a configuration, none that holds lists of sections, as YAML would give
-    them, from its `deciding_values`."""
+    """The `sections` (and keys of no section) of a configuration, lists of flat sections (`teachers`) among them, as
+    YAML would give them, from its `deciding_values`."""
     nested: dict[str, Any] = {}
     for key, value in deciding.items():
         first, *inner = key.split(".")
-        if first not in sections:
+        listed, bracket, number = first.partition("[")
+        if listed not in sections:
+            continue
+        if bracket:
+            items = nested.setdefault(listed, [])
+            items += [{} for _ in range(int(number[:-1]) + 1 - len(items))]
+            items[int(number[:-1])][inner[0]] = value
             continue
         if not inner:
             nested[first] = value

@@ -13,8 +13,9 @@ from stillhouse.schemas.config.guards import GuardConfig
 from stillhouse.schemas.config.run import Config
 from stillhouse.schemas.config.section import ConfigError, is_local_path
 from stillhouse.schemas.config.teacher import TeacherConfig
+from stillhouse.schemas.config.teachers import NamedTeacher
 
-Model = TypeVar("Model", TeacherConfig, GuardConfig, SemanticConfig)
+Model = TypeVar("Model", TeacherConfig, NamedTeacher, GuardConfig, SemanticConfig)
 
 
 def load(path: str | Path, overrides: list[str] | None = None) -> Config:
@@ -37,8 +38,12 @@ def load(path: str | Path, overrides: list[str] | None = None) -> Config:
             f"{path}: holds {type(raw).__name__}, not a mapping of keys; start from configs/quickstart.yaml"
         )
     override(raw, overrides or [])
-    _inline(raw, "generate", "system_prompts", yaml.safe_load)
-    _inline(raw, "teacher", "chat_template", str)
+    _inline(raw.get("generate"), "generate", "system_prompts", yaml.safe_load)
+    _inline(raw.get("teacher"), "teacher", "chat_template", str)
+    teachers = raw.get("teachers")
+    for number, teacher in enumerate(teachers if isinstance(teachers, list) else []):
+        _inline(teacher, f"teachers.{number}", "chat_template", str)
+        _inline(teacher, f"teachers.{number}", "system_prompts", yaml.safe_load)
     _inline_guards(raw)
     for where in ("decontamination.evaluations", "screen.jailbreaks.templates"):
         _digest_sets(raw, where)
@@ -72,6 +77,8 @@ def validated(raw: dict[str, Any], where: str) -> Config:
     except ValidationError as error:
         lines = []
         for problem in error.errors(include_url=False, include_input=False):
+            if problem["loc"][:1] == ("teacher",) and "teacher" not in raw and "teachers" in raw:
+                continue  # the first of teachers, of which the same is said
             key = ".".join(str(part) for part in problem["loc"])
             message = problem["msg"].removeprefix("Value error, ")
             if problem["type"] == "extra_forbidden":
@@ -95,14 +102,13 @@ def sampled(config: Config, num_rows: int) -> Config:
     return config.model_copy(update={"run_dir": f"{folder}-sample-{num_rows}", "source": source})
 
 
-def _inline(raw: dict[str, Any], section: str, key: str, parse: Callable[[str], Any]) -> None:
-    """Puts a file's content where `raw` names the file, so that the hash covers it and no worker needs the file."""
+def _inline(values: Any, section: str, key: str, parse: Callable[[str], Any]) -> None:
+    """Puts a file's content where `section` names the file, so that the hash covers it and no worker needs the file."""
     import yaml
 
-    values = raw.get(section)
     if not isinstance(values, dict) or not isinstance(values.get(key), str):
         return
-    if (section, key, values[key]) == ("generate", "system_prompts", "source"):
+    if (key, values[key]) == ("system_prompts", "source"):
         return
     try:
         values[key] = parse(Path(values[key]).read_text(encoding="utf-8"))
@@ -117,7 +123,7 @@ def _inline_guards(raw: dict[str, Any]) -> None:
     screen = raw.get("screen")
     classifiers = screen.get("classifiers") if isinstance(screen, dict) else None
     for classifier in classifiers if isinstance(classifiers, list) else []:
-        _inline({"screen.classifiers": classifier}, "screen.classifiers", "chat_template", str)
+        _inline(classifier, "screen.classifiers", "chat_template", str)
 
 
 def _digest_sets(raw: dict[str, Any], where: str) -> None:
@@ -168,6 +174,7 @@ def absolute(config: Config) -> Config:
             "run_dir": fix(config.run_dir),
             "source": source,
             "teacher": local(config.teacher),
+            "teachers": None if config.teachers is None else [local(teacher) for teacher in config.teachers],
             "decontamination": decontamination,
             "dedupe": dedupe,
             "screen": screen,

@@ -1,4 +1,4 @@
-"""A whole run, and the resources it may use."""
+"""A whole run."""
 
 from typing import Annotated, Any, Literal
 
@@ -14,7 +14,8 @@ from stillhouse.schemas.config.data import (
     ScreenConfig,
     SourceConfig,
 )
-from stillhouse.schemas.config.section import Count, Section, added, checked_location, free
+from stillhouse.schemas.config.resources import ResourcesConfig, WorkersConfig
+from stillhouse.schemas.config.section import Section, added, checked_location, free
 from stillhouse.schemas.config.teacher import (
     GenerateConfig,
     RolloutConfig,
@@ -23,43 +24,7 @@ from stillhouse.schemas.config.teacher import (
     TargetsConfig,
     TeacherConfig,
 )
-
-
-class WorkersConfig(Section):
-    """Ray resources of one stage; never changes what is written."""
-
-    min_workers: Count = 1
-    """So many stay on a cluster until the stage is over; the others end when nothing is left for them."""
-    max_workers: Count = 1
-    num_cpus: Annotated[float, Field(ge=0.0)] = 1.0
-    """Per worker."""
-    num_gpus: Annotated[float, Field(ge=0.0)] = 0.0
-    """Per worker."""
-    shards_in_flight: Count = 1
-    """Shards one worker holds at once; for generate, what keeps the engine full across a shard's end."""
-    resources: dict[str, float] = {}
-    """Custom Ray resources per worker."""
-
-    @model_validator(mode="after")
-    def _ordered(self) -> "WorkersConfig":
-        if self.min_workers > self.max_workers:
-            raise ValueError(f"min_workers {self.min_workers} exceeds max_workers {self.max_workers}")
-        return self
-
-
-class ResourcesConfig(Section):
-    ingest: WorkersConfig = WorkersConfig()
-    dedupe: WorkersConfig = WorkersConfig(max_workers=2)
-    screen: WorkersConfig = WorkersConfig()
-    balance: WorkersConfig = WorkersConfig()
-    generate: WorkersConfig = WorkersConfig(shards_in_flight=2)
-    rollout: WorkersConfig = WorkersConfig(shards_in_flight=2)
-    score: WorkersConfig = WorkersConfig(shards_in_flight=2)
-    review: WorkersConfig = WorkersConfig()
-    publish: WorkersConfig = WorkersConfig(max_workers=2)
-    max_attempts: Count = 3
-    """Attempts at a shard before it is set aside (one of generate or score is then first made in parts)."""
-
+from stillhouse.schemas.config.teachers import OF_GENERATE, NamedTeacher, check_mixture
 
 MAX_SHARD_TARGETS = 2**30
 """Targets in one shard: Arrow's offsets count 2^31 values, and an object store takes 5 GiB in a single put, which is
@@ -85,6 +50,12 @@ class Config(Section):
     personal: Annotated[PersonalConfig | None, added] = None
     """Look for personal information; by default nobody does."""
     teacher: TeacherConfig
+    """With `teachers`, the first of them."""
+    teachers: Annotated[list[NamedTeacher] | None, Field(min_length=1), added] = None
+    """Instead of `teacher`: several, each for some of the rows. docs/teachers.md says how."""
+    mixture: Annotated[Literal["average"] | None, added] = None
+    """With `teachers`, `task: score` and `targets.method: sampled`: every row gets the average of the distributions of
+    all of them."""
     sampling: SamplingConfig
     targets: TargetsConfig = TargetsConfig()
     generate: GenerateConfig = GenerateConfig()
@@ -114,10 +85,50 @@ class Config(Section):
             )
         return {**raw, "sampling": {**sampling, "max_tokens": 1}, "score": raw.get("score") or {}}
 
+    @model_validator(mode="before")
+    @classmethod
+    def _first_teacher(cls, raw: Any) -> Any:
+        """`teacher` from `teachers`, for all that holds for each of them."""
+        if not isinstance(raw, dict) or not raw.get("teachers") or "teacher" in raw:
+            return raw
+        first = raw["teachers"][0] if isinstance(raw["teachers"], list) else None
+        if isinstance(first, NamedTeacher):
+            first = first.model_dump()
+        if not isinstance(first, dict):
+            return raw
+        return {**raw, "teacher": {key: first[key] for key in first if key in TeacherConfig.model_fields}}
+
+    @model_validator(mode="after")
+    def _several(self) -> "Config":
+        names = [] if self.teachers is None else [teacher.name for teacher in self.teachers]
+        if unknown := sorted(self.resources.teachers.keys() - names):
+            raise ValueError(f"resources.teachers: {', '.join(unknown)} is none of teachers; use their names")
+        if self.teachers is None:
+            if self.mixture is not None:
+                raise ValueError("mixture: is of several teachers; name them in `teachers`")
+            return self
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"teachers: {', '.join(twice)} is there twice; give each a name of its own")
+        first = self.teachers[0]
+        if self.teacher != TeacherConfig(**{key: getattr(first, key) for key in TeacherConfig.model_fields}):
+            raise ValueError("teacher, teachers: set one of them; a single teacher needs no rule")
+        if self.mixture is not None:
+            check_mixture(self.teachers, self.task, self.targets, self.generate)
+            return self
+        for teacher in self.teachers[:-1]:
+            if teacher.when is None:
+                raise ValueError(
+                    f"teachers: {teacher.name} has no `when` and takes every row, so that none is left for those after "
+                    "it; give it a rule, or put it last"
+                )
+        return self
+
     @model_validator(mode="after")
     def _rolls_out(self) -> "Config":
         if self.rollout is None:
             return self
+        if self.teachers is not None:
+            raise ValueError("rollout: one teacher scores what a student writes; name it in `teacher`, not `teachers`")
         if self.score is None:
             raise ValueError("rollout: what a student writes is scored; set task to score, or remove the section")
         if self.score.ids == "source":
@@ -133,9 +144,12 @@ class Config(Section):
             return self
         if self.task != "score":
             raise ValueError("score: is read with task: score only; set that, or remove the section")
-        if self.generate.thinking != "supervise":
+        thinking = next(
+            (view.generate.thinking for view in self.views() if view.generate.thinking != "supervise"), None
+        )
+        if thinking is not None:
             raise ValueError(
-                f"generate.thinking: {self.generate.thinking} is about what a teacher writes, and with task: score it "
+                f"generate.thinking: {thinking} is about what a teacher writes, and with task: score it "
                 "writes nothing; remove it (labels of score.ids: source say what is learned)"
             )
         if self.score.ids == "source" and self.personal is not None and self.personal.prompts == "mask":
@@ -143,12 +157,22 @@ class Config(Section):
                 "personal.prompts: mask would change words whose ids are given (score.ids: source); set it to drop or "
                 "keep"
             )
-        if "speculative_config" in self.teacher.engine:
+        if any("speculative_config" in view.teacher.engine for view in self.views()):
             raise ValueError("teacher.engine.speculative_config: nothing is written with task: score; remove it")
         return self
 
     @model_validator(mode="after")
     def _fits(self) -> "Config":
+        for view in self.views():
+            try:
+                view._check_fit()
+            except ValueError as error:
+                name = getattr(view.teacher, "name", None)
+                raise error if name is None else ValueError(f"teachers: of {name}: {error}") from None
+        return self
+
+    def _check_fit(self) -> None:
+        """Raises ValueError where keys contradict each other about the teacher."""
         max_tokens, key = self.writing.max_tokens, "sampling" if self.rollout is None else "rollout.sampling"
         if max_tokens >= self.teacher.max_model_len:
             raise ValueError(
@@ -168,6 +192,17 @@ class Config(Section):
                 "teacher.engine.speculative_config: vLLM runs no logits processors with it, so it cannot draw; remove "
                 "it, or set targets.method to top_k"
             )
+        if self.targets.has_entropy and "speculative_config" in self.teacher.engine:
+            raise ValueError(
+                "teacher.engine.speculative_config: vLLM runs no logits processors with it, so it tells no entropies; "
+                "remove it, or targets.entropy and targets.keep"
+            )
+        if self.targets.has_entropy and self.sampling.repetition_penalty != 1.0:
+            raise ValueError(
+                f"sampling.repetition_penalty {self.sampling.repetition_penalty} changes the distribution whose "
+                "entropy the engine tells (vLLM's V2 runner applies it first); set it to 1.0, or remove "
+                "targets.entropy and targets.keep"
+            )
         if draws_in_engine and self.sampling.repetition_penalty != 1.0:
             raise ValueError(
                 f"sampling.repetition_penalty {self.sampling.repetition_penalty} changes what the engine draws from "
@@ -175,7 +210,6 @@ class Config(Section):
                 "top_k"
             )
         self._check_shard_size()
-        return self
 
     def _check_shard_size(self) -> None:
         """Raises ValueError where a shard could hold more targets than one file may: said before answers are paid
@@ -192,6 +226,46 @@ class Config(Section):
                 f"tokens x targets of each) can exceed the {MAX_SHARD_TARGETS:,} that a shard may hold; "
                 + (f"lower it to {fitting:,}" if fitting else "lower targets.top_k, sampling.n or sampling.max_tokens")
             )
+
+    def of_teacher(self, name: str) -> "Config":
+        """This run with one teacher, `name` of `teachers`: what the parts of a run see that know of one alone. (Its
+        hash is not the run's.)"""
+        named = next(teacher for teacher in self.teachers or [] if teacher.name == name)
+        changed = {key: value for key in OF_GENERATE if (value := getattr(named, key)) is not None}
+        resources = self.resources
+        if name in resources.teachers:
+            resources = resources.model_copy(update={self.task: resources.teachers[name]})
+        sampling, targets = self.sampling, self.targets
+        if self.mixture is not None:
+            names = self.teacher_names
+            # Draws of their own, or two teachers that agree would draw the same twice.
+            sampling = sampling.model_copy(update={"seed": sampling.seed + names.index(name)})
+            targets = targets.model_copy(update={"num_draws": targets.num_draws // len(names), "probe_fraction": 0.0})
+        return self.model_copy(
+            update={
+                "teacher": named,
+                "teachers": None,
+                "mixture": None,
+                "sampling": sampling,
+                "targets": targets,
+                "generate": self.generate.model_copy(update=changed),
+                "resources": resources.model_copy(update={"teachers": {}}),
+            }
+        )
+
+    @property
+    def teacher_names(self) -> tuple[str, ...]:
+        """Of `teachers`, in order; none where there is one `teacher`."""
+        return tuple(teacher.name for teacher in self.teachers or [])
+
+    @property
+    def has_rules(self) -> bool:
+        """Whether each row has one of several teachers."""
+        return self.teachers is not None and self.mixture is None
+
+    def views(self) -> "list[Config]":
+        """The run as each of its teachers sees it: `of_teacher` of all, or itself."""
+        return [self.of_teacher(name) for name in self.teacher_names] or [self]
 
     @property
     def engine_workers(self) -> WorkersConfig:

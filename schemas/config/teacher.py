@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from stillhouse.schemas.config.section import Count, Fraction, Section, free, is_local_path
+from stillhouse.schemas.config.section import Count, Fraction, Section, added, free, is_local_path
 
 OWN_BACKEND = "stillhouse.stages.teacher.engine:VLLMTeacher"
 
@@ -158,6 +158,22 @@ class SamplingConfig(Section):
     """Every sample's own seed is derived from this, its prompt_id and its number."""
 
 
+class KeepConfig(Section):
+    """Which tokens keep their targets, by the entropy of the teacher's whole distribution; one of the two. All tokens
+    keep their labels: their text is learned all the same. docs/targets.md has what this is worth."""
+
+    entropy_above: Annotated[float | None, Field(ge=0.0), added] = None
+    """Tokens of a larger entropy (nats) than this."""
+    fraction: Annotated[float | None, Field(gt=0.0, le=1.0), added] = None
+    """Of each answer the share of its tokens with the largest entropies, rounded up; of equal ones the first."""
+
+    @model_validator(mode="after")
+    def _one(self) -> "KeepConfig":
+        if (self.entropy_above is None) == (self.fraction is None):
+            raise ValueError("takes entropy_above (nats) or fraction, and not both; write one of them")
+        return self
+
+
 class TargetsConfig(Section):
     """What is kept of the teacher's distribution; docs/targets.md has what each choice costs."""
 
@@ -178,12 +194,22 @@ class TargetsConfig(Section):
     `top_k` most probable tokens, by which every token outside of them is lost and counted as missing."""
     probe_fraction: Fraction = 0.1
     """Share of answers for which the engine keeps one token's whole distribution, to measure what storing costs."""
+    entropy: Annotated[Literal[True] | None, BeforeValidator(lambda value: value or None), added] = None
+    """Also keep the entropy of the whole distribution behind every token (`teacher_entropy`, nats), told by the
+    engine. `keep` does it too."""
+    keep: Annotated[KeepConfig | None, added] = None
+    """Keep targets of some tokens only."""
 
     @model_validator(mode="after")
     def _exact(self) -> "TargetsConfig":
         if self.precision and math.frexp(self.precision)[0] != 0.5:
             raise ValueError(f"precision {self.precision} is not a power of two; write for example 0.015625 (1/64)")
         return self
+
+    @property
+    def has_entropy(self) -> bool:
+        """Whether `teacher_entropy` is among the columns."""
+        return self.entropy is not None or self.keep is not None
 
 
 class GenerateConfig(Section):

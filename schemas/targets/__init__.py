@@ -25,7 +25,8 @@ Kind = Literal["target", "draw"]
 class Targets(NamedTuple):
     """Distributions of S supervised tokens; row s is the one that produced supervised token s.
 
-    Where a token has fewer than K targets, the rest of its row has id 0 and log-probability -inf.
+    Where a token has fewer than K targets, the rest of its row has id 0 and log-probability -inf. A token that was left
+    out (`targets.keep`) has none: its whole row is that, and its tail 0.
     """
 
     ids: npt.NDArray[np.int32]
@@ -61,13 +62,19 @@ class Draws(NamedTuple):
 
 
 def encode_top_k(
-    ids_SK: npt.NDArray[Any], logprobs_SK: npt.NDArray[Any], top_p: float = 1.0, precision: float = 0.0
+    ids_SK: npt.NDArray[Any],
+    logprobs_SK: npt.NDArray[Any],
+    top_p: float = 1.0,
+    precision: float = 0.0,
+    asked_S: npt.NDArray[np.bool_] | None = None,
 ) -> TopK:
     """`TopK` of the top K ids, most probable first, and their float32 log-probabilities.
 
     With `top_p` below 1 a token keeps only as many of its K as are needed to reach that mass, one at least. With a
     `precision` (nats) log-probabilities are rounded to multiples of it and stored as gaps: what is rounded is the
     value, so errors do not add up. The tail is the mass outside what is kept, taken before any rounding.
+
+    With `asked_S` the other tokens keep no target, and all of their mass is outside: their tail is 0.
     """
     S, K = ids_SK.shape
     mass_SK = np.cumsum(np.exp(logprobs_SK.astype(np.float64)), axis=1)
@@ -78,6 +85,9 @@ def encode_top_k(
         lengths_S = np.minimum((mass_SK < top_p).sum(axis=1) + 1, K)
         kept_SK = np.arange(K) < lengths_S[:, None]
         mass_S = mass_SK[np.arange(S), lengths_S - 1]
+    if asked_S is not None:
+        lengths_S, mass_S = np.where(asked_S, lengths_S, 0), np.where(asked_S, mass_S, 0.0)
+        kept_SK = np.arange(K) < lengths_S[:, None]
     logprobs = gaps = None
     if precision:
         steps_SK = np.round(np.maximum(logprobs_SK, LOWEST_LOGPROB) / -precision).astype(np.int32)

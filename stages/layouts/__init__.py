@@ -50,13 +50,18 @@ class Settings:
     """Targets of each row where a trainer wants rectangles: the most that any token has."""
     max_length: int = 0
     """Tokens of each row where a trainer wants equal lengths; longer conversations are left out, and counted."""
+    is_partial: bool = False
+    """Some supervised tokens have no targets (`targets.keep`)."""
     other_ids: tuple[int, ...] = ()
     """What places without a target name: ids that are targets elsewhere in the file, so that a student whose
     vocabulary is smaller than the teacher's has them too. Follows from the file, so no manifest tells it."""
 
     def to_json(self) -> dict[str, Any]:
         """What `Settings(**...)` takes, for manifests."""
-        return {name: value for name, value in asdict(self).items() if name != "other_ids"}
+        found = {name: value for name, value in asdict(self).items() if name != "other_ids"}
+        if not self.is_partial:  # younger than exports that must stay what they are
+            del found["is_partial"]
+        return found
 
 
 @dataclass(frozen=True)

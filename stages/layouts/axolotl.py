@@ -25,7 +25,7 @@ SCHEMA = pa.schema(
 
 
 def convert(table: pa.Table, settings: Settings) -> pa.Table:
-    """A list for each position; of one masked place where the next token is not the teacher's.
+    """A list for each position; of one masked place where the next token is not the teacher's, or has no targets.
 
     `axolotl preprocess` reads the first mark of every position (`axolotl.utils.tokenization`), so no list is empty. Its
     collator pads the lists and masks what it has padded. `labels` are not shifted: its loss does that.
@@ -57,7 +57,7 @@ def convert(table: pa.Table, settings: Settings) -> pa.Table:
 
 
 def read(record: dict[str, Any], settings: Settings) -> Conversation:
-    """A row as axolotl reads it; the mask must mark the positions before the labels."""
+    """A row as axolotl reads it; the mask must mark the positions before the labels, or some of them."""
     ids, logprobs, mask = (record[f"target_{name}"] for name in ("token_ids", "logprobs", "mask"))
     T = len(record["input_ids"])
     if not T == len(record["labels"]) == len(record["attention_mask"]) == len(ids.lengths):
@@ -77,7 +77,8 @@ def read(record: dict[str, Any], settings: Settings) -> Conversation:
         raise ValueError("target_mask holds other numbers than 0 and 1")
     probs_TK = Ragged(logprobs.lengths, np.exp(logprobs.values.astype(np.float64)) * (mask.values > 0)).padded()
     is_row = np.asarray(probs_TK.any(axis=1))
-    if not np.array_equal(is_row, np.append(record["labels"][1:] != IGNORE_INDEX, False)):
+    is_before = np.append(record["labels"][1:] != IGNORE_INDEX, False)
+    if (is_row & ~is_before).any() or (not settings.is_partial and (is_before & ~is_row).any()):
         raise ValueError("the mask marks other positions than those before the labels")
     return Conversation(record["input_ids"], is_row, ids.padded()[is_row], probs_TK[is_row])
 
@@ -97,6 +98,10 @@ def notes(settings: Settings, softcap: float | None) -> list[str]:
         )
     else:
         messages.append("Sampled targets want kd_normalize_topk: false; true would compare the drawn tokens alone.")
+    if settings.is_partial:
+        messages.append(
+            "Tokens that targets.keep left out have labels and no targets: only kd_ce_alpha above 0 learns their text."
+        )
     messages.append("Leave kd_temperature at 1: log-probabilities of some tokens cannot be brought to another one.")
     messages.append(
         "sample_packing leaks attention from one conversation into the next, and trains on that, unless "

@@ -89,6 +89,7 @@ def _columns(table: pa.Table, settings: Settings) -> tuple[dict[str, pa.Array], 
 
     DistillKit's loss masks row j by `labels[j]`, and takes cross-entropy from the model, which shifts the same labels.
     Both are right where an answer's labels begin one token early, at the prompt's last one, and end one token early.
+    Labels are only where there are targets: the loss would compare a student with an empty row.
     """
     rows = rectangle(table, settings)
     P = int(rows.offsets[-1])
@@ -142,6 +143,11 @@ def notes(settings: Settings, softcap: float | None) -> list[str]:
         messages.append(
             "zero renormalises the top K: identical models differ by minus the logarithm of the K's mass, and a "
             "student learns to put nothing outside of them. Sampled targets are not biased that way."
+        )
+    if settings.is_partial:
+        messages.append(
+            "Tokens that targets.keep left out have no labels here: DistillKit reads one mask for distributions and "
+            "text, so it learns nothing of them."
         )
     if softcap:
         messages.append(

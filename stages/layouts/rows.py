@@ -38,7 +38,7 @@ class Rectangle(NamedTuple):
 
     ids: npt.NDArray[np.int32]  # [P, width]
     logprobs: npt.NDArray[np.float32]  # [P, width]
-    is_target: npt.NDArray[np.bool_]  # [P] whether the next token is the teacher's
+    is_target: npt.NDArray[np.bool_]  # [P] whether the next token is the teacher's, and was not left out
     places: npt.NDArray[np.int64]  # [tokens of the table] at which position each token is
     offsets: npt.NDArray[np.int64]  # [rows + 1]
 
@@ -92,7 +92,7 @@ def rectangle(table: pa.Table, settings: Settings) -> Rectangle:
     logprobs = np.full((P, settings.width), EMPTY_LOGPROB, dtype=np.float32)
     is_target = np.zeros(P, dtype=np.bool_)
     rows = places[flat.before]
-    is_target[rows] = True
+    is_target[rows[flat.lengths > 0] if settings.is_partial else rows] = True
     of_row = np.repeat(rows, flat.lengths)
     in_row = np.arange(len(flat.ids)) - np.repeat(np.cumsum(flat.lengths) - flat.lengths, flat.lengths)
     ids = _filled(other_ids(table, settings), flat.ids, of_row, P, settings.width)

@@ -24,7 +24,7 @@ SUM_TOLERANCE = 1e-4
 
 def convert(table: pa.Table, settings: Settings) -> pa.Table:
     """`input_ids` without the last token, and for each of them the tokens and weights of `cross_entropy`. Weights of a
-    position sum to 1, or to 0 where the next token is not the teacher's."""
+    position sum to 1, or to 0 where the next token is not the teacher's or has no targets."""
     rows = rectangle(table, settings)
     weights = np.exp(rows.logprobs)
     weights /= np.maximum(weights.sum(axis=1, keepdims=True), 1e-30)
@@ -59,9 +59,12 @@ def read(record: dict[str, Any], settings: Settings) -> Conversation:
 
 
 def notes(settings: Settings, softcap: float | None) -> list[str]:
+    messages = []
+    if settings.is_partial:
+        messages.append("Tokens that targets.keep left out have weights of 0: nothing is learned of them.")
     if settings.kind == "draw":
-        return []
-    return ["The top K renormalised is biased towards them; sampled targets (targets.method) are not."]
+        return messages
+    return [*messages, "The top K renormalised is biased towards them; sampled targets (targets.method) are not."]
 
 
 LAYOUT = Layout(

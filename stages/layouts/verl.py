@@ -9,7 +9,7 @@ from stillhouse.schemas.lists import flat_lists, lists, matrix
 from stillhouse.schemas.tables import IGNORE_INDEX
 from stillhouse.stages.layouts import Layout, Settings
 from stillhouse.stages.layouts.records import Conversation, require_ids, rows_read
-from stillhouse.stages.layouts.rows import rectangle
+from stillhouse.stages.layouts.rows import EMPTY_LOGPROB, rectangle
 
 SCHEMA = pa.schema(
     [
@@ -58,11 +58,18 @@ def read(record: dict[str, Any], settings: Settings) -> Conversation:
         raise ValueError("response_mask is not made of 0 and 1, beginning with 1")
     is_ours = np.append(np.zeros(len(record["prompts"]), dtype=np.bool_), mask > 0)
     is_row = np.append(is_ours[1:], False)
+    if settings.is_partial:
+        is_row &= (logprobs > EMPTY_LOGPROB).any(axis=1)
     return Conversation(input_ids, is_row, ids[is_row], rows_read(logprobs, is_row, "teacher_logprobs"))
 
 
 def notes(settings: Settings, softcap: float | None) -> list[str]:
+    left_out = (
+        "Tokens that targets.keep left out are in response_mask, for losses on text, with an empty row: "
+        "forward_kl_topk gives 0 there, and its mean over response_mask counts them."
+    )
     return [
+        *([left_out] if settings.is_partial else []),
         "forward_kl_topk has no term for the mass outside the K, and sets negative losses, of students that put "
         "more on the K than the teacher, to 0.",
         "Set log_prob_min_clamp: null. Its default of -10 raises every smaller probability to 4.5e-5, those of a "

@@ -37,6 +37,7 @@ class Answer:
     draws: npt.NDArray[np.int32] | None = None  # [S, D] independent draws from the whole distribution
     probe: tuple[int, npt.NDArray[np.float32]] | None = None  # a token's number and its whole distribution [V], nats
     asked_logprobs: npt.NDArray[np.float32] | None = None  # [S, Q], nats: of the ids that a scorer was asked about
+    entropies: npt.NDArray[np.float32] | None = None  # [S] nats, of the whole distribution behind each token
 
     def only(self, kept: npt.NDArray[np.bool_]) -> "Answer":
         """The answer with the tokens that `kept` [S] marks, and what belongs to them."""
@@ -50,6 +51,7 @@ class Answer:
             target_logprobs=self.target_logprobs[kept],
             token_logprobs=self.token_logprobs[kept],
             draws=None if self.draws is None else self.draws[kept],
+            entropies=None if self.entropies is None else self.entropies[kept],
             asked_logprobs=None if self.asked_logprobs is None else self.asked_logprobs[kept],
             probe=probe,
         )
@@ -74,6 +76,11 @@ def fault(answer: Answer, vocab_size: int) -> str | None:
         return "a log-probability that was asked for is not a number"
     if (answer.token_logprobs > MASS_TOLERANCE).any():
         return "a written token's log-probability is above 0"
+    if answer.entropies is not None:
+        if answer.entropies.shape != (S,):
+            return f"{len(answer.token_ids)} tokens, {len(answer.entropies)} entropies"
+        if not ((answer.entropies >= 0) & (answer.entropies <= np.log(vocab_size) + MASS_TOLERANCE)).all():
+            return f"an entropy is not between 0 and that of {vocab_size:,} equal choices"  # NaN is not
     for ids in [answer.token_ids, answer.target_ids, *([] if answer.draws is None else [answer.draws])]:
         if ids.size and (ids.max() >= vocab_size or (ids is not answer.draws and ids.min() < 0)):
             return f"an id is outside of the vocabulary of {vocab_size:,}"

@@ -15,6 +15,7 @@ from stillhouse.schemas.config import TargetsConfig
 from stillhouse.schemas.lists import lists
 from stillhouse.schemas.tables import IGNORE_INDEX
 from stillhouse.stages.teacher import Answer, fidelity
+from stillhouse.stages.teacher.kept import is_kept, stored_entropies
 
 
 @dataclass
@@ -29,6 +30,7 @@ class Sample:
     draws: list[targets.Draws] = field(default_factory=list)
     probe: dict[str, Any] | None = None
     token_logprobs: list[npt.NDArray[np.float32]] = field(default_factory=list)
+    entropies: list[npt.NDArray[np.float32]] = field(default_factory=list)
     asked_ids: list[npt.NDArray[np.int32]] = field(default_factory=list)
     asked_logprobs: list[npt.NDArray[np.float32]] = field(default_factory=list)
     student_logprobs: list[npt.NDArray[np.float32]] = field(default_factory=list)
@@ -61,6 +63,8 @@ class Sample:
             return
         number = sum(map(len, self.token_logprobs)) - 1
         self.token_logprobs[-1] = self.token_logprobs[-1][:-1]
+        if self.entropies:
+            self.entropies[-1] = self.entropies[-1][:-1]
         if self.top_k:
             self.top_k[-1] = _without_last(self.top_k[-1])
         if self.draws:
@@ -75,21 +79,28 @@ class Sample:
         supervised: npt.NDArray[np.bool_],
         settings: TargetsConfig,
     ) -> None:
-        """`supervised` [S]: which of the answer's tokens get labels and targets."""
+        """`supervised` [S]: which of the answer's tokens get labels, and targets unless `targets.keep` leaves them
+        out."""
         self.messages.append(message)
         self.input_ids.append(answer.token_ids)
         self.labels.append(np.where(supervised, answer.token_ids, IGNORE_INDEX).astype(np.int32))
         kept = slice(None) if supervised.all() else supervised  # a mask would copy
+        asked = None
+        if settings.has_entropy:
+            assert answer.entropies is not None
+            self.entropies.append(stored_entropies(answer.entropies[kept]))
+            asked = None if settings.keep is None else is_kept(self.entropies[-1], settings.keep)
         # Encoded here, not at the shard's end: what the engine returned would double what a shard in flight holds.
         top_k = draws = None
         if settings.method != "sampled":
             top_k = targets.encode_top_k(
-                answer.target_ids[kept], answer.target_logprobs[kept], settings.top_p, settings.precision
+                answer.target_ids[kept], answer.target_logprobs[kept], settings.top_p, settings.precision, asked
             )
             self.top_k.append(top_k)
         if settings.method != "top_k":
             assert answer.draws is not None
-            draws = targets.encode_draws(answer.draws[kept])
+            draws_SD = answer.draws[kept]
+            draws = targets.encode_draws(draws_SD if asked is None else np.where(asked[:, None], draws_SD, -1))
             self.draws.append(draws)
         if answer.probe is not None and supervised[answer.probe[0]]:
             number = int(supervised[: answer.probe[0]].sum())
@@ -124,6 +135,7 @@ def completions(
         "input_ids": _joined([s.input_ids for s in samples], pa.int32()),
         "labels": _joined([s.labels for s in samples], pa.int32()),
         "token_logprobs": _joined([s.token_logprobs for s in samples], pa.float32()),
+        tables.ENTROPY.name: _joined([s.entropies for s in samples], pa.float32()),
         "asked_ids": _joined([s.asked_ids for s in samples], pa.int32()),
         "asked_logprobs": _joined([s.asked_logprobs for s in samples], pa.float32()),
         "student_logprobs": _joined([s.student_logprobs for s in samples], pa.float32()),
@@ -144,7 +156,8 @@ def completions(
     labels = carried.schema.field("prompt_scores").type.names if "prompt_scores" in carried.column_names else ()
     kinds = carried.schema.field("prompt_personal").type.names if "prompt_personal" in carried.column_names else ()
     names = carried.column_names
-    schema = tables.marked(tables.completions(labels, settings, kinds, names, asked=asked, student=student))
+    more = {"asked": asked, "student": student, "several": tables.TEACHER.name in names}
+    schema = tables.marked(tables.completions(labels, settings, kinds, names, **more))
     return pa.table(
         [columns[name] if name in columns else carried.column(name) for name in schema.names], schema=schema
     )

@@ -24,7 +24,8 @@ class Request(NamedTuple):
     name: str
     seed: int
     probed: int  # number of the token to probe, -1 for none
-    num_draws: int  # 0: only probed
+    num_draws: int  # 0: none
+    entropy: bool = False
 
 
 def num_top_k(targets: TargetsConfig) -> int:
@@ -41,7 +42,7 @@ def uses_draws(config: Config) -> bool:
     """Whether the engine needs `draws_in_engine`, for draws or for probes."""
     if "speculative_config" in config.teacher.engine:  # vLLM runs no logits processors then; the config refused draws
         return False
-    return bool(num_engine_draws(config.targets) or config.targets.probe_fraction)
+    return bool(num_engine_draws(config.targets) or config.targets.probe_fraction or config.targets.has_entropy)
 
 
 def probed_token(seed: int, fraction: float, max_tokens: int) -> int:
@@ -90,16 +91,29 @@ def check_draws(
         )
 
 
-def with_draws(answer: Answer, parts: list[tuple[bytes, bytes]], num_draws: int, probed: int) -> Answer:
-    """`answer` with its draws and its probe, from what each of the engine's workers kept for it (`DrawBuffer.take`)."""
-    draws_SD = probe = None
-    if num_draws:
-        draws_SD = join_draws([drawn for drawn, _ in parts], len(answer.token_ids), num_draws)
+def join_entropies(parts: list[bytes], num_tokens: int) -> npt.NDArray[np.float32]:
+    """An answer's entropies [S], joined as by `join_draws`."""
+    entropies_S = np.full(num_tokens, np.nan, dtype=np.float32)
+    for part in parts:
+        seen = np.frombuffer(part, dtype=np.float32)[:num_tokens]
+        entropies_S[: len(seen)] = np.where(np.isnan(seen), entropies_S[: len(seen)], seen)
+    return entropies_S
+
+
+def with_draws(answer: Answer, parts: list[tuple[bytes, bytes, bytes]], asked: Request) -> Answer:
+    """`answer` with its draws, its probe and its entropies, from what each of the engine's workers kept for it
+    (`DrawBuffer.take`). A token whose entropy is missing has NaN, which `fault` finds."""
+    draws_SD = probe = entropies_S = None
+    S = len(answer.token_ids)
+    if asked.num_draws:
+        draws_SD = join_draws([drawn for drawn, _, _ in parts], S, asked.num_draws)
         check_draws(draws_SD, answer.token_ids, answer.token_logprobs)
-    logits = [kept for _, kept in parts if kept]
-    if logits and probed < len(answer.token_ids):
-        probe = (probed, whole_distribution(logits[0]))
-    return replace(answer, draws=draws_SD, probe=probe)
+    logits = [kept for _, kept, _ in parts if kept]
+    if logits and asked.probed < S:
+        probe = (asked.probed, whole_distribution(logits[0]))
+    if asked.entropy:
+        entropies_S = join_entropies([entropies for _, _, entropies in parts], S)
+    return replace(answer, draws=draws_SD, probe=probe, entropies=entropies_S)
 
 
 def whole_distribution(logits: bytes) -> npt.NDArray[np.float32]:

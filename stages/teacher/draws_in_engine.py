@@ -1,4 +1,4 @@
-"""Exact draws from the teacher's full distribution, taken inside vLLM's workers, where the logits are.
+"""Exact draws from the teacher's full distribution, and its entropy, taken inside vLLM's workers, where the logits are.
 
 This module runs in the engine's processes: a logits processor for each of vLLM's two model runners (`DrawsV1`,
 `DrawsV2`), which leaves the logits as they are, and `TakeDraws`, by which the driver fetches an answer's draws when it
@@ -91,11 +91,25 @@ def _picked(cumulative: torch.Tensor, random: torch.Tensor) -> torch.Tensor:
     return torch.searchsorted(cumulative, target.contiguous(), right=True)
 
 
+def entropies(logits_RV: torch.Tensor) -> torch.Tensor:
+    """The entropy [R] float32, nats, of softmax(logits) of each row; two copies of `CHUNK_VALUES` logits are made."""
+    parts = []
+    for part_RV in logits_RV.split(max(1, CHUNK_VALUES // logits_RV.shape[1])):
+        shifted_RV = part_RV - part_RV.amax(dim=1, keepdim=True)
+        weights_RV = shifted_RV.exp()
+        mass_R = weights_RV.sum(dim=1)
+        # Of a token without a chance -inf times 0 would be NaN; e to -200 is 0 too.
+        weighed_R = shifted_RV.clamp_(min=-200.0).mul_(weights_RV).sum(dim=1)
+        parts.append(mass_R.log() - weighed_R / mass_R)
+    return torch.cat(parts).clamp_(min=0.0)
+
+
 @dataclass
 class Step:
     """What one step drew, still on the device."""
 
-    draws: torch.Tensor  # [R, D]
+    draws: torch.Tensor | None  # [R, D]
+    entropies: torch.Tensor | None  # [R]
     requests: list[Request | None]  # per row; None: not ours
     positions: list[int] | torch.Tensor  # per row: the token's number within the answer; negative: part of the prompt
 
@@ -106,6 +120,7 @@ class DrawBuffer:
     def __init__(self) -> None:
         self._steps: list[Step] = []
         self._rows: dict[str, dict[int, npt.NDArray[np.int32]]] = {}
+        self._entropies: dict[str, dict[int, float]] = {}
         self._probes: dict[str, bytes] = {}
 
     def add(self, step: Step) -> None:
@@ -118,34 +133,44 @@ class DrawBuffer:
 
     def _copy_to_host(self) -> None:
         for step in self._steps:
-            draws = step.draws.cpu().numpy()
+            draws = None if step.draws is None else step.draws.cpu().numpy()
+            entropies = None if step.entropies is None else step.entropies.tolist()
             positions = step.positions.tolist() if isinstance(step.positions, torch.Tensor) else step.positions
             for row, (request, position) in enumerate(zip(step.requests, positions, strict=True)):
-                if request is not None and request.num_draws and position >= 0:
+                if request is None or position < 0:
+                    continue
+                if request.num_draws and draws is not None:
                     self._rows.setdefault(request.name, {})[position] = draws[row, : request.num_draws]
+                if request.entropy and entropies is not None:
+                    self._entropies.setdefault(request.name, {})[position] = entropies[row]
         self._steps.clear()
 
-    def take(self, name: str) -> tuple[bytes, bytes]:
-        """An answer's draws, int32 [n, D] with rows of -1 where this process saw none, and the logits of its probed
-        token, float32 [V]; both as bytes, empty where there are none. The buffer forgets them."""
+    def take(self, name: str) -> tuple[bytes, bytes, bytes]:
+        """Of an answer the draws, int32 [n, D] with rows of -1 where this process saw none, the logits of its probed
+        token, float32 [V], and the entropies, float32 [n] with NaN where it saw none; as bytes, empty where there are
+        none. The buffer forgets them."""
         self._copy_to_host()
-        probe, rows = self._probes.pop(name, b""), self._rows.pop(name, {})
-        if not rows:
-            return b"", probe
-        num_draws = len(next(iter(rows.values())))
-        draws = np.full((max(rows) + 1, num_draws), -1, dtype=np.int32)
+        probe, rows, found = self._probes.pop(name, b""), self._rows.pop(name, {}), self._entropies.pop(name, {})
+        draws = np.full((max(rows, default=-1) + 1, len(next(iter(rows.values()), ()))), -1, dtype=np.int32)
         for position, row in rows.items():
             draws[position] = row
-        return draws.tobytes(), probe
+        entropies = np.full(max(found, default=-1) + 1, np.nan, dtype=np.float32)
+        entropies[[*found]] = [*found.values()]
+        return draws.tobytes(), probe, entropies.tobytes()
 
 
 BUFFER = DrawBuffer()
 
 
+def wanted(requests: Sequence[Request]) -> tuple[int, bool]:
+    """The most draws that one of them asks for, and whether one asks for entropies."""
+    return max(request.num_draws for request in requests), any(request.entropy for request in requests)
+
+
 class TakeDraws:
     """vLLM's `worker_extension_cls`: its methods become the worker's, for `collective_rpc`."""
 
-    def take_draws(self, names: Sequence[str]) -> list[tuple[bytes, bytes]]:
+    def take_draws(self, names: Sequence[str]) -> list[tuple[bytes, bytes, bytes]]:
         """`DrawBuffer.take` for each of `names`."""
         return [BUFFER.take(name) for name in names]
 
@@ -199,11 +224,16 @@ class DrawsV1(LogitsProcessorV1):  # type: ignore[misc]
         for row, request, position in zip(self._requests, requests, positions, strict=True):
             if position == request.probed:
                 BUFFER.add_probe(request.name, logits[row])
-        if num_draws := max(request.num_draws for request in requests):
+        num_draws, has_entropy = wanted(requests)
+        if num_draws or has_entropy:
             mine = logits if self._rows is None else logits[self._rows]
-            # From pinned memory: a copy that waits would hold up every step until the forward pass before it has ended.
-            positions_R = async_tensor_h2d(positions, self._device, torch.int64)
-            BUFFER.add(Step(draw(mine, self._seeds, positions_R, num_draws), [*requests], positions))
+            draws = None
+            if num_draws:
+                # From pinned memory: a copy that waits would hold up every step until the forward pass before it has
+                # ended.
+                positions_R = async_tensor_h2d(positions, self._device, torch.int64)
+                draws = draw(mine, self._seeds, positions_R, num_draws)
+            BUFFER.add(Step(draws, entropies(mine) if has_entropy else None, [*requests], positions))
         return logits
 
 
@@ -250,10 +280,11 @@ class DrawsV2(LogitsProcessorV2):  # type: ignore[misc]
         for row, request in enumerate(requests):
             if request is not None and num_written[row] == request.probed:
                 BUFFER.add_probe(request.name, logits[row])
-        if num_draws := max(request.num_draws for request in mine):
+        num_draws, has_entropy = wanted(mine)
+        if num_draws or has_entropy:
             slots = ctx.expanded_idx_mapping.long()
             # Row r predicts what comes after the token at its position.
             positions = ctx.pos.long() + 1 - prompt_len.gpu[slots].long()
-            draws = draw(logits, self._seeds_on_device[slots], positions, num_draws)
-            BUFFER.add(Step(draws, requests, positions))
+            draws = draw(logits, self._seeds_on_device[slots], positions, num_draws) if num_draws else None
+            BUFFER.add(Step(draws, entropies(logits) if has_entropy else None, requests, positions))
         return logits

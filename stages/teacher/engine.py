@@ -64,6 +64,7 @@ class VLLMTeacher:
         self._stop_token_ids = stop_token_ids
         self._top_k = num_top_k(config.targets)
         self._num_draws = num_engine_draws(config.targets)
+        self._has_entropy = config.targets.has_entropy
         is_probed = uses_draws(config) or config.task == "score"
         self._probe_fraction = config.targets.probe_fraction if is_probed else 0.0
         self._scores = config.task == "score"
@@ -115,9 +116,10 @@ class VLLMTeacher:
         final = None
         params = sampling_params(self._sampling, self._top_k, self._stop_token_ids, seed, max_tokens)
         probed = probed_token(seed, self._probe_fraction, max_tokens)
-        name = str(next(self._names)) if self._num_draws or probed >= 0 else None
-        if name is not None:
-            params.extra_args = {REQUEST: tuple(Request(name, seed, probed, self._num_draws))}
+        asked = Request(str(next(self._names)), seed, probed, self._num_draws, self._has_entropy)
+        is_asked = asked.num_draws > 0 or asked.probed >= 0 or asked.entropy
+        if is_asked:
+            params.extra_args = {REQUEST: tuple(asked)}
         try:
             async for output in self.engine.generate(
                 TokensPrompt(prompt_token_ids=prompt_ids.tolist()), params, request_id
@@ -129,9 +131,7 @@ class VLLMTeacher:
             raise RuntimeError("vLLM ended a request without an output")  # as it does when it is told to stop
         completion = final.outputs[0]
         answer = to_answer(completion.token_ids, completion.logprobs, self._top_k, completion.finish_reason)
-        if name is None:
-            return answer
-        return with_draws(answer, await self._fetched(name), self._num_draws, probed)
+        return with_draws(answer, await self._fetched(asked.name), asked) if is_asked else answer
 
     async def score(
         self,
@@ -150,7 +150,9 @@ class VLLMTeacher:
         await asyncio.shield(self._beginning)
         asked = request_of(
             *(str(next(self._names)), token_ids, supervised, seed),
-            *(self._probe_fraction, self._num_draws, self._top_k, asked_ids),
+            *(self._probe_fraction, self._num_draws, self._top_k),
+            asked_ids=asked_ids,
+            entropy=self._has_entropy,
         )
         last = int(np.flatnonzero(supervised)[-1])  # is predicted by those before it
         params = scoring_params(self.engine.vllm_config.scheduler_config.scheduler_cls)

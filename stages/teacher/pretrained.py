@@ -5,6 +5,7 @@ rules were read in transformers 5.19; for other releases, for models that are no
 unusual the auto classes decide. A test asks them about every entry.
 """
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -62,6 +63,11 @@ def load_tokenizer(model: str, revision: str | None, trust_remote_code: bool) ->
     import transformers
 
     return getattr(transformers, name).from_pretrained(model, revision=revision)
+
+
+def tokenizer_sha256(tokenizer: Any) -> str:
+    """Which tokenizer it is: a digest of all that it does with text."""
+    return hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
 
 
 def model_facts(config: Config) -> ModelFacts:

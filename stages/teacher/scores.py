@@ -29,6 +29,7 @@ class Scored(NamedTuple):
     probed: int  # number of the supervised token to probe, -1 for none
     num_draws: int
     top_k: int
+    entropy: bool
     rows: bytes  # int32 [S], ascending: the place of the token before each supervised one, whose output predicts it
     tokens: bytes  # int32 [S]: the supervised tokens
     asked_ids: bytes  # int32 [S, Q]: more ids for each of them
@@ -43,6 +44,7 @@ class Part(NamedTuple):
     token_logprobs: bytes  # float32 [n]
     draws: bytes  # int32 [n, D]
     asked_logprobs: bytes  # float32 [n, Q]
+    entropies: bytes  # float32 [n], or none
     probe: bytes  # float32 [V]: log-probabilities of the probed token
 
 
@@ -62,6 +64,7 @@ def scored_answer(parts: list[Part], asked: Scored) -> Answer:
     S, K, D = len(token_ids), asked.top_k, asked.num_draws
     ids_SK, logprobs_SK = np.zeros((S, K), np.int32), np.zeros((S, K), np.float32)
     own_S, draws_SD = np.zeros(S, np.float32), np.zeros((S, D), np.int32)
+    entropies_SE = np.zeros((S, int(asked.entropy)), np.float32)
     asked_SQ = np.zeros((S, len(asked.asked_ids) // len(asked.tokens)), np.float32)
     is_there_S = np.zeros(S, np.bool_)
     probe = None
@@ -72,6 +75,7 @@ def scored_answer(parts: list[Part], asked: Scored) -> Answer:
             (logprobs_SK, np.frombuffer(part.target_logprobs, np.float32)),
             (own_S, np.frombuffer(part.token_logprobs, np.float32)),
             (draws_SD, np.frombuffer(part.draws, np.int32)),
+            (entropies_SE, np.frombuffer(part.entropies, np.float32)),
             (asked_SQ, np.frombuffer(part.asked_logprobs, np.float32)),
         ):
             kept[numbers] = values.reshape(len(numbers), *kept.shape[1:])
@@ -85,8 +89,9 @@ def scored_answer(parts: list[Part], asked: Scored) -> Answer:
         )
     if D:
         check_draws(draws_SD, token_ids, own_S)
-    draws = draws_SD if D else None
-    return Answer(token_ids, ids_SK, logprobs_SK, own_S, "given", draws, probe, asked_SQ if asked_SQ.size else None)
+    draws, more_SQ = draws_SD if D else None, asked_SQ if asked_SQ.size else None
+    entropies_S = entropies_SE[:, 0] if asked.entropy else None
+    return Answer(token_ids, ids_SK, logprobs_SK, own_S, "given", draws, probe, more_SQ, entropies_S)
 
 
 def request_of(
@@ -98,6 +103,7 @@ def request_of(
     num_draws: int,
     top_k: int,
     asked_ids: npt.NDArray[np.int32] | None = None,
+    entropy: bool = False,
 ) -> Scored:
     """What is asked about those of `token_ids` [T] that `supervised` [T] marks, and about `asked_ids` [S, Q] at each.
     Raises ValueError where these are none, or the first token is one."""
@@ -110,6 +116,7 @@ def request_of(
         probed_of(seed, probe_fraction, len(places)),
         num_draws,
         top_k,
+        entropy,
         (places - 1).tobytes(),
         token_ids[places].astype(np.int32).tobytes(),
         b"" if asked_ids is None else asked_ids.astype(np.int32).tobytes(),

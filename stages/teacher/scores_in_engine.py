@@ -22,7 +22,7 @@ from vllm.utils.torch_utils import async_tensor_h2d
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
 
-from stillhouse.stages.teacher.draws_in_engine import draw
+from stillhouse.stages.teacher.draws_in_engine import draw, entropies
 from stillhouse.stages.teacher.scores import SCORED, Part, Scored
 
 CHUNK_VALUES = 1 << 26
@@ -38,6 +38,7 @@ class Rows(NamedTuple):
     token_logprobs: torch.Tensor  # [R] float32, nats
     draws: torch.Tensor  # [R, D] int32
     asked_logprobs: torch.Tensor  # [R, Q] float32, nats
+    entropies: torch.Tensor  # [R, 1] float32, nats; or [R, 0]
 
 
 def distributions(
@@ -50,6 +51,7 @@ def distributions(
     vocab_size: int,
     top_k: int,
     num_draws: int,
+    has_entropy: bool = False,
 ) -> Iterator[tuple[slice, torch.Tensor, Rows]]:
     """Which rows these are, their log-probabilities [R, V] (gone with the next ones) and what is kept of them.
 
@@ -67,7 +69,9 @@ def distributions(
             draws_RD = draw(logprobs_RV, seeds_N[part], numbers_N[part], num_draws)
         else:
             draws_RD = torch.empty((len(logprobs_RV), 0), dtype=torch.int32)
-        yield part, logprobs_RV, Rows(top_RK.indices.to(torch.int32), top_RK.values, own_R, draws_RD, asked_RQ)
+        entropies_RE = entropies(logprobs_RV)[:, None] if has_entropy else torch.empty((len(logprobs_RV), 0))
+        ids_RK = top_RK.indices.to(torch.int32)
+        yield part, logprobs_RV, Rows(ids_RK, top_RK.values, own_R, draws_RD, asked_RQ, entropies_RE)
         del logprobs_RV  # before there are others
 
 
@@ -99,10 +103,10 @@ class _UnderWay:
         if not self.kept:
             return NOTHING
         numbers = np.concatenate([numbers for numbers, _ in self.kept]).tobytes()
-        ids, logprobs, own, draws, asked = (
+        ids, logprobs, own, draws, asked, told = (
             np.concatenate([rows[i].cpu().numpy() for _, rows in self.kept]).tobytes() for i in range(len(Rows._fields))
         )
-        return Part(numbers, ids, logprobs, own, draws, asked, self.probe)
+        return Part(numbers, ids, logprobs, own, draws, asked, told, self.probe)
 
 
 class Scoring:
@@ -161,7 +165,7 @@ class Scoring:
         more = async_tensor_h2d(asked_NQ, device, torch.int64)
         chunks = distributions(
             *(logits_of, hidden_TH[place], token, more, seed, number),
-            *(self._vocab_size, asked.top_k, asked.num_draws),
+            *(self._vocab_size, asked.top_k, asked.num_draws, asked.entropy),
         )
         for part, logprobs_RV, rows in chunks:
             if self._keeps:

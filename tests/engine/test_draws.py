@@ -19,7 +19,7 @@ from stillhouse.stages.teacher.chat import Chat
 from stillhouse.stages.teacher.engine import VLLMTeacher
 from tests.support.data import CONVERSATIONS
 from tests.support.engines import NUM_DRAWS, sampled_config
-from tests.support.forward import exact_model, fit, forward, whole_distributions
+from tests.support.forward import entropy_errors, exact_model, fit, forward, whole_distributions
 from tests.support.prompts import prompts
 
 TOKENS = 2000
@@ -68,6 +68,13 @@ def test_pooled_counts_fit_the_whole_distribution(generated: pa.Table) -> None:
     assert min(found) > 1e-3
     for name, values in results.items():
         assert name == "draws" or min(values) < 1e-6, name
+
+
+def test_entropies_are_the_whole_distributions(generated: pa.Table) -> None:
+    own, shifted = entropy_errors(generated, TOKENS)
+    print(f"\nentropies: {own:.5f} nats off, shifted by one {shifted:.3f}")
+    assert own < 0.003  # stored in float16
+    assert shifted > 100 * own
 
 
 def test_the_engine_was_made_to_preempt(generated: pa.Table) -> None:

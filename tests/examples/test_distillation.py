@@ -93,6 +93,38 @@ def test_top_k_is_the_kl_of_summed_distributions(with_tail: bool, softcap: float
     agree(loss_S, torch.stack(expected), hidden_SD, head_VD)
 
 
+@pytest.mark.parametrize("chunk", [7, 1000])
+@pytest.mark.parametrize("elsewhere", ["text", "nothing"])
+@pytest.mark.parametrize("with_tail", [True, False])
+def test_tokens_without_targets(with_tail: bool, elsewhere: str, chunk: int) -> None:
+    """They get cross-entropy or nothing; what the others get does not change."""
+    hidden_SD, head_VD = student()
+    ids_SK, logprobs_SK, tail_S = top_k(10)
+    whole_S = distillation_loss(hidden_SD, head_VD, ids_SK, logprobs_SK, tail_S if with_tail else None)
+    is_kept_S = torch.arange(S) % 3 == 0
+    encoded = targets.encode_top_k(ids_SK.numpy(), logprobs_SK.numpy(), asked_S=is_kept_S.numpy())
+    (row,) = targets.decode(table_of([encoded]))
+    stored = {name: torch.tensor(np.asarray(values)) for name, values in row._asdict().items()}
+    written_S = torch.randint(0, V, (S,), generator=torch.Generator().manual_seed(4))
+    loss_S = distillation_loss(
+        hidden_SD,
+        head_VD,
+        stored["ids"].long(),
+        stored["logprobs"],
+        stored["tail"] if with_tail else None,
+        chunk=chunk,
+        written_S=written_S if elsewhere == "text" else None,
+    )
+    ce_S = -student_logprobs(hidden_SD, head_VD, None).gather(1, written_S[:, None])[:, 0]
+    expected_S = torch.where(is_kept_S, whole_S.double(), ce_S if elsewhere == "text" else torch.zeros(S))
+    np.testing.assert_allclose(loss_S.detach(), expected_S.detach(), rtol=2e-3, atol=2e-3)  # targets are float16
+    gradients = torch.autograd.grad(loss_S[~is_kept_S].sum(), [hidden_SD, head_VD], retain_graph=True)
+    for gradient, expected in zip(
+        gradients, torch.autograd.grad(expected_S[~is_kept_S].sum(), [hidden_SD, head_VD]), strict=True
+    ):
+        np.testing.assert_allclose(gradient, expected, rtol=1e-4, atol=1e-4)
+
+
 def test_a_tail_too_small_for_one_minus_sum_has_its_digits() -> None:
     hidden_SD, head_VD = torch.ones((1, 1)), torch.tensor([[0.0], [-40.0], [-41.0]])
     tail_S = torch.tensor([-2.0])

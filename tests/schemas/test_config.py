@@ -179,7 +179,7 @@ def test_exit_codes_and_messages(file: Path) -> None:
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.name)
 def test_a_manifest_gives_its_configuration_again(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The sections that decide prompts and targets; what stands in a manifest has been JSON."""
-    sections = ("source", "ingest", "teacher", "sampling", "targets", "generate", "task", "score")
+    sections = ("source", "ingest", "teacher", "teachers", "sampling", "targets", "generate", "task", "score")
     names = ["source.columns.id=own.id", "source.roles={'bot': 'assistant'}", "source.sample=7"]
     monkeypatch.chdir(ROOT)
     config = load(path, names)

@@ -22,7 +22,7 @@ from stillhouse.stages.teacher import load_teacher
 from stillhouse.stages.teacher.chat import Chat
 from tests.support.data import ROOT
 from tests.support.engines import NUM_DRAWS, sampled_config
-from tests.support.forward import fit, whole_distributions
+from tests.support.forward import entropy_errors, fit, whole_distributions
 from tests.support.prompts import prompts
 
 
@@ -117,6 +117,10 @@ def test_the_v2_runner(tmp_path: Path) -> None:
     assert len(p_SV) > 40
     assert min(found) > 1e-3
     assert min(shifted) < 1e-6
+    own, shifted_by_one = entropy_errors(table, 1000)
+    print(f"entropies: {own:.5f} nats off, shifted by one {shifted_by_one:.3f}")
+    assert own < 0.003
+    assert shifted_by_one > 100 * own
     probes = [(row["probe"], row) for row in table.to_pylist() if row["probe"] is not None]
     assert probes
     for probe, row in probes:

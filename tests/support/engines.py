@@ -46,7 +46,7 @@ def sampled_config(folder: Path, **changes: Any) -> Config:
     }
     raw["ingest"] |= {"turns": "all", "max_prompt_tokens": 128}
     raw["sampling"] = {"max_tokens": 96, "temperature": 1.0, "seed": 11}
-    raw["targets"] = {"method": "both", "top_k": 256, "num_draws": NUM_DRAWS, "probe_fraction": 0.5}
+    raw["targets"] = {"method": "both", "top_k": 256, "num_draws": NUM_DRAWS, "probe_fraction": 0.5, "entropy": True}
     for key, value in changes.items():
         raw[key] = {**raw.get(key, {}), **value}
     return Config.model_validate(raw)

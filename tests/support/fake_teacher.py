@@ -22,6 +22,7 @@ class FakeTeacher:
         self.vocab_size = 49152
         self._top_k = config.targets.top_k
         self._num_draws = num_engine_draws(config.targets)
+        self._has_entropy = config.targets.has_entropy
         self._stop = stop_token_ids[0]
         self._die_on = os.environ.get("FAKE_TEACHER_DIES_ON")  # a prefix of request ids
         self._break_on = os.environ.get("FAKE_TEACHER_BREAKS_ON")
@@ -71,7 +72,10 @@ class FakeTeacher:
             rest = np.append(ids_SK, np.full((S, 1), 99), axis=1).astype(np.int32)
             p_SK = np.append(probs_SK, 1 - probs_SK.sum(axis=1, keepdims=True), axis=1)
             draws = np.stack([random.choice(i, self._num_draws, p=p) for i, p in zip(rest, p_SK, strict=True)])
-        return Answer(written, ids_SK, logprobs_SK, logprobs_SK[:, 0], "stop" if stopped else "length", draws)
+        reason = "stop" if stopped else "length"
+        return Answer(
+            written, ids_SK, logprobs_SK, logprobs_SK[:, 0], reason, draws, entropies=self._entropies(probs_SK)
+        )
 
     async def score(
         self,
@@ -104,10 +108,37 @@ class FakeTeacher:
             )
         assert answer.finish_reason is not None
         asked = None if asked_ids is None else (-1 - asked_ids % 7).astype(np.float32)
-        return Answer(written, ids_SK.astype(np.int32), logprobs_SK, own_S, "given", draws, asked_logprobs=asked)
+        entropies = self._entropies(probs_SK)
+        kept_ids = ids_SK.astype(np.int32)
+        return Answer(written, kept_ids, logprobs_SK, own_S, "given", draws, None, asked, entropies)
+
+    def _entropies(self, probs_SK: npt.NDArray[np.float64]) -> npt.NDArray[np.float32] | None:
+        """As if all tokens beside the K were alike, so that none is more probable than one of the K."""
+        if not self._has_entropy:
+            return None
+        rest_S, others = 1 - probs_SK.sum(axis=1), self.vocab_size - probs_SK.shape[1]
+        entropies_S = -(probs_SK * np.log(probs_SK)).sum(axis=1) - rest_S * np.log(rest_S / others)
+        return np.asarray(entropies_S, dtype=np.float32)
 
     def shutdown(self) -> None:
         pass
+
+
+class OtherTeacher(FakeTeacher):
+    """Another one: of the same prompt and seed it thinks otherwise."""
+
+    async def answer(self, prompt_ids: npt.NDArray[np.int32], request_id: str, seed: int, max_tokens: int) -> Answer:
+        return await super().answer(prompt_ids, request_id, seed + 1, max_tokens)
+
+    async def score(
+        self,
+        token_ids: npt.NDArray[np.int32],
+        supervised: npt.NDArray[np.bool_],
+        request_id: str,
+        seed: int,
+        asked_ids: npt.NDArray[np.int32] | None = None,
+    ) -> Answer:
+        return await super().score(token_ids, supervised, request_id, seed + 1, asked_ids)
 
 
 def _fill_disk() -> None:

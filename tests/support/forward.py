@@ -57,6 +57,24 @@ def whole_distributions(
     return np.concatenate(p)[:limit], np.concatenate(counts)[:limit]
 
 
+def entropy_errors(table: pa.Table, limit: int, model: Any = None) -> tuple[float, float]:
+    """Mean difference in nats of `teacher_entropy` of the first `limit` tokens or so from the entropies that
+    transformers gives, in float64; and from those of the tokens after."""
+    model = exact_model() if model is None else model
+    own, shifted, total = [], [], 0
+    for row in table.to_pylist():
+        logprobs_SV = forward(row, model)[0].astype(np.float64)
+        entropies_S = -(np.exp(logprobs_SV) * logprobs_SV).sum(axis=1)
+        told_S = np.array(row["teacher_entropy"])
+        assert told_S.shape == entropies_S.shape
+        own.append(np.abs(told_S - entropies_S))
+        shifted.append(np.abs(told_S[:-1] - entropies_S[1:]))
+        total += len(told_S)
+        if total >= limit:
+            break
+    return float(np.concatenate(own).mean()), float(np.concatenate(shifted).mean())
+
+
 def fit(p_SV: np.ndarray, counts_SV: np.ndarray) -> tuple[float, float]:
     """p-values of chi-square over all tokens, with the tokens of the vocabulary pooled by rank and by id."""
     V = p_SV.shape[1]

@@ -82,6 +82,23 @@ def test_a_step(tiny: Any) -> None:
     step(tiny, lambda: loss(tiny, batch))
 
 
+def test_tokens_that_were_left_out_add_nothing(tiny: Any) -> None:
+    """As `targets.keep` leaves them: labels, and one masked place. What is lost at the others does not change."""
+    found = []
+    for left_out in ((), (0,), (1,)):
+        features = rows("top_k", "axolotl")
+        for row in features:
+            for j in range(len(row["input_ids"])):
+                if j % 2 in left_out:
+                    row["target_token_ids"][j], row["target_logprobs"][j], row["target_mask"][j] = [5], [-110.0], [0]
+        check_dataset_labels([dict(row) for row in features], tokenizer(), num_examples=NUM_ROWS)
+        with torch.no_grad():
+            found.append(float(loss(tiny, dict(DataCollatorForKD(tokenizer())(features)))))
+    whole, *halves = found
+    assert sum(halves) == pytest.approx(whole, rel=1e-4)
+    assert min(halves) > 0.3 * whole
+
+
 def test_its_fused_loss_still_ignores_a_softcap() -> None:
     """Why an export of a Gemma 2 teacher carries a note: for the capped model itself the loss is not 0."""
     from transformers import Gemma2Config, Gemma2ForCausalLM

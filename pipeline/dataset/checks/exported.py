@@ -84,7 +84,7 @@ def check_exported(
             row = _read(layout, layout_name, record, settings)
             _check_row(row, settings)
             if sources is not None:
-                _compare(row, sources[i], targets[i], layout)
+                _compare(row, sources[i], targets[i], layout, settings)
         except RowError as error:
             findings.row_problem(i, str(error))
             continue
@@ -133,7 +133,7 @@ def _read(layout: Layout, name: str, record: dict[str, Any], settings: Settings)
 
 def _check_row(row: Conversation, settings: Settings) -> None:
     check_ids(row.input_ids[row.input_ids != IGNORE_INDEX], settings.vocab_size, "input_ids")
-    if not row.is_row.any():
+    if not row.is_row.any() and not settings.is_partial:
         raise RowError("supervises nothing")
     num_tokens = len(row.input_ids) if row.num_tokens is None else row.num_tokens
     if row.is_row[num_tokens - 1 :].any():
@@ -168,7 +168,7 @@ def without_long(source: pa.Table, max_length: int) -> pa.Table:
     return source.filter(pc.less_equal(source.column("num_input_tokens"), max_length)) if max_length else source
 
 
-def _compare(row: Conversation, source: dict[str, Any], targets: Targets, layout: Layout) -> None:
+def _compare(row: Conversation, source: dict[str, Any], targets: Targets, layout: Layout, settings: Settings) -> None:
     """Raises `RowError` where the trainer would read other tokens, positions or distributions than the dataset has."""
     ids_T, ours = source["input_ids"], source["labels"] != IGNORE_INDEX
     num_tokens = len(row.input_ids) if row.num_tokens is None else row.num_tokens
@@ -181,9 +181,13 @@ def _compare(row: Conversation, source: dict[str, Any], targets: Targets, layout
             f"input_ids differ from the dataset's at {int(differs.sum())} tokens, first at {differs.argmax()}"
         )
     expected = np.append(ours[1:], False)
+    if settings.is_partial:
+        has_S = np.asarray((targets.logprobs > -np.inf).any(axis=1))
+        expected[expected] = has_S
+        targets = Targets(targets.ids[has_S], targets.logprobs[has_S], targets.tail[has_S])
     if not np.array_equal(row.is_row[:num_tokens], expected):
         raise RowError(
-            f"rows before {int(row.is_row.sum())} tokens are read, and the dataset supervises {int(ours.sum())}, others"
+            f"rows before {int(row.is_row.sum())} tokens are read, and the dataset has {int(expected.sum())}, others"
         )
     logprobs_RK = targets.logprobs.astype(np.float64)
     probs_RK = np.exp(logprobs_RK)

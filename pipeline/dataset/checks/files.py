@@ -94,10 +94,12 @@ def published_schema(table: pa.Table, targets: dict[str, Any]) -> pa.Schema:
     table's own."""
     columns = ("prompt_scores", "response_scores", "prompt_personal")
     labels, response_labels, kinds = (_names_in(table.schema, column) for column in columns)
-    settings = TargetsConfig(method=targets["method"], precision=targets.get("precision") or 0.0)
+    precision, has_entropy = targets.get("precision") or 0.0, "teacher_entropy" in targets
+    settings = TargetsConfig(method=targets["method"], precision=precision, entropy=has_entropy or None)
     names = table.column_names
-    more = {"asked": "asked_ids" in names, "student": "student_logprobs" in names}
-    return tables.reviewed(labels, settings, kinds, response_labels, names, **more)
+    more = {"asked": "asked_ids", "student": "student_logprobs", "several": tables.TEACHER.name}
+    there = {key: name in names for key, name in more.items()}
+    return tables.reviewed(labels, settings, kinds, response_labels, names, **there)
 
 
 def _names_in(schema: pa.Schema, column: str) -> list[str]:

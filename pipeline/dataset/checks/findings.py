@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from collections import Counter
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -45,6 +46,8 @@ class Findings:
     """[rows] of sample ids, or of an export's whole rows."""
     sample_ids: list[str] = field(default_factory=list)
     """Names of the rows where they have any; left behind in the file's process."""
+    teachers: Counter[str] = field(default_factory=Counter)
+    """Rows of each of several teachers."""
     schema: str = ""
     not_checked: set[str] = field(default_factory=set)
     """Sentences: which checks could not be made, and why."""
@@ -86,6 +89,7 @@ class Findings:
     def add(self, other: "Findings") -> None:
         self.rows += other.rows
         self.target_tokens += other.target_tokens
+        self.teachers += other.teachers
         self.num_problems += other.num_problems
         self.problems = (self.problems + other.problems)[:MAX_PROBLEMS]
         self.is_left_out |= other.is_left_out

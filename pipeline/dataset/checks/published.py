@@ -3,6 +3,7 @@
 Shape legend: T tokens of a conversation, S supervised tokens, K targets per token.
 """
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,10 +11,12 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from stillhouse.pipeline.dataset.checks import alignment
+from stillhouse.pipeline.dataset.checks.entropy import check_against_top_k, check_choice, check_entropies
 from stillhouse.pipeline.dataset.checks.findings import Findings, RowError, digests
 from stillhouse.pipeline.dataset.checks.text import Words
+from stillhouse.pipeline.dataset.teachers import one_by_one
 from stillhouse.schemas.lists import supervised_runs
-from stillhouse.schemas.tables import ASKED, IGNORE_INDEX, STUDENT
+from stillhouse.schemas.tables import ASKED, ENTROPY, IGNORE_INDEX, STUDENT, TEACHER
 from stillhouse.schemas.targets import TAIL_FLOOR, Kind, Targets, decode
 from stillhouse.stages.layouts.records import Conversation, records
 from stillhouse.stages.teacher import MASS_TOLERANCE
@@ -33,16 +36,23 @@ class Settings(NamedTuple):
     num_draws: int
     draws_are_whole: bool
     """Whether no draw was lost."""
+    keep: dict[str, float] | None
+    """Which tokens have targets, where not all have."""
     n: int | None
     answers: str | None
     """Of `task: score`, which answers are supervised (all, last)."""
+    teachers: frozenset[str | None]
+    """Their names; None alone where there is one."""
     max_tokens: int | None
     """Tokens of an answer that ended by length; None where it holds tokens that are not supervised."""
 
 
 def settings_of(manifest: dict[str, Any]) -> Settings:
     config, targets = manifest["config"], manifest["targets"]
-    is_whole_answer = config.get("generate.thinking", "supervise") == "supervise"
+    views = one_by_one(manifest)
+    is_whole_answer = all(
+        view["config"].get("generate.thinking", "supervise") == "supervise" for view in views.values()
+    )
     return Settings(
         vocab_size=manifest["teacher"]["vocab_size"],
         method=targets["method"],
@@ -51,22 +61,30 @@ def settings_of(manifest: dict[str, Any]) -> Settings:
         precision=targets.get("precision") or 0.0,
         num_draws=targets.get("num_draws", 0),
         draws_are_whole=config.get("targets.draws_from") == "engine",
+        keep=targets.get("keep"),
         n=config.get("rollout.sampling.n", 1) if config.get("task") == "score" else config.get("sampling.n"),
         answers=config.get("score.answers"),
+        teachers=frozenset(views),
         max_tokens=config.get("sampling.max_tokens") if is_whole_answer else None,
     )
 
 
-def check_published(table: pa.Table, manifest: dict[str, Any], words: Words | None, findings: Findings) -> None:
-    """All rows of a published file, whose columns are right. A row is told once, with the first thing that is wrong."""
+def check_published(
+    table: pa.Table, manifest: dict[str, Any], words: Mapping[str | None, Words], findings: Findings
+) -> None:
+    """All rows of a published file, whose columns are right. A row is told once, with the first thing that is wrong.
+    `words` of each teacher by its name (of a single one by None) as far as they are known."""
     settings = settings_of(manifest)
     kinds: list[Kind] = [kind for kind in ("target", "draw") if f"{kind}_ids" in table.column_names]
-    asked = [name for name in (*ASKED.names, *STUDENT.names) if name in table.column_names]
-    arrays = ["input_ids", "labels", "token_logprobs", *asked, *(f"{kind}_lengths" for kind in kinds)]
+    more = [name for name in (ENTROPY.name, *ASKED.names, *STUDENT.names) if name in table.column_names]
+    arrays = ["input_ids", "labels", "token_logprobs", *more, *(f"{kind}_lengths" for kind in kinds)]
     names = ["sample_id", "prompt_id", "messages", "rendering_differs", "finish_reasons", "probe", "num_input_tokens"]
-    names += ["num_target_tokens", *(name for name in ("num_draws", "target_precision") if name in table.column_names)]
+    single = ("num_draws", "target_precision", TEACHER.name)
+    names += ["num_target_tokens", *(name for name in single if name in table.column_names)]
     rows = table.select(names).to_pylist()
     findings.sample_ids = [row["sample_id"] for row in rows]
+    if TEACHER.name in table.column_names:
+        findings.teachers.update(row[TEACHER.name] for row in rows)
     findings.row_digests = digests([name.encode() for name in findings.sample_ids])
     is_right = np.ones(len(rows), dtype=np.bool_)
     for i, (row, record) in enumerate(zip(rows, records(table.select(arrays)), strict=True)):
@@ -99,10 +117,10 @@ def check_published(table: pa.Table, manifest: dict[str, Any], words: Words | No
             f"draws hold the {len(rarities):,} tokens written more seldom than token_logprobs say; rows belong to "
             "other tokens"
         )
-    for i in np.flatnonzero(is_right).tolist() if words is not None else []:
-        assert words is not None
+    for i in np.flatnonzero(is_right).tolist():
         try:
-            words.check(rows[i])
+            if (known := words.get(rows[i].get(TEACHER.name))) is not None:
+                known.check(rows[i])
         except RowError as error:
             findings.row_problem(i, str(error))
 
@@ -113,6 +131,8 @@ def _check_names(row: dict[str, Any], settings: Settings) -> None:
         raise RowError("its sample_id is not its prompt_id, a slash and a number")
     if settings.n is not None and int(number) >= settings.n:
         raise RowError(f"is sample {int(number)} of its prompt, and sampling.n is {settings.n}")
+    if row.get(TEACHER.name) not in settings.teachers:
+        raise RowError(f"its teacher is {row.get(TEACHER.name)!r}, which manifest.json does not name")
     if row.get("num_draws", settings.num_draws) != settings.num_draws:
         raise RowError(f"num_draws is {row['num_draws']}, manifest.json says {settings.num_draws}")
     if row.get("target_precision", settings.precision) != settings.precision:
@@ -133,7 +153,8 @@ def _check_tokens(row: dict[str, Any], settings: Settings, kinds: list[Kind]) ->
         raise RowError("supervises nothing")
     if ours[0]:
         raise RowError("supervises its first token, which nothing predicts")
-    counts = {name: len(row[name]) for name in ("token_logprobs", *(f"{kind}_lengths" for kind in kinds))}
+    entropy = [ENTROPY.name] if ENTROPY.name in row else []
+    counts = {name: len(row[name]) for name in ("token_logprobs", *entropy, *(f"{kind}_lengths" for kind in kinds))}
     for name, count in {**counts, "num_target_tokens": row["num_target_tokens"]}.items():
         if count != S:
             raise RowError(f"{count} {name} for {S} supervised tokens")
@@ -147,6 +168,8 @@ def _check_tokens(row: dict[str, Any], settings: Settings, kinds: list[Kind]) ->
         _check_asked(row["asked_ids"], row["asked_logprobs"], S, settings)
     if row["probe"] is not None and not 0 <= (row["probe"]["token"] or 0) < S:
         raise RowError(f"its probe is of token {row['probe']['token']} of {S}")
+    if entropy:
+        check_entropies(row[ENTROPY.name], row["probe"], settings.vocab_size)
 
 
 def _check_asked(ids: npt.NDArray[Any], logprobs: npt.NDArray[Any], S: int, settings: Settings) -> None:
@@ -186,7 +209,22 @@ def _check_turns(row: dict[str, Any], settings: Settings) -> None:
 
 
 def _check_targets(row: dict[str, Any], targets: Targets, kind: Kind, settings: Settings, findings: Findings) -> None:
-    ours = row["labels"] != IGNORE_INDEX
+    """S: the tokens that have targets, where not all have."""
+    is_row_T = np.append(row["labels"][1:] != IGNORE_INDEX, False)
+    written_S, lengths_S = row["token_logprobs"].astype(np.float64), row[f"{kind}_lengths"]
+    entropies_S = row.get(ENTROPY.name)
+    if settings.keep is not None:
+        has_targets = lengths_S > 0
+        if kind == "target" or settings.draws_are_whole:  # else a token that was kept may have lost all of its draws
+            check_choice(row, has_targets, settings.keep)
+        if kind == "target" and (targets.tail[~has_targets] != 0).any():
+            raise RowError("target_tail of tokens without targets is not 0, all of their mass")
+        if not has_targets.any():
+            return
+        is_row_T[is_row_T] = has_targets
+        targets = Targets(targets.ids[has_targets], targets.logprobs[has_targets], targets.tail[has_targets])
+        written_S, lengths_S = written_S[has_targets], lengths_S[has_targets]
+        entropies_S = row[ENTROPY.name][has_targets]
     logprobs_SK = targets.logprobs.astype(np.float64)
     probs_SK = np.exp(logprobs_SK)
     is_kept_SK = logprobs_SK != -np.inf
@@ -198,11 +236,12 @@ def _check_targets(row: dict[str, Any], targets: Targets, kind: Kind, settings: 
         raise RowError(f"{kind}s hold numbers that are no log-probabilities")
     check_ids(targets.ids[is_kept_SK], settings.vocab_size, f"{kind}_ids")
     check_distinct(targets.ids, is_kept_SK, f"{kind}_ids")
-    conversation = Conversation(row["input_ids"], np.append(ours[1:], False), targets.ids, probs_SK)
+    conversation = Conversation(row["input_ids"], is_row_T, targets.ids, probs_SK)
     own_S = alignment.given_to_own(conversation)
-    written_S = row["token_logprobs"].astype(np.float64)
     if kind == "target":
-        _check_top_k(logprobs_SK, probs_SK, targets.tail.astype(np.float64), row["target_lengths"], settings)
+        _check_top_k(logprobs_SK, probs_SK, targets.tail.astype(np.float64), lengths_S, settings)
+        if entropies_S is not None:
+            check_against_top_k(entropies_S.astype(np.float64), targets, settings.vocab_size, settings.precision)
         wrong = _not_its_own(logprobs_SK, is_kept_SK, own_S, written_S, settings.precision)
     else:
         mass_S = probs_SK.sum(axis=1)

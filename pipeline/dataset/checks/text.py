@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from stillhouse.pipeline.dataset.checks.findings import RowError
 from stillhouse.pipeline.dataset.manifest import tokenizer_digests
+from stillhouse.pipeline.dataset.teachers import one_by_one
 from stillhouse.schemas.config import Config, GenerateConfig, TeacherConfig
 from stillhouse.schemas.lists import supervised_runs
 from stillhouse.stages.teacher import TemplateError, chat
@@ -107,7 +108,7 @@ class Words:
             )
 
 
-@functools.lru_cache(maxsize=1)
+@functools.lru_cache(maxsize=16)
 def _load(model: str | None, facts: str) -> tuple[Words | None, str]:
     manifest = json.loads(facts)
     config: dict[str, Any] = manifest["config"]
@@ -140,7 +141,14 @@ def _load(model: str | None, facts: str) -> tuple[Words | None, str]:
     return Words(loaded, of_run, config.get("sampling.stop_token_ids", []), limit), ""
 
 
-def load(manifest: dict[str, Any], model: str | None = None) -> tuple[Words | None, str]:
+def load(manifest: dict[str, Any], model: str | None = None) -> tuple[dict[str | None, Words], list[str]]:
     """The words of a dataset's teacher, loaded once per process, from `model` (a folder or a hub name) or from where
-    the run had it; or None and a sentence that says why there are none."""
-    return _load(model, json.dumps({key: manifest[key] for key in ("config", "teacher")}, sort_keys=True))
+    the run had it: of each of several by its name, else by None. And for each that has none a sentence on why."""
+    words, reasons = dict[str | None, Words](), []
+    for name, of_one in one_by_one(manifest).items():
+        loaded, reason = _load(model, json.dumps(of_one, sort_keys=True))
+        if loaded is not None:
+            words[name] = loaded
+        else:
+            reasons.append(reason if name is None else f"rows of {name}: {reason}")
+    return words, reasons

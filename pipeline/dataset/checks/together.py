@@ -73,6 +73,12 @@ def check_counts(manifest: dict[str, Any], total: Findings) -> None:
     for what, counted in (("rows", total.rows), ("target_tokens", total.target_tokens)):
         if not total.num_problems and counted != manifest[what]:
             total.problem(f"manifest.json: says {manifest[what]:,} {what}, the files hold {counted:,}")
+    is_told = not total.num_problems and "layout" not in manifest and not manifest["config"].get("mixture")
+    for teacher in manifest.get("teachers", []) if is_told else []:
+        if (counted := total.teachers[teacher["name"]]) != teacher["rows"]:
+            total.problem(
+                f"manifest.json: says {teacher['rows']:,} rows of {teacher['name']}, the files hold {counted:,}"
+            )
     if "stages" not in manifest or manifest["set_aside"] or total.num_problems:
         return
     reviewed = manifest["stages"]["review"]["rows_out"]

@@ -19,7 +19,7 @@ MAX_NUMBERS = 50_000_000
 """Values in memory at once: with more rows columns are read in several passes."""
 NUM_READERS = 4
 _NOT_DESCRIBED = HEAVY | {"source_row", "probe"}
-_NAMES = ("language", "source", "redacted", "moderation_flagged", "finish_reasons", "rendering_differs")
+_NAMES = ("teacher", "language", "source", "redacted", "moderation_flagged", "finish_reasons", "rendering_differs")
 
 
 def distributions(place: Place, files: list[str], num_rows: int) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -61,6 +61,7 @@ def facts(place: Place, stage: str | None = None) -> dict[str, Any]:
         "fidelity_estimated_from": estimated_from,
         "verdict": verdict(measured, place.config)._asdict() if measured and place.config else None,
         "teacher": _teacher(place),
+        **{key: value for key, value in (place.manifest or {}).items() if key == "teachers"},
         "settings": place.config,
         "set_aside": _set_aside(place),
         "notes": notes + _differences(place),
@@ -168,6 +169,8 @@ def _fidelity(
 def _teacher(place: Place) -> dict[str, Any] | None:
     if place.manifest is not None and place.manifest.get("teacher"):
         return dict(place.manifest["teacher"])
+    if "teachers[0].name" in (place.config or {}):
+        return None  # each has its own, which the manifest tells
     data = place.folder.get_or_none(keys.TEACHER) if place.is_run else None
     if data is not None:
         try:

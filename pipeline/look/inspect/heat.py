@@ -69,6 +69,8 @@ def _table(tokens: dict[str, Any]) -> Table:
         table.add_column("rank", justify="right")
     if tokens["tails"] is not None:
         table.add_column("tail", justify="right")
+    if "entropies" in tokens:
+        table.add_column("entropy", justify="right")
     if has_targets:
         table.add_column("most probable", overflow="fold")
     if tokens["draws"] is not None:
@@ -82,6 +84,8 @@ def _table(tokens: dict[str, Any]) -> Table:
             cells.append("none" if rank is None else str(rank + 1))
         if tokens["tails"] is not None:
             cells.append(_number(tokens["tails"][s]))
+        if "entropies" in tokens:
+            cells.append(_number(tokens["entropies"][s]))
         if has_targets:
             cells.append(Text(_listed(tokens["alternatives"][s][:NUM_ALTERNATIVES], lambda value: f"{value:.2f}")))
         if tokens["draws"] is not None:

@@ -92,7 +92,8 @@ def _ledger_rows(place: Place, stage: str, name: str) -> list[dict[str, Any]]:
 
 def _with_text(place: Place, dropped: list[dict[str, Any]], stage: str, name: str) -> list[dict[str, Any]]:
     stage = dropped[0].get("stage", stage)  # of ledger files that lie alone
-    before = place.order[place.order.index(stage) - 1] if stage != STAGES[0] else None
+    order = place.order
+    before = order[order.index(stage) - 1] if stage in order[1:] else None
     key = next((key for key in place.stages.get(before or "", []) if shard_of(key, before or "") == name), None)
     note = None
     if before is None:

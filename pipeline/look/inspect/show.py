@@ -8,6 +8,7 @@ from rich.text import Text
 
 from stillhouse.pipeline import console as lines
 from stillhouse.pipeline.dataset.figures import BIN, binned_nats, percent
+from stillhouse.pipeline.dataset.teachers import called
 from stillhouse.pipeline.look.inspect.heat import show_tokens
 from stillhouse.pipeline.look.inspect.visible import visible
 from stillhouse.pipeline.look.quantiles import QUANTILES, shown
@@ -81,11 +82,12 @@ def megabytes(num_bytes: int) -> str:
 
 
 def title(found: dict[str, Any]) -> str:
-    teacher = (found["teacher"] or {}).get("model")
+    teacher = called(found) if "teachers" in found else (found["teacher"] or {}).get("model")
     what = {"run": f"{found['state']} run", "export": f"export for {found['layout']}"}.get(found["kind"], found["kind"])
     if found["state"] == "unfinished" and found["kind"] != "run":
         what += " of an unfinished run"
-    by = f", teacher {str(teacher).rstrip('/').rpartition('/')[2]}" if teacher else ""
+    teacher = teacher if "teachers" in found else str(teacher or "").rstrip("/").rpartition("/")[2]
+    by = f", teacher{'s' if 'teachers' in found else ''} {teacher}" if teacher else ""
     return f"{found['path']}: {what}{by}"
 
 
@@ -172,7 +174,8 @@ def _show_fidelity(console: Console, found: dict[str, Any]) -> None:
     console.print(Text(f"nats, to {BIN:g}; mass to a tenth of itself. 1 nat more: 2.7 times less probable.", "dim"))
     for kind, name in (("top_k", "targets"), ("draws", "draws")):
         if kind in fidelity:
-            console.print(f"{fidelity[kind]['targets_per_token']:,} {name} per token")
+            of = "token kept" if "tokens_kept" in fidelity else "token"
+            console.print(f"{fidelity[kind]['targets_per_token']:,} {name} per {of}")
 
 
 def fidelity_quantiles(fidelity: dict[str, Any]) -> dict[str, dict[str, float]]:
@@ -180,6 +183,8 @@ def fidelity_quantiles(fidelity: dict[str, Any]) -> dict[str, dict[str, float]]:
     found = (
         {"surprisal of the token written (nats)": fidelity["written_token_surprisal"]} if fidelity.get("tokens") else {}
     )
+    if "teacher_entropy" in fidelity:
+        found["entropy of the teacher (nats)"] = fidelity["teacher_entropy"]
     for kind, name in (("top_k", "top K"), ("draws", "draws")):
         if kind in fidelity:
             found[f"entropy, {name} (nats)"] = fidelity[kind]["entropy"]

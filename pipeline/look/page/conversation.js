@@ -152,8 +152,14 @@ const renderConversation = (() => {
     facts.push(`probability ${percent(tokens.logprobs[s])}, log ${nats(tokens.logprobs[s])} nats`);
     const rank = tokens.ranks ? tokens.ranks[s] : undefined;
     if (rank !== undefined) facts.push(rank === null ? "not among the targets that are stored" : `rank ${rank + 1}`);
+    if (tokens.entropies) facts.push(`entropy of the teacher here ${nats(tokens.entropies[s])} nats`);
     panel.replaceChildren(title, make("p", "facts", facts.join(" · ")));
     const alternatives = tokens.alternatives ? tokens.alternatives[s] : null;
+    const draws = tokens.draws ? tokens.draws[s] : null;
+    if (![alternatives, draws].some((kept) => kept?.length)) {
+      panel.append(make("p", "facts", "no targets are stored of this token"));
+      return;
+    }
     if (alternatives) {
       const rows = alternatives.map(([other, text, logprob]) => ({
         id: other,
@@ -166,7 +172,6 @@ const renderConversation = (() => {
       panel.append(bars(`The teacher's most probable tokens here (${rows.length} shown)`, rows));
       if (tail !== null) panel.append(make("p", "facts", `mass outside of all targets that are stored: ${percent(tail)}`));
     }
-    const draws = tokens.draws ? tokens.draws[s] : null;
     if (draws) {
       const shown = draws.reduce((sum, draw) => sum + draw[2], 0);
       const total = conversation.columns?.num_draws ?? shown;

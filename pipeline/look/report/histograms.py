@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from stillhouse.pipeline.look.quantiles import quantiles, shown, title
-from stillhouse.pipeline.look.report.rows import ENDED, OUTSIDE, SURPRISAL, TURNS, Rows
+from stillhouse.pipeline.look.report.rows import ENDED, ENTROPY, OUTSIDE, SURPRISAL, TURNS, Rows
 
 SAMPLE_ROWS = 5000
 """Rows by which histograms are linked."""
@@ -27,6 +27,7 @@ MEANINGS = {
     "num_input_tokens": "tokens of a row, prompt and answers",
     "cluster_size": "source prompts that a row stands for, near-duplicates included",
     "loop_tokens": "longest stretch of an answer that repeats itself, in tokens",
+    "teacher": "whose distributions a row has",
     "language": "as the source said",
     "prompt_language": "as screen found it; (none) where it cannot be told",
     "prompt_scores.language": "how certain the language of a row's prompt is; 0 where it cannot be told",
@@ -38,6 +39,7 @@ MEANINGS = {
     "rendering_differs": "why the messages, rendered again, are not the tokens; (none) where they are",
     "redacted": "whether the source replaced names",
     SURPRISAL: "mean over a row's tokens of -log p of the token written, in nats (1 nat: 2.7 times less probable)",
+    ENTROPY: "mean over a row's tokens of the entropy of the teacher's whole distribution, in nats",
     OUTSIDE: "mean over a row's tokens of the probability outside of its targets",
     ENDED: "stop: every answer was finished; length: one was cut off",
     TURNS: "answers in a row",

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stillhouse.pipeline.dataset.figures import BIN, binned_nats
+from stillhouse.pipeline.dataset.teachers import called
 from stillhouse.pipeline.dataset.templates import environment
 from stillhouse.pipeline.folder.identity import day_begun
 from stillhouse.pipeline.look.page import asset
@@ -74,7 +75,7 @@ def _html(place: Place, *, with_text: bool, mark: str, model: str | None, librar
         "name": place.folder.url.rstrip("/").rpartition("/")[2],
         "manifest": manifest,
         "config": settings,
-        "model": manifest["teacher"]["model"].rstrip("/").rpartition("/")[2],
+        "model": called(manifest),
         "stages": stages,
         "reasons": reasons(stages),
         "verdict": verdict(manifest["fidelity"], settings),

@@ -30,6 +30,7 @@ IDS = ("sample_id", "prompt_id", "cluster_id")
 STRUCTS = ("_scores", "_personal")
 """Ends of names of structs, a column for each field."""
 SURPRISAL, OUTSIDE, ENDED, TURNS = "mean surprisal", "mean mass outside", "ended by", "answers"
+ENTROPY = "mean entropy of the teacher"
 """Columns that are made here from lists, one value for each row."""
 
 
@@ -107,7 +108,7 @@ _EMPTY = _Part({}, {}, np.zeros(0, np.uint64), {})
 def _read(place: Place, key: str) -> _Part:
     shard = place.open(key)
     scalars = [field.name for field in shard.schema if _is_scalar(field.type) or field.name.endswith(STRUCTS)]
-    lists = ["token_logprobs", "target_tail", "finish_reasons"]
+    lists = ["token_logprobs", "teacher_entropy", "target_tail", "finish_reasons"]
     table = shard.read([*scalars, *lists])
     numbers: dict[str, NDArray[np.float64]] = {}
     words: dict[str, pa.Array] = {}
@@ -122,8 +123,12 @@ def _read(place: Place, key: str) -> _Part:
     if "token_logprobs" in table.column_names:
         numbers[SURPRISAL] = _means(table["token_logprobs"], lambda values: -values)
     if "target_tail" in table.column_names:
-        # The floor stands for everything below it.
-        numbers[OUTSIDE] = _means(table["target_tail"], lambda v: np.where(v <= TAIL_FLOOR, 0.0, np.exp(v)))
+        # The floor stands for everything below it. Of a token that has no targets all is outside, and it says nothing.
+        outside = _means(table["target_tail"], lambda v: np.where((v <= TAIL_FLOOR) | (v == 0.0), 0.0, np.exp(v)))
+        with np.errstate(invalid="ignore"):
+            numbers[OUTSIDE] = outside / _means(table["target_tail"], lambda v: v < 0.0)
+    if "teacher_entropy" in table.column_names:
+        numbers[ENTROPY] = _means(table["teacher_entropy"], lambda values: values)
     if "finish_reasons" in table.column_names:
         reasons = flat_lists(table["finish_reasons"])
         starts, values = reasons.offsets.to_numpy(), reasons.values.to_pylist()

@@ -47,7 +47,7 @@ def _cut(one: dict[str, Any]) -> dict[str, Any]:
         before = sum(tokens["supervised"][:-num_kept])
         for name in ("ids", "texts", "supervised"):
             tokens[name] = tokens[name][-num_kept:]
-        for name in ("logprobs", "tails", "alternatives", "draws", "ranks"):
+        for name in {"logprobs", "tails", "entropies", "alternatives", "draws", "ranks"} & {*tokens}:
             tokens[name] = tokens[name] and tokens[name][before:]
     if len(tokens["ids"]) < T:
         cuts.append(f"the first {T - len(tokens['ids']):,} of {T:,} tokens are left out")

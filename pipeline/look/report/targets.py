@@ -13,6 +13,7 @@ def distributions(total: dict[str, Any]) -> list[dict[str, Any]]:
     -log of the mass."""
     texts = (
         ("surprisal", "Surprisal", "-log p of the token written: 0 where the teacher was sure of it"),
+        ("teacher_entropy", "Entropy of the teacher", "how open its choice was, over the whole distribution"),
         ("target_entropy", "Entropy of the top K", "how open the teacher's choice was, everything else as one event"),
         (
             "target_tail",

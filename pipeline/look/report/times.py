@@ -37,7 +37,7 @@ def times(place: Place) -> dict[str, Any] | None:
             for row in pieces:
                 in_pieces[row["shard"]] += row["num_target_tokens"]
             began = min(row["queued"] for row in table.to_pylist())
-            _add(steps, rows)
+            _add(steps, rows, pieces)
             spans += [
                 (
                     before + (row["started"] - began).total_seconds(),
@@ -54,8 +54,9 @@ def times(place: Place) -> dict[str, Any] | None:
     return {"runs": runs, "seconds": round(before, 3), "steps": list(steps.values()), "speed": _speed(spans)}
 
 
-def _add(steps: dict[str, dict[str, Any]], rows: list[dict[str, Any]]) -> None:
-    """Adds what one run did to what others did before it."""
+def _add(steps: dict[str, dict[str, Any]], rows: list[dict[str, Any]], pieces: list[dict[str, Any]]) -> None:
+    """Adds what one run did to what others did before it. A step of several teachers begins with the pieces of the
+    first."""
     of_step: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         name = row["stage"] if row["step"] == "transform" else f"{row['stage']}: {row['step']}"
@@ -66,7 +67,8 @@ def _add(steps: dict[str, dict[str, Any]], rows: list[dict[str, Any]]) -> None:
             {"step": name, "shards": 0, "seconds": 0.0, "rows": 0, "tokens": 0, "repeated": 0, "set_aside": 0,
              "workers": None},
         )  # fmt: skip
-        seconds = max(row["ended"] for row in made) - min(row["queued"] for row in made)
+        of_stage = [row["queued"] for row in pieces if row["stage"] == name]
+        seconds = max(row["ended"] for row in made) - min([*of_stage, *(row["queued"] for row in made)])
         known["shards"] += len(made)
         known["seconds"] = round(known["seconds"] + seconds.total_seconds(), 3)
         known["rows"] += sum(row["rows_in"] for row in made)

@@ -20,6 +20,7 @@ _COUNTED_BY = {
     "input_ids": "num_input_tokens",
     "labels": "num_input_tokens",
     "token_logprobs": "num_target_tokens",
+    "teacher_entropy": "num_target_tokens",
     "target_lengths": "num_target_tokens",
     "target_tail": "num_target_tokens",
     "draw_lengths": "num_target_tokens",
@@ -34,7 +35,7 @@ _COUNTED_BY = {
 
 ANSWER = "answer"
 """The name of the column that is made from messages."""
-_LABELS = ("language", "source", "finish_reasons", "stage", "reason", "cluster_id", "rendering_differs")
+_LABELS = ("teacher", "language", "source", "finish_reasons", "stage", "reason", "cluster_id", "rendering_differs")
 """Texts that a search leaves out: who searches for `stop` wants rows that say it."""
 
 

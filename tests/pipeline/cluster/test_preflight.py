@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from stillhouse.pipeline.cluster import node, preflight
-from stillhouse.pipeline.cluster.preflight import judge
+from stillhouse.pipeline.cluster.several import judge_all
 from stillhouse.pipeline.folder import keys, open_folder
 from stillhouse.schemas.config import Config
 
@@ -60,7 +60,7 @@ def _requirements(monkeypatch: pytest.MonkeyPatch) -> None:
 def judged(change: Callable[[dict[str, Any]], Any] = lambda facts: None, **config: Any) -> preflight.Judgement:
     facts = copy.deepcopy(FACTS)
     change(facts)
-    return judge(Config.model_validate({**CONFIG, **config}), facts)
+    return judge_all(Config.model_validate({**CONFIG, **config}), facts)
 
 
 def on(number: int, **values: Any) -> Callable[[dict[str, Any]], Any]:
@@ -293,3 +293,33 @@ def test_gpus_are_asked_of_the_driver(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_memory_is_what_the_machine_says() -> None:
     (line,) = [line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemTotal")]
     assert 0 < node._memory_bytes() <= int(line.split()[1]) * 1024
+
+
+def test_several_teachers_are_judged_one_by_one() -> None:
+    """The second one's weights do not fit, a node lacks its folder, and both lack a vLLM that is new enough."""
+    large = {**CONFIG["teacher"], "name": "large", "model": "/models/large", "engine": {"tensor_parallel_size": 4}}
+    raw = {key: value for key, value in CONFIG.items() if key != "teacher"} | {
+        "teachers": [{**CONFIG["teacher"], "name": "small", "when": {"language": ["de"]}}, large],
+        "resources": {**CONFIG["resources"], "teachers": {"large": {"max_workers": 2, "num_gpus": 4}}},
+    }
+    facts = copy.deepcopy(FACTS)
+    facts["teachers"] = {
+        "small": {"footprint": FACTS["footprint"], "gated": {}},
+        "large": {"footprint": FACTS["footprint"] | {"weight_bytes": 400 * 10**9}, "gated": {}},
+    }
+    facts["check"]["teachers"] = {"small": 30, "large": 10}
+    for found in facts["nodes"]:
+        found["teachers"] = {name: {"has_model": True, "is_cached": True} for name in ("small", "large")}
+    facts["nodes"][2]["teachers"]["large"]["has_model"] = False
+    judged = judge_all(Config.model_validate(raw), facts)
+    assert [text.partition(" (")[0].partition(", and ")[0] for text in judged.problems] == [
+        "teachers: of large: teacher.model: /models/large is no folder with a model on node 10.0.0.3; put the weights "
+        "where every node finds them, or name a hub id with its revision".partition(", and ")[0],
+        "teachers: of large: teacher: weights of 400.0 GB are 100.0 GB for each of 4 GPUs",
+    ]
+    # 4 replicas of the small one do all in 1 hour, 2 of the large one in 2.
+    assert judged.plan == {"nodes": 3, "replicas": 2, "max_replicas": 2, "max_hours": 1.25, "max_bytes": 5 * 10**9}
+    for found in facts["nodes"]:
+        found["vllm"] = "0.31.0"
+    judged = judge_all(Config.model_validate(raw), facts)
+    assert sum("0.31.0" in text and not text.startswith("teachers") for text in judged.problems) == 1

@@ -1,5 +1,6 @@
 """The report's view of timelines that runs have left."""
 
+import time
 from pathlib import Path
 
 import pyarrow as pa
@@ -74,3 +75,22 @@ def test_what_cannot_be_read_is_left_out(folder: Path) -> None:
     found = times(open_place(str(folder)))
     assert found is not None
     assert found["runs"] == 1
+
+
+def test_teachers_that_take_turns_are_one_step(folder: Path) -> None:
+    progress = Progress()
+    timeline = Timeline(str(folder), progress)
+    report = Reports(progress, timeline)
+    for name, outcome in (("first", "part"), ("second", "written")):
+        report.begin(f"generate: {name}", 1)
+        time.sleep(0.3)
+        report.result(f"generate: {name}", made("00000.parquet", outcome=outcome))
+    progress.close()
+    timeline.close()
+    found = times(open_place(str(folder)))
+    assert found is not None
+    (step,) = found["steps"]
+    assert (step["step"], step["shards"], step["tokens"]) == ("generate", 1, 100)
+    assert step["seconds"] >= 0.6
+    assert progress.generate_seconds >= 0.6
+    assert progress.generate_tokens == 100

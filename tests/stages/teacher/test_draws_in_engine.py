@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from scipy.stats import chisquare, kstest
+from scipy.stats import chisquare, entropy, kstest
 
 from stillhouse.stages.teacher import draws_in_engine
 from stillhouse.stages.teacher.draws import REQUEST
@@ -64,6 +64,24 @@ def test_draws_follow_the_softmax(V: int, scale: float) -> None:
         assert chisquare(observed, wanted).pvalue > 1e-4
 
 
+def test_entropies_are_those_of_the_softmax(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(40, 5000, generator=generator) * torch.linspace(0, 30, 40)[:, None] - 300
+    logits[:, :2000] = -torch.inf  # masked tokens
+    logits[7, 2001:] = -torch.inf  # no choice at all
+    before = logits.clone()
+    found = draws_in_engine.entropies(logits)
+    assert torch.equal(logits, before)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        expected = [entropy(torch.softmax(row.double(), 0).numpy()) for row in logits]
+    assert found.dtype == torch.float32
+    assert np.allclose(found.numpy(), expected, atol=2e-5, rtol=1e-5)
+    assert found[7] == 0
+    monkeypatch.setattr(draws_in_engine, "CHUNK_VALUES", 12_000)
+    assert torch.equal(draws_in_engine.entropies(logits), found)
+    assert len(draws_in_engine.entropies(logits[:0])) == 0
+
+
 def test_draws_do_not_depend_on_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     logits = torch.randn(9, 300)
     seeds, positions = torch.arange(9) + 5, torch.arange(9)
@@ -78,25 +96,35 @@ def test_draws_do_not_depend_on_the_batch(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 class Peaked:
-    """Requests whose logits leave no choice: token `base + position` of each; so every draw names whose it is."""
+    """Requests whose logits leave no choice: token `base + position` of each; so every draw names whose it is. Every
+    third one asks for entropies instead, and its logits leave so many choices that an entropy names whose it is."""
 
     V = 1000
 
     def __init__(self, number: int) -> None:
         self.name, self.base = f"r{number}", 13 * number % 500
+        self.tells_entropy = number % 3 == 0
         self.output_ids: list[int] = []
 
     def logits(self) -> torch.Tensor:
         row = torch.full((self.V,), -1e9)
-        row[(self.base + len(self.output_ids)) % self.V] = 0
+        first = (self.base + len(self.output_ids)) % self.V
+        row[first : first + (1 + first % 50 if self.tells_entropy else 1)] = 0
         return row
 
-    def check(self, taken: tuple[bytes, bytes], probed: int) -> None:
+    def asked(self, probed: int) -> tuple[str, int, int, int, bool]:
+        number = int(self.name[1:])
+        return (self.name, number, probed, 0 if self.tells_entropy else 4, self.tells_entropy)
+
+    def check(self, taken: tuple[bytes, bytes, bytes], probed: int) -> None:
         S = len(self.output_ids)
-        found = np.frombuffer(taken[0], dtype=np.int32).reshape(-1, 4)
         expected = (self.base + np.arange(S + 1)) % self.V
-        assert S <= len(found) <= S + 1  # a token may have been begun and not written
+        found = np.frombuffer(taken[0], dtype=np.int32).reshape(-1, 4)
+        entropies = np.frombuffer(taken[2], dtype=np.float32)
+        assert not len(found if self.tells_entropy else entropies)
+        assert S <= len(found) + len(entropies) <= S + 1  # a token may have been begun and not written
         assert (found == expected[: len(found), None]).all()
+        assert np.allclose(entropies, np.log(1 + expected[: len(entropies)] % 50), atol=1e-5)
         if 0 <= probed < S:
             assert np.frombuffer(taken[1], dtype=np.float32).argmax() == expected[probed]
         assert probed <= S or not taken[1]
@@ -139,7 +167,7 @@ def test_v1_follows_rows_that_are_added_removed_and_moved(monkeypatch: pytest.Mo
                     started += 1
                 request = waiting.pop(0)
                 number = int(request.name[1:])
-                params = SimpleNamespace(extra_args={REQUEST: (request.name, number, number % 9 - 1, 4)})
+                params = SimpleNamespace(extra_args={REQUEST: request.asked(number % 9 - 1)})
                 batch[row], output_ids = request, request.output_ids
             builder.added.append((row, params, None, output_ids))
         for hole in sorted(holes, reverse=True):  # the last row fills the hole, as vLLM's batch does
@@ -190,7 +218,7 @@ def test_v2_follows_slots(monkeypatch: pytest.MonkeyPatch) -> None:
                 extra = None
                 if chance.random() < 0.8:
                     running[slot] = request = Peaked(started)
-                    extra = {REQUEST: (request.name, started, started % 5 - 1, 4)}
+                    extra = {REQUEST: request.asked(started % 5 - 1)}
                     started += 1
                 assert processor.add_request(slot, SimpleNamespace(extra_args=extra)) == (extra is not None)
         prompt_len.gpu = torch.from_numpy(prompt_len.np.copy())

@@ -68,6 +68,8 @@ def check(model: Model, answer: Any, token_ids: np.ndarray, supervised: np.ndarr
     assert np.allclose(answer.target_logprobs, -np.sort(-logprobs_SV, axis=1)[:, :K], atol=1e-4)
     assert np.allclose(answer.token_logprobs, logprobs_SV[np.arange(len(places)), token_ids[places]], atol=1e-4)
     assert answer.draws.shape == (len(places), D)
+    if answer.entropies is not None:
+        assert np.allclose(answer.entropies, -(np.exp(logprobs_SV) * logprobs_SV).sum(axis=1), atol=1e-4)
     ids_SQ = np.frombuffer(asked.asked_ids if asked else b"", np.int32).reshape(len(places), -1)
     if ids_SQ.size:
         assert np.allclose(answer.asked_logprobs, np.take_along_axis(logprobs_SV, ids_SQ.astype(int), 1), atol=1e-4)
@@ -83,7 +85,7 @@ def test_every_token_gets_its_own_in_any_batch(runner: str, monkeypatch: pytest.
     worker = WORKERS[runner](model)
     todo = {f"r{i}": conversation(rng) for i in range(20)}
     asked = {
-        name: request_of(f"name {name}", ids, supervised, i, 0.0, D, K, more(rng, supervised, i % 3))
+        name: request_of(f"name {name}", ids, supervised, i, 0.0, D, K, more(rng, supervised, i % 3), True)
         for i, (name, (ids, supervised)) in enumerate(todo.items())
     }
     waiting, running, parts = list(todo), dict[str, int](), dict[str, Part]()
@@ -106,9 +108,11 @@ def test_every_token_gets_its_own_in_any_batch(runner: str, monkeypatch: pytest.
             parts[name] = Part(*part)
             del running[name]
     for name, (ids, supervised) in todo.items():
-        check(model, scored_answer([parts[name]], asked[name]), ids, supervised, asked[name])
+        answer = scored_answer([parts[name]], asked[name])
+        assert answer.entropies is not None
+        check(model, answer, ids, supervised, asked[name])
     assert model.most_rows <= 7
-    assert worker.take(["name r0"]) == [(b"",) * 7]  # forgotten
+    assert worker.take(["name r0"]) == [(b"",) * len(Part._fields)]  # forgotten
 
 
 class V1:
@@ -233,7 +237,7 @@ def test_a_request_that_comes_again_under_its_id_begins_anew() -> None:
     for name in ("given up", "again"):
         scoring.begin("r", {SCORED: [*request_of(name, ids, supervised, 0, 0.0, D, K)]})
         scoring.read([Span("r", 0, 0, 19)], model.hidden(ids)[:19], model.compute_logits)
-    assert scoring.take(["given up"]) == [(b"",) * 7]
+    assert scoring.take(["given up"]) == [(b"",) * len(Part._fields)]
     assert scoring.take(["again"])[0][0] != b""
 
 

@@ -1,0 +1,45 @@
+"""What the workers of each stage may use."""
+
+from typing import Annotated
+
+from pydantic import Field, model_validator
+
+from stillhouse.schemas.config.section import Count, Section
+
+
+class WorkersConfig(Section):
+    """Ray resources of one stage; never changes what is written."""
+
+    min_workers: Count = 1
+    """So many stay on a cluster until the stage is over; the others end when nothing is left for them."""
+    max_workers: Count = 1
+    num_cpus: Annotated[float, Field(ge=0.0)] = 1.0
+    """Per worker."""
+    num_gpus: Annotated[float, Field(ge=0.0)] = 0.0
+    """Per worker."""
+    shards_in_flight: Count = 1
+    """Shards one worker holds at once; for generate, what keeps the engine full across a shard's end."""
+    resources: dict[str, float] = {}
+    """Custom Ray resources per worker."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "WorkersConfig":
+        if self.min_workers > self.max_workers:
+            raise ValueError(f"min_workers {self.min_workers} exceeds max_workers {self.max_workers}")
+        return self
+
+
+class ResourcesConfig(Section):
+    ingest: WorkersConfig = WorkersConfig()
+    dedupe: WorkersConfig = WorkersConfig(max_workers=2)
+    screen: WorkersConfig = WorkersConfig()
+    balance: WorkersConfig = WorkersConfig()
+    generate: WorkersConfig = WorkersConfig(shards_in_flight=2)
+    rollout: WorkersConfig = WorkersConfig(shards_in_flight=2)
+    score: WorkersConfig = WorkersConfig(shards_in_flight=2)
+    review: WorkersConfig = WorkersConfig()
+    publish: WorkersConfig = WorkersConfig(max_workers=2)
+    teachers: dict[str, WorkersConfig] = {}
+    """Of single `teachers`, by their names, in the place of `generate` or `score`: engines of another size."""
+    max_attempts: Count = 3
+    """Attempts at a shard before it is set aside (one of generate or score is then first made in parts)."""
