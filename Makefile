@@ -42,16 +42,17 @@ run: env data
 
 # An engine and Ray wait half of their time, so the others run beside them, on what is left of the cores.
 test: env data data/tests/.fetched
-	@nice -n 19 $(BIN)/pytest -n auto --dist worksteal --timeout 0 $(FAST) >data/tests/fast.log 2>&1 & fast=$$!; \
+	@nice -n 19 $(BIN)/pytest -n auto --dist worksteal --timeout 0 -m "not slow" $(FAST) >data/tests/fast.log 2>&1 & fast=$$!; \
 	$(BIN)/pytest tests/ray tests/engine; status=$$?; \
 	wait $$fast || status=$$?; cat data/tests/fast.log; exit $$status
 
 # Neither an engine nor Ray, and nothing that takes seconds by itself (`long`); on all cores.
 test-fast: env data data/tests/.fetched
-	$(BIN)/pytest -n auto --dist worksteal -m "not long" $(FAST)
+	$(BIN)/pytest -n auto --dist worksteal -m "not long and not slow" $(FAST)
 
 test-slow: env data data/tests/.fetched
 	$(BIN)/pytest tests/slow --timeout 0 -s
+	$(BIN)/pytest -n auto --dist worksteal -m slow $(FAST)
 
 # Kills at random moments and at every step on the storage; FAULT_ROUNDS and FAULT_KILLS say how many.
 test-faults: env data

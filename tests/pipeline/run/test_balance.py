@@ -115,6 +115,7 @@ def test_configurations_without_them_are_what_they_were(tmp_path: Path) -> None:
     assert config_hash(config) != config_hash(balanced)
 
 
+@pytest.mark.slow
 @pytest.mark.long
 def test_any_number_of_workers_gives_the_same_bytes(run: Path, tmp_path: Path) -> None:
     raw = raw_of(run.parent, resources={stage: {"max_workers": 3} for stage in ("screen", "balance", "generate")})
@@ -126,6 +127,7 @@ def test_any_number_of_workers_gives_the_same_bytes(run: Path, tmp_path: Path) -
     assert {name: theirs[name] for name in names} == {name: ours[name] for name in names}
 
 
+@pytest.mark.slow
 @pytest.mark.long
 def test_purged_rows_leave_what_balance_keeps_too(bucket: str, tmp_path: Path) -> None:  # noqa: F811
     raw = raw_of(tmp_path, run_dir=f"{bucket}/balanced")

@@ -132,6 +132,7 @@ def test_targets_are_where_they_were_asked_for(make: Callable[[str], Path], name
     assert "have labels and no targets" in card
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("kind", ["target", "draw"])
 def test_exports_leave_the_same_tokens_out(make: Callable[[str], Path], layout: str, kind: targets.Kind) -> None:
@@ -162,6 +163,7 @@ def _settings(settings: dict[str, Any]) -> Any:
     return Settings(**settings)
 
 
+@pytest.mark.slow
 def test_without_prompts_and_with_them_again(make: Callable[[str], Path], tmp_path: Path) -> None:
     withhold(str(make("above")), str(tmp_path / "withheld"))
     assert verify(str(tmp_path / "withheld"), 1)["problems"] == []
@@ -210,6 +212,7 @@ DAMAGE: dict[str, tuple[str, Callable[[Row], None], str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", DAMAGE)
 def test_damage_is_found(make: Callable[[str], Path], tmp_path: Path, kind: str) -> None:
     name, change, message = DAMAGE[kind]

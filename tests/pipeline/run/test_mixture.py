@@ -87,6 +87,7 @@ def test_the_dataset_is_what_it_says(finished: tuple[Config, dict[str, Any]]) ->
     assert card.count("| all rows |") == 2
 
 
+@pytest.mark.slow
 def test_killed_at_any_step(finished: tuple[Config, dict[str, Any]], tmp_path: Path) -> None:
     config = finished[0].model_copy(update={"run_dir": str(tmp_path / "run")})
     steps = random.Random(1)
@@ -94,6 +95,7 @@ def test_killed_at_any_step(finished: tuple[Config, dict[str, Any]], tmp_path: P
     assert kills >= 4
 
 
+@pytest.mark.slow
 @pytest.mark.long
 def test_number_of_workers_changes_no_byte(finished: tuple[Config, dict[str, Any]], tmp_path: Path) -> None:
     resources = finished[0].resources.model_dump() | {"score": {"max_workers": 2, "num_cpus": 0.1}}

@@ -210,6 +210,7 @@ def test_a_trial_of_writing_is_refused(
     assert "with task: score it writes nothing" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.long
 def test_a_dataset_in_an_object_store_is_scored_into_one(finished: Command, tmp_path: Path, bucket: str) -> None:
     stored, source = open_folder(bucket), finished.run_dir / "dataset"

@@ -24,6 +24,8 @@ from tests.support.undisturbed import killed_again_and_again
 
 Raw = dict[str, Any]
 
+pytestmark = pytest.mark.slow
+
 
 def take_answers_back(config: Config) -> None:
     for folder in ("dataset", "review", "generate", "state/review", "ledger/review", "ledger/generate"):
