@@ -55,7 +55,7 @@ def test_every_reason_is_documented_and_met() -> None:
     assert constants == set(REASONS)
     # Those have tests elsewhere: of sources, of purges, of personal information, of answers, of CSV.
     elsewhere = {"truncated_source", "row_too_large", "purged", "personal_information", "placeholder_names"}
-    elsewhere |= {"unanswered", "malformed_ids", "invalid_csv"}
+    elsewhere |= {"unanswered", "malformed_ids", "invalid_csv", "no_teacher"}
     assert {reason for _, reason in KINDS} == constants - elsewhere
 
 

@@ -127,7 +127,7 @@ def test_shared_shard_is_the_shard_of_one_worker_to_the_byte(
     assert [result.rows_in for result in results] == [22, 20, 20, 82]
     assert [result.unit for result in results] == pieces(2)[::-1]
     assert store.get(f"generate/{NAME}") == expected
-    assert store.list(keys.PARTS) == {}
+    assert store.list(keys.parts("generate")) == {}
     assert store.list("state/attempts/b") == {}
     assert (step.shards_done, step.rows_done, step.tokens_done) == (1, 82, results[-1].num_target_tokens)
     assert step.in_pieces == {}
@@ -144,7 +144,7 @@ def test_last_pieces_that_end_together_give_one_shard(config: Config) -> None:
     assert outcomes.count("written") == 1
     assert set(outcomes) == {"written", "part"}
     assert store.get(f"generate/{NAME}") == expected
-    assert store.list(keys.PARTS) == {}
+    assert store.list(keys.parts("generate")) == {}
 
 
 @pytest.mark.parametrize("again", [0, 1, 3])

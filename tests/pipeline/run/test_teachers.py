@@ -70,7 +70,7 @@ def test_order_is_the_sources_and_each_row_is_somewhere_once(taught: tuple[Confi
     first = pq.read_table(run_dir / "generate/00000.parquet")
     assert len(list(itertools.groupby(first["teacher"].to_pylist()))) > 2  # in turn, not one after the other
     assert_nothing_lost_nothing_twice(run_dir, run_dir)
-    assert open_folder(str(run_dir)).list(keys.PARTS) == {}
+    assert open_folder(str(run_dir)).list(keys.parts("generate")) == {}
 
 
 def test_several_samples_stay_beside_their_prompt(raw_teachers: Raw, tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ def test_killed_between_the_teachers(
         patch.setattr(fake_teacher.OtherTeacher, "__init__", no_teacher)
         with pytest.raises(KeyboardInterrupt):
             run_inline(copied)
-    parts = sharing.by_shard(open_folder(copied.run_dir).list(keys.PARTS))
+    parts = sharing.by_shard(open_folder(copied.run_dir).list(keys.parts("generate")))
     assert len(parts) == 5  # in the last shard it has no rows
     started = []
     original = fake_teacher.FakeTeacher.__init__
@@ -79,12 +79,12 @@ def test_killed_between_the_teachers_on_an_object_store(
         with pytest.raises(ZeroDivisionError):
             run_inline(config)
     store = open_folder(config.run_dir)
-    assert len(store.list(keys.PARTS)) == 5
+    assert len(store.list(keys.parts("generate"))) == 5
     assert store.list("generate") == {}
     run_inline(config)
     theirs = contents(Path(taught[0].run_dir))
     assert [key for key in theirs if store.get(key) != theirs[key]] == []
-    assert store.list(keys.PARTS) == {}
+    assert store.list(keys.parts("generate")) == {}
 
 
 def test_parts_of_other_prompts_are_made_again(
@@ -96,7 +96,7 @@ def test_parts_of_other_prompts_are_made_again(
         patch.setattr(fake_teacher.OtherTeacher, "__init__", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             run_inline(copied)
-    part = next((Path(copied.run_dir) / keys.PARTS).glob("00001.*"))
+    part = next((Path(copied.run_dir) / keys.parts("generate")).glob("00001.*"))
     data = bytearray(part.read_bytes())
     data[60] ^= 1
     part.write_bytes(data)
@@ -154,7 +154,7 @@ def test_a_shard_that_is_set_aside_can_be_tried_again(
         patch.setattr(fake_teacher.OtherTeacher, "answer", refuses)
         manifest, _ = run_inline(config)
     assert len(manifest["set_aside"]) == 1
-    assert sum(name.startswith("00000.") for name in open_folder(config.run_dir).list(keys.PARTS)) == 1
+    assert sum(name.startswith("00000.") for name in open_folder(config.run_dir).list(keys.parts("generate"))) == 1
     again = driver.run(config, Kept(), InlinePool(), retry_set_aside=True)
     assert again["set_aside"] == []
     assert contents(Path(config.run_dir)) == contents(Path(taught[0].run_dir))
