@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import logging
 import multiprocessing
 import multiprocessing.connection
@@ -49,10 +50,14 @@ class Job:
     """Whose rows are made, where there are several."""
     run_id: str = field(default_factory=lambda: secrets.token_hex(6))
 
+    @functools.cached_property
+    def view(self) -> Config:
+        """The run as these workers see it: with the teacher whose rows are made as its only one."""
+        return self.config if self.teacher is None else self.config.of_teacher(self.teacher)
+
     @property
     def resources(self) -> WorkersConfig:
-        config = self.config if self.teacher is None else self.config.of_teacher(self.teacher)
-        workers: WorkersConfig = getattr(config.resources, self.stage)
+        workers: WorkersConfig = getattr(self.view.resources, self.stage)
         return workers
 
     @property

@@ -101,7 +101,7 @@ class Replicas:
         resources, in_flight = self._job.resources, self._job.shards_in_flight
         num_staying = sum(not replica.is_leaving for replica in self._replicas)
         for _ in range(min(resources.max_workers, ceil(num_left / in_flight)) - num_staying):
-            name, groups = secrets.token_hex(4), placement.Groups(self._job.config, self._job.stage)
+            name, groups = secrets.token_hex(4), placement.Groups(self._job.view, self._job.stage)
             options = {
                 "num_cpus": resources.num_cpus,
                 "num_gpus": resources.num_gpus or None,
@@ -265,7 +265,7 @@ class StageWorker:
         reporter = self._ending.enter_context(
             reporting(job, name, lambda activity: board.write.remote(activity, self._node))
         )
-        if placement.is_spread(job.config, job.stage):
+        if placement.is_spread(job.view, job.stage):
             placement.enter()
         try:
             self._worker = reporter.worker = job.build()

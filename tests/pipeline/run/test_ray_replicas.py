@@ -8,7 +8,7 @@ import pytest
 
 from stillhouse.pipeline.errors import RunError
 from stillhouse.pipeline.folder import keys, open_folder
-from stillhouse.pipeline.run import ray_replicas
+from stillhouse.pipeline.run import placement, ray_replicas
 from stillhouse.pipeline.run.pool import Job
 from stillhouse.pipeline.run.ray_replicas import Replicas
 from stillhouse.schemas.config import Config
@@ -100,6 +100,31 @@ def test_no_more_are_started_than_shards_need(ray: FakeRay, job: Job) -> None:
     ray.script = lambda tick: work(ray)
     assert made(Replicas(job, None), NAMES[:2]) == NAMES[:2]
     assert len(ray.actors) == 2
+
+
+def test_a_replica_is_placed_by_the_engine_of_its_own_teacher(
+    ray: FakeRay, raw_config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two teachers, the second needs several nodes."""
+    model = raw_config.pop("teacher")
+    spread = {"distributed_executor_backend": "ray", "tensor_parallel_size": 2}
+    small = {**model, "name": "small", "when": {"task": ["x"]}}
+    raw_config["teachers"] = [small, {**model, "name": "large", "engine": spread}]
+    raw_config["resources"] = {"teachers": {"large": {"num_gpus": 2}}}
+    config, bundles = Config.model_validate(raw_config), dict[str, int]()
+
+    class Groups(placement.Groups):
+        def options(self) -> dict[str, Any]:
+            bundles[name] = len(self._bundles)
+            return {}
+
+    monkeypatch.setattr(placement, "Groups", Groups)
+    ray.script = lambda tick: work(ray)
+    for name in ("small", "large"):
+        ray.actors.clear()
+        job = Job(config, "generate", "transform", 1, is_async=True, teacher=name)
+        assert made(Replicas(job, None), NAMES[:1]) == NAMES[:1]
+    assert bundles == {"small": 0, "large": 2}
 
 
 @pytest.mark.parametrize("deadline", ["none", "far"])
