@@ -8,7 +8,6 @@ Shape legend: R rows of all sketches, G groups.
 """
 
 from collections.abc import Iterable
-from hashlib import blake2b
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 from stillhouse.schemas import tables
 from stillhouse.schemas.config import BalanceConfig, ConfigError, QuotaConfig
 from stillhouse.schemas.lists import flat_lists
+from stillhouse.stages.filters.quota import lot
 from stillhouse.stages.kinds.lengths import length
 from stillhouse.stages.kinds.tasks import task
 from stillhouse.stages.kinds.topics import terms, topics
@@ -61,7 +61,7 @@ class Sketch:
         language = table["prompt_language" if "prompt_language" in table.column_names else "language"]
         columns = [
             table["prompt_id"],
-            pa.array([_lot(name) for name in ids], pa.uint64()),
+            pa.array([lot("balance", name) for name in ids], pa.uint64()),
             pc.fill_null(language, UNKNOWN),
             pa.array([length(of_row) for of_row in turns]),
             pa.array([task(of_row[0]) if "task" in self._kinds and of_row else None for of_row in turns]),
@@ -119,10 +119,6 @@ def mark(table: pa.Table, assignment: pa.Table) -> pa.Table:
     for field in list(assignment.schema)[1:]:
         table = table.append_column(field, assignment[field.name])
     return table
-
-
-def _lot(prompt_id: str) -> int:
-    return int.from_bytes(blake2b(f"balance/{prompt_id}".encode(), digest_size=8).digest())
 
 
 def _groups(values: list[NDArray[np.object_]]) -> NDArray[np.int64]:

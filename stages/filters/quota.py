@@ -12,6 +12,10 @@ def beyond(is_kind_R: NDArray[np.bool_], ids: pa.ChunkedArray, keep: float, kind
     each `kind` draws its own lots."""
     is_beyond_R = is_kind_R.copy()
     for row in np.flatnonzero(is_kind_R).tolist():
-        lot = int.from_bytes(blake2b(f"{kind}/{ids[row].as_py()}".encode(), digest_size=8).digest())
-        is_beyond_R[row] = lot >= keep * 2**64
+        is_beyond_R[row] = lot(kind, ids[row].as_py()) >= keep * 2**64
     return is_beyond_R
+
+
+def lot(kind: str, name: str) -> int:
+    """What a row draws by its id, 0 to 2^64 - 1; another one for each `kind`."""
+    return int.from_bytes(blake2b(f"{kind}/{name}".encode(), digest_size=8).digest())
