@@ -54,7 +54,7 @@ def of(config: Config) -> tuple[Stage, ...]:
         Stage("screen", _screen),
         *([] if config.balance is None else [balance]),
         *rollout,
-        Stage(config.task, _score if config.task == "score" else _generate, is_async=True),
+        Stage(config.task, _score if config.task == "score" else generate, is_async=True),
         Stage(
             "review",
             _review,
@@ -195,10 +195,6 @@ def _balance_assign(sketches: Iterable[pa.Table], config: Config) -> list[pa.Tab
 
     assert config.balance is not None
     return assign(sketches, config.balance)
-
-
-def _generate(config: Config) -> Transform:
-    return generate(config)
 
 
 def generate(

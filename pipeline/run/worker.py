@@ -106,9 +106,8 @@ class Worker:
         if extent is not None and self._folder.exists(keys.set_aside(self._stage.name, shard)):
             return self._part(shard, started)  # for the sake of another piece
         reason = "its worker died each time"
-        is_split = (
-            extent is None and self._splits and bool(self._parts.of(shard))
-        )  # an earlier run was about to make it in parts
+        # An earlier run was about to make it in parts.
+        is_split = extent is None and self._splits and bool(self._parts.of(shard))
         for attempt in range(limit if is_split else num_made, limit):
             async with self._gate(alone=attempt > 0):
                 self._attempts.begin(unit, str(attempt))

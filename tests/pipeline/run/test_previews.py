@@ -70,7 +70,7 @@ def test_a_run_in_steps_is_the_run_in_one_go(finished: Command, tmp_path: Path, 
 def test_nothing_of_later_stages_is_asked(raw_config: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     asked, config = AskedPool(), Config.model_validate(raw_config)
     built = []
-    monkeypatch.setattr(flow, "_generate", lambda config: built.append(config))
+    monkeypatch.setattr(flow, "generate", lambda config: built.append(config))
     result = driver.run(config, Kept(), asked, until="dedupe")
     assert asked.required == ["ingest", "dedupe"]
     assert not built
