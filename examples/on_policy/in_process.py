@@ -6,12 +6,13 @@ from typing import Any
 
 from stillhouse.pipeline.run import driver
 from stillhouse.pipeline.run.pool import Job, Task
+from stillhouse.pipeline.run.progress import Reports
 from stillhouse.pipeline.run.result import Activity, ShardResult
 from stillhouse.schemas.config import Config
 
 
-class _Here:
-    """A pool of this process alone."""
+class InProcessPool:
+    """Shards and tasks one after the other; errors come as they are."""
 
     def require(self, config: Config, stages: Sequence[str]) -> list[str]:
         return []
@@ -31,22 +32,6 @@ class _Here:
         pass
 
 
-class _Silent:
-    """A report to nobody."""
-
-    def begin(self, step: str, num_shards: int | None, num_answers: int | None = None) -> None:
-        pass
-
-    def result(self, step: str, result: ShardResult) -> None:
-        pass
-
-    def activity(self, activity: Activity) -> None:
-        pass
-
-    def trouble(self, text: str) -> None:
-        pass
-
-
 def run(config: Config) -> dict[str, Any]:
     """The manifest of a finished run."""
-    return driver.run(config, _Silent(), _Here())
+    return driver.run(config, Reports(), InProcessPool())

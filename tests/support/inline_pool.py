@@ -1,34 +1,14 @@
 """A pool in this very process: for tests that count calls, break them, or die at one. And a report that is kept."""
 
-import asyncio
-from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from examples.on_policy.in_process import InProcessPool
 from stillhouse.pipeline.run import driver
-from stillhouse.pipeline.run.pool import Job, Task
 from stillhouse.pipeline.run.progress import Report, Reports
 from stillhouse.pipeline.run.result import Activity, ShardResult
 from stillhouse.schemas.config import Config
 
-
-class InlinePool:
-    """Shards and tasks one after the other; errors come as they are."""
-
-    def require(self, config: Config, stages: Sequence[str]) -> list[str]:
-        return []
-
-    def map_shards(
-        self, job: Job, shards: Sequence[str], on_activity: Callable[[Activity], None]
-    ) -> Iterator[ShardResult]:
-        worker = job.build()
-        for shard in shards:
-            yield asyncio.run(worker.process(shard))
-
-    def run_task(self, config: Config, stage: str, task: Task, *arguments: Any) -> Iterator[ShardResult]:
-        yield from task(config, *arguments)
-
-    def close(self, error: BaseException | None = None) -> None:
-        pass
+InlinePool = InProcessPool
 
 
 class Kept:
