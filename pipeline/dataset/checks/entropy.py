@@ -12,6 +12,7 @@ import numpy.typing as npt
 from stillhouse.pipeline.dataset.checks.findings import RowError
 from stillhouse.schemas.lists import supervised_runs
 from stillhouse.schemas.targets import Targets
+from stillhouse.stages.teacher.kept import num_kept
 
 SLACK = 0.01
 """Nats that an entropy may be off, and its part of itself: it is a float16, of sums of float32."""
@@ -69,9 +70,9 @@ def check_choice(row: dict[str, Any], has_targets_S: npt.NDArray[np.bool_], keep
             count = int(found_A.sum())
             # Of an answer that another turn follows, the end may be the template's, and what the teacher wrote there
             # is gone: with it the answer had one token more.
-            allowed = {_share(end - start, keep["fraction"])}
+            allowed = {num_kept(end - start, keep["fraction"])}
             if number < len(lengths) - 1:
-                allowed |= {_share(end - start + 1, keep["fraction"]) - less for less in (0, 1)}
+                allowed |= {num_kept(end - start + 1, keep["fraction"]) - less for less in (0, 1)}
             if count not in allowed:
                 raise RowError(
                     f"{count} of an answer's {end - start} tokens have targets, and targets.keep.fraction is "
@@ -81,7 +82,3 @@ def check_choice(row: dict[str, Any], has_targets_S: npt.NDArray[np.bool_], keep
             chosen_A = np.isin(np.arange(end - start), order[:count])
         if wrong := int((found_A != chosen_A).sum()):
             raise RowError(f"{wrong} of an answer's {end - start} tokens have targets, or none, against targets.keep")
-
-
-def _share(num_tokens: int, fraction: float) -> int:
-    return math.ceil(fraction * num_tokens - 1e-6)
