@@ -21,7 +21,7 @@ from stillhouse.pipeline.cluster.node import ENGINES
 from stillhouse.pipeline.run import placement
 from stillhouse.pipeline.run.placement import spelled
 from stillhouse.pipeline.run.ray_pool import MAX_NODES_NAMED, NODE_GROUP_LABEL
-from stillhouse.schemas.config import Config, TeacherConfig, is_local_path
+from stillhouse.schemas.config import Config, TeacherConfig, is_local_path, num_parallel
 
 PYTHONS = SpecifierSet(">=3.11,<3.14")
 DEFAULT_GPU_SHARE = 0.92
@@ -169,7 +169,7 @@ def _model(config: Config, facts: Facts, nodes: list[Facts], named: _Named) -> I
 
 
 def _parallel(config: Config) -> Iterator[str]:
-    num, asked = _num_parallel(config), config.engine_workers.num_gpus
+    num, asked = num_parallel(config.teacher.engine), config.engine_workers.num_gpus
     if asked and config.teacher.backend == OWN_ENGINE and asked != num:
         yield (
             f"resources.{config.task}.num_gpus: {asked:g}, and an engine of teacher.engine uses {num} "
@@ -184,7 +184,7 @@ def _memory(config: Config, facts: Facts, nodes: list[Facts], named: _Named) -> 
         return
     fitting = _fitting(config, nodes)
     if config.engine_workers.num_gpus:
-        num, share = _num_parallel(config), _gpu_share(config)
+        num, share = num_parallel(config.teacher.engine), _gpu_share(config)
         each = weights / num
         for found, bad in _grouped(fitting, lambda node: min(node["gpus"], default=None)):
             if each > share * found:
@@ -268,7 +268,7 @@ def _cache(config: Config, facts: Facts, nodes: list[Facts]) -> Iterator[str]:
     gpus = [min(node["gpus"]) for node in nodes if node["gpus"]]
     if not weights or not per_token or not gpus or not config.engine_workers.num_gpus:
         return
-    num, share = _num_parallel(config), _gpu_share(config)
+    num, share = num_parallel(config.teacher.engine), _gpu_share(config)
     cache = per_token * config.teacher.max_model_len / num
     if weights / num <= share * min(gpus) < weights / num + cache:
         yield (
@@ -305,11 +305,6 @@ def _plan(config: Config, facts: Facts) -> dict[str, Any]:
         hours = round(estimate["max_answer_tokens"] / rate / 3600, 2) if rate else None
         plan |= {"max_hours": hours, "max_bytes": estimate["max_bytes"]}
     return plan
-
-
-def _num_parallel(config: Config) -> int:
-    engine = config.teacher.engine
-    return int(engine.get("tensor_parallel_size", 1)) * int(engine.get("pipeline_parallel_size", 1))
 
 
 def _gpu_share(config: Config) -> float:

@@ -17,7 +17,7 @@ from stillhouse.pipeline.dataset.given import check_given_ids, check_student
 from stillhouse.pipeline.dataset.teachers import check_one_tokenizer
 from stillhouse.pipeline.folder.identity import compare_with_folder
 from stillhouse.schemas import tables
-from stillhouse.schemas.config import Config, NamedTeacher, TargetsConfig
+from stillhouse.schemas.config import Config, NamedTeacher, TargetsConfig, num_parallel
 from stillhouse.stages.ingest import REASONS, Ingest
 from stillhouse.stages.sources import count_rows, read_rows
 from stillhouse.stages.sources.proposal import column_names, proposal
@@ -103,11 +103,7 @@ def look(config: Config, rows: int, tokens_per_second: float) -> tuple[dict[str,
 
 def _gpus(config: Config, result: dict[str, Any]) -> float:
     """GPUs of an engine; with several teachers of each by its share of the rows, which in a mixture is all of them."""
-    engines = {getattr(view.teacher, "name", None): view.teacher.engine for view in config.views()}
-    of_each = {
-        name: engine.get("tensor_parallel_size", 1) * engine.get("pipeline_parallel_size", 1)
-        for name, engine in engines.items()
-    }
+    of_each = {getattr(view.teacher, "name", None): num_parallel(view.teacher.engine) for view in config.views()}
     rows = result.get("teachers")
     if rows is None:
         return float(sum(of_each.values()))

@@ -50,6 +50,7 @@ from stillhouse.schemas.config.teacher import (
     ScoreConfig,
     TargetsConfig,
     TeacherConfig,
+    num_parallel,
 )
 from stillhouse.schemas.config.teachers import NamedTeacher
 
@@ -97,6 +98,7 @@ __all__ = [
     "is_local_path",
     "load",
     "nested_values",
+    "num_parallel",
     "override",
     "sampled",
     "validated",

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Mapping
 from datetime import date
 from typing import Annotated, Any, Literal
 
@@ -86,6 +87,11 @@ def checked_pin(model: str, revision: str | None) -> None:
             f"{model!r} is not a folder here, so it is taken for a hub id, and that needs a `revision` "
             "(a commit or tag): the model decides the data; for a folder write a path that starts with / or ./"
         )
+
+
+def num_parallel(engine: Mapping[str, Any]) -> int:
+    """GPUs of one engine with these options: pieces of each layer, times groups of layers."""
+    return int(engine.get("tensor_parallel_size", 1)) * int(engine.get("pipeline_parallel_size", 1))
 
 
 class TeacherConfig(Section):

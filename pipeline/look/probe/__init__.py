@@ -13,7 +13,7 @@ from stillhouse.pipeline.errors import RunError
 from stillhouse.pipeline.look.probe.engine import FRACTIONS, Probed, facts, probe_engine
 from stillhouse.pipeline.look.probe.lengths import lengths
 from stillhouse.pipeline.look.probe.trial import as_screened, measured_bytes
-from stillhouse.schemas.config import Config
+from stillhouse.schemas.config import Config, num_parallel
 from stillhouse.stages.teacher import TeacherError
 
 WORTH = 1.1
@@ -84,13 +84,8 @@ def _cost(
         "answer_tokens": round(target_tokens),
         "bytes": round(target_tokens * size.per_target_token + other * size.per_token),
         "replica_hours": round(hours, 2),
-        "gpu_hours": round(hours * _num_gpus(config.teacher.engine), 2) if _gpus() else 0.0,
+        "gpu_hours": round(hours * num_parallel(config.teacher.engine), 2) if _gpus() else 0.0,
     }
-
-
-def _num_gpus(engine: dict[str, Any]) -> int:
-    """Of one replica."""
-    return int(engine.get("tensor_parallel_size", 1) * engine.get("pipeline_parallel_size", 1))
 
 
 def _gpus() -> int:
@@ -135,7 +130,7 @@ def _proposed(config: Config, configured: Probed, result: dict[str, Any]) -> dic
     is as fast as anything that was tried."""
     short = [t for t in configured.trials if t.limit == configured.trials[0].limit]
     now = short[-1].tokens_per_second
-    gpus = _num_gpus(config.teacher.engine)
+    gpus = num_parallel(config.teacher.engine)
     tried: list[tuple[float, dict[str, Any]]] = []
     if short[-1].num_seats == configured.num_seats:
         tried += [
@@ -144,12 +139,12 @@ def _proposed(config: Config, configured: Probed, result: dict[str, Any]) -> dic
         for other in result["others"]:
             if "trials" in other and now > 0:
                 engine = config.teacher.engine | other["options"]
-                times = other["trials"][0]["tokens_per_second"] / now * gpus / _num_gpus(engine)
+                times = other["trials"][0]["tokens_per_second"] / now * gpus / num_parallel(engine)
                 keys = {f"teacher.engine.{name}": value for name, value in other["options"].items()}
                 if "tensor_parallel_size" in other["options"]:
-                    replicas = config.resources.generate.max_workers * gpus // _num_gpus(engine)
+                    replicas = config.resources.generate.max_workers * gpus // num_parallel(engine)
                     keys |= {
-                        "resources.generate.num_gpus": _num_gpus(engine),
+                        "resources.generate.num_gpus": num_parallel(engine),
                         "resources.generate.max_workers": max(1, replicas),
                     }
                 tried.append((times, keys))
