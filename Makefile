@@ -41,13 +41,13 @@ run: env data
 	$(BIN)/stillhouse run configs/quickstart.yaml
 
 # An engine and Ray wait half of their time, so the others run beside them, on what is left of the cores.
-test: env data data/tests/.fetched
-	@nice -n 19 $(BIN)/pytest -n auto --dist worksteal --timeout 0 -m "not slow" $(FAST) >data/tests/fast.log 2>&1 & fast=$$!; \
+test: env data
+	@nice -n 19 $(BIN)/pytest -n auto --dist worksteal --timeout 0 -m "not slow" $(FAST) >data/fast.log 2>&1 & fast=$$!; \
 	$(BIN)/pytest tests/ray tests/engine; status=$$?; \
-	wait $$fast || status=$$?; cat data/tests/fast.log; exit $$status
+	wait $$fast || status=$$?; cat data/fast.log; exit $$status
 
 # Neither an engine nor Ray, and nothing that takes seconds by itself (`long`); on all cores.
-test-fast: env data data/tests/.fetched
+test-fast: env data
 	$(BIN)/pytest -n auto --dist worksteal -m "not long and not slow" $(FAST)
 
 test-slow: env data data/tests/.fetched

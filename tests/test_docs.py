@@ -41,6 +41,21 @@ def test_published_columns_are_documented() -> None:
     assert {name for schema in schemas for name in schema.names} == names
 
 
+def test_every_fault_has_the_test_that_is_named() -> None:
+    tests: dict[str, list[str]] = {}
+    for path in (ROOT / "tests").rglob("test_*.py"):
+        tests.setdefault(path.stem.removeprefix("test_"), []).extend(re.findall(r"def test_(\w+)", path.read_text()))
+    faults = (ROOT / "docs/reliability.md").read_text().partition("## Faults")[2].partition("## Kills")[0]
+    named = [row.split("|")[3] for row in faults.splitlines() if row.startswith("| ") and "`" in row.split("|")[3]]
+    assert len(named) > 20
+    for cell in named:
+        file = ""
+        for before, name in re.findall(r"(?:(\w+): )?`([^`]+)`", cell):
+            file = before or file
+            parts = name.partition("[")[0].split("…")
+            assert any(all(part in test for part in parts) for test in tests.get(file, [])), f"{file}: {name}"
+
+
 def test_links_lead_somewhere() -> None:
     for path in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]:
         for target in re.findall(r"\]\(([^)#:]+)\)", path.read_text()):

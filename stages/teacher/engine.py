@@ -110,23 +110,13 @@ class VLLMTeacher:
         )
 
     async def answer(self, prompt_ids: npt.NDArray[np.int32], request_id: str, seed: int, max_tokens: int) -> Answer:
-        from vllm.exceptions import VLLMClientError
-        from vllm.inputs import TokensPrompt
-
-        final = None
         params = sampling_params(self._sampling, self._top_k, self._stop_token_ids, seed, max_tokens)
         probed = probed_token(seed, self._probe_fraction, max_tokens)
         asked = Request(str(next(self._names)), seed, probed, self._num_draws, self._has_entropy)
         is_asked = asked.num_draws > 0 or asked.probed >= 0 or asked.entropy
         if is_asked:
             params.extra_args = {REQUEST: tuple(asked)}
-        try:
-            async for output in self.engine.generate(
-                TokensPrompt(prompt_token_ids=prompt_ids.tolist()), params, request_id
-            ):
-                final = output
-        except VLLMClientError as error:  # vLLM's word for a request it will not take; not a ValueError in 0.32
-            raise TeacherError(f"vLLM refuses a prompt of {len(prompt_ids)} tokens ({type(error).__name__})") from None
+        final = await self._read(prompt_ids, params, request_id, f"a prompt of {len(prompt_ids)} tokens")
         if final is None:
             raise RuntimeError("vLLM ended a request without an output")  # as it does when it is told to stop
         completion = final.outputs[0]
@@ -142,9 +132,6 @@ class VLLMTeacher:
         asked_ids: npt.NDArray[np.int32] | None = None,
     ) -> Answer:
         """As `Scorer.score`; of an engine that was started with `task: score`."""
-        from vllm.exceptions import VLLMClientError
-        from vllm.inputs import TokensPrompt
-
         if self._beginning is None:
             self._beginning = asyncio.ensure_future(self.engine.collective_rpc("begin_scoring"))
         await asyncio.shield(self._beginning)
@@ -157,17 +144,23 @@ class VLLMTeacher:
         last = int(np.flatnonzero(supervised)[-1])  # is predicted by those before it
         params = scoring_params(self.engine.vllm_config.scheduler_config.scheduler_cls)
         params.extra_args = {SCORED: tuple(asked)}
-        final = None
-        try:
-            async for output in self.engine.generate(
-                TokensPrompt(prompt_token_ids=token_ids[:last].tolist()), params, request_id
-            ):
-                final = output
-        except VLLMClientError as error:
-            raise TeacherError(f"vLLM refuses {len(token_ids)} tokens ({type(error).__name__})") from None
+        final = await self._read(token_ids[:last], params, request_id, f"{len(token_ids)} tokens")
         if final is None or final.outputs[0].finish_reason != "length":
             raise RuntimeError("vLLM ended a request without reading it")  # as it does when it is told to stop
         return scored_answer([Part(*part) for part in await self._fetched(asked.name)], asked)
+
+    async def _read(self, ids: npt.NDArray[np.int32], params: Any, request_id: str, what: str) -> Any:
+        """The only output of a request, None where vLLM was told to stop. Raises `TeacherError` where it refuses it."""
+        from vllm.exceptions import VLLMClientError
+        from vllm.inputs import TokensPrompt
+
+        final = None
+        try:
+            async for output in self.engine.generate(TokensPrompt(prompt_token_ids=ids.tolist()), params, request_id):
+                final = output
+        except VLLMClientError as error:  # vLLM's word for a request it will not take; not a ValueError in 0.32
+            raise TeacherError(f"vLLM refuses {what} ({type(error).__name__})") from None
+        return final
 
     async def _fetched(self, name: str) -> list[Any]:
         """What the workers kept for the request `name`, one entry per worker. Requests that end together share a call,

