@@ -1,4 +1,4 @@
-"""The teacher on vLLM: whole distributions, a start that fails in one sentence. Ends: tests/slow/test_engine_ends.py."""
+"""The teacher on vLLM: whole distributions, a start that fails in one sentence. For its end: slow/test_engine_ends.py."""
 
 import asyncio
 import copy
