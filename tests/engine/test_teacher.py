@@ -1,4 +1,4 @@
-"""The teacher on vLLM: whole distributions, a start that fails in one sentence. For its end: slow/test_engine_ends.py."""
+"""The teacher on vLLM: whole distributions, a start that fails in one sentence. Its end is in tests/slow."""
 
 import asyncio
 import copy
