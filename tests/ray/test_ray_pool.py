@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -64,7 +65,15 @@ def test_missing_shards_come_back_the_same_with_other_workers(
     assert contents(command.run_dir) == before
 
 
-def test_two_drivers_on_one_folder_write_every_shard_once(command: Command, cluster: dict[str, Any]) -> None:
+@pytest.mark.parametrize("begin", [pytest.param("ingest", marks=pytest.mark.slow), "generate"])
+def test_two_drivers_on_one_folder_write_every_shard_once(
+    finished: Command, tmp_path: Path, cluster: dict[str, Any], begin: str
+) -> None:
+    command = copy_of(finished, tmp_path, local=False)
+    if begin == "ingest":
+        shutil.rmtree(command.run_dir)
+    else:
+        without_answers(command)
     drivers = [command.start("run", FAKE_TEACHER_DELAY_S="0.2", **cluster) for _ in range(2)]
     results = [driver.communicate(timeout=300) for driver in drivers]
     assert [driver.returncode for driver in drivers] == [0, 0], [err for _, err in results]

@@ -1,4 +1,5 @@
-"""A process of an engine ends with the one that started it, however that started it, and not before."""
+"""A process of an engine ends with the one that started it, however that started it, and not before; and waits without
+a busy loop on a CPU."""
 
 import multiprocessing
 import os
@@ -10,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import zmq
 
-from stillhouse.stages.teacher.plugin import ENGINE_MARK, end_with_parent
+from stillhouse.stages.teacher.plugin import ENGINE_MARK, begin, end_with_parent
 from tests.support.data import ROOT
 
 
@@ -59,3 +61,24 @@ def test_it_ends_with_a_killed_parent(method: str, tmp_path: Path) -> None:
     while Path(f"/proc/{pid}").exists() and time.monotonic() < until:
         time.sleep(0.1)
     assert not Path(f"/proc/{pid}").exists()
+
+
+@pytest.mark.parametrize("is_ours", [True, False])
+@pytest.mark.long
+def test_processes_of_an_engine_rest(is_ours: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reader that has just read waits for the next message, as long as it was told to, instead of looking again."""
+    from vllm.distributed.device_communicators.shm_broadcast import SpinCondition
+
+    monkeypatch.setattr(SpinCondition.__init__, "__defaults__", SpinCondition.__init__.__defaults__)
+    monkeypatch.delenv(ENGINE_MARK, raising=False)
+    if is_ours:
+        monkeypatch.setenv(ENGINE_MARK, "1")
+    begin()
+    with zmq.Context() as context:
+        reader = SpinCondition(is_reader=True, context=context, notify_address="inproc://unheard")
+        reader.record_read()
+        before = time.monotonic()
+        reader.wait(timeout_ms=100)
+        waited = time.monotonic() - before
+        context.destroy(linger=0)
+    assert (waited > 0.09) == is_ours
