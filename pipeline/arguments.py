@@ -115,6 +115,7 @@ def parser() -> argparse.ArgumentParser:
     inspect.add_argument("--dropped", metavar="REASON", help="show rows that were dropped for it (3, or --samples N)")
     inspect.add_argument("--row", metavar="ID", help="walk a prompt or sample through every stage, token by token")
     inspect.add_argument("--tokenizer", metavar="MODEL", help="folder or hub id, where the teacher is not found")
+    inspect.add_argument("--filters", action="store_true", help="what each filter took, and would with other settings")
     inspect.add_argument("--against", metavar="OTHER", help="compare with another run or dataset; --samples N answers")
     text = "look at rows in a browser: a page for this machine alone, over the files as they are"
     view = commands.add_parser("view", help=text, description=text, allow_abbrev=False)

@@ -192,7 +192,7 @@ def _inspect(arguments: argparse.Namespace) -> tuple[dict[str, Any], int]:
     from stillhouse.pipeline.look.inspect.command import Asked, inspect
     from stillhouse.pipeline.look.inspect.show import show
 
-    names = ("stage", "samples", "seed", "dropped", "row", "tokenizer", "against")
+    names = ("stage", "samples", "seed", "dropped", "row", "tokenizer", "against", "filters")
     result = inspect(arguments.path, Asked(**{name: getattr(arguments, name) for name in names}))
     if not arguments.json:
         show(result)

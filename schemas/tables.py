@@ -293,6 +293,8 @@ TIMELINE = pa.schema(
         pa.field("rows_in", pa.int64()),
         pa.field("rows_out", pa.int64()),
         pa.field("num_target_tokens", pa.int64()),  # 0 before generate
+        # Of the filters of a stage that has some: what each took on this shard, by the clock.
+        pa.field("filters", pa.list_(pa.struct([pa.field("filter", pa.string()), pa.field("seconds", pa.float32())]))),
     ]
 )
 """A row for each shard that one call of `run` made or failed to make, and one more (`part`) for each piece but the last
@@ -303,10 +305,10 @@ DROP_REASON = pa.field("drop_reason", pa.string())
 
 
 EVIDENCE = pa.field("evidence", pa.string())
-"""What a dropped row was dropped for, such as the item of an evaluation set: the runner moves it into the ledger, as a
-label among the scores. Only in tables of stages that have such reasons."""
+"""What a dropped row was dropped for, such as the item of an evaluation set or its language: the runner moves it into
+the ledger, as a label among the scores. Only in tables of stages that have such reasons."""
 
-EVIDENCE_LABELS = {"contaminated": "contamination", "jailbreak_template": "jailbreak"}
+EVIDENCE_LABELS = {"contaminated": "contamination", "jailbreak_template": "jailbreak", "language": "language"}
 """The reasons that have evidence, and the label of the score that goes with it."""
 
 

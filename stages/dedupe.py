@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from stillhouse.schemas import tables
 from stillhouse.schemas.config import DedupeConfig
+from stillhouse.stages.filters.clock import Clock
 from stillhouse.stages.text.meaning import Embedder, Meanings
 from stillhouse.stages.text.minhash import leaders
 from stillhouse.stages.text.reading import reading
@@ -77,6 +78,7 @@ class Sketch:
         self.config = config
         self._signatures = Signatures(config.num_perm, config.seed)
         self._embedder = None if config.semantic is None else Embedder(config.semantic)
+        self.clock = Clock()
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """`tables.PROMPTS` in, `sketch_schema` out, row for row."""
@@ -109,7 +111,8 @@ class Sketch:
         if self._embedder is None:
             return pa.table(columns, schema=sketch_schema(num_perm))
         said = ["\n\n".join(turns) for turns in table["user_turns"].to_pylist()]
-        vector_ND = self._embedder(said)
+        with self.clock.of(SEMANTIC):
+            vector_ND = self._embedder(said)
         columns += [
             pa.FixedSizeListArray.from_arrays(pa.array(vector_ND.ravel()), vector_ND.shape[1]),
             pa.array([_kin(*pair) for pair in zip(systems, said, strict=True)], pa.binary(8)),

@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from stillhouse.schemas import tables
 from stillhouse.schemas.config import Config
+from stillhouse.stages.filters.clock import Clock
 from stillhouse.stages.personal import PERSONAL, PLACEHOLDER, Finder
 from stillhouse.stages.sources import conversation, sample, source_name
 from stillhouse.stages.sources.content import is_unicode, text_of
@@ -116,7 +117,8 @@ class Ingest:
     `Config.max_prompt_tokens`; with `generate.system_prompts: source` its second argument is the system prompt of each.
     With `teachers` it may be one for each of them, by their names.
 
-    With `personal`, texts are masked before anything else is made of them: their length, their ids, every file.
+    With `personal`, texts are masked before anything else is made of them: their length, their ids, every file; `clock`
+    knows how long that took.
     """
 
     def __init__(self, config: Config, num_prompt_tokens: Counter | Mapping[str, Counter]) -> None:
@@ -133,6 +135,7 @@ class Ingest:
         scored = config.reads_answers
         self._schema = tables.marked(tables.prompts(config.personal_kinds, scored=scored, several=config.has_rules))
         self._languages = None if config.ingest.languages is None else frozenset(config.ingest.languages)
+        self.clock = Clock()
 
     def __call__(self, rows: Iterable[Row]) -> Iterator[pa.Table]:
         """The shards of a stream that begins with the source's first row. Ids are unique within one call."""
@@ -167,7 +170,8 @@ class Ingest:
 
     def _without_personal(self, prompt: _Prompt, finder: Finder) -> _Prompt | _Refused:
         systems = [] if prompt.system_prompt is None else [prompt.system_prompt]
-        texts, counts = finder.masked([*prompt.user_turns, *systems], prompt.language)
+        with self.clock.of(PERSONAL):
+            texts, counts = finder.masked([*prompt.user_turns, *systems], prompt.language)
         reason = finder.prompt_reason(counts)
         if reason is not None:
             return _Refused(reason, prompt.prompt_id, counts)

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from stillhouse.schemas.config import ClassifierConfig, PersonalConfig, ReviewConfig
 from stillhouse.schemas.tables import DROP_REASON, EVIDENCE
 from stillhouse.stages.filters import (
+    Clock,
     Combined,
     check_thresholds,
     combined,
@@ -29,13 +30,16 @@ from stillhouse.stages.filters import (
 from stillhouse.stages.filters.contamination import Contamination
 from stillhouse.stages.filters.quota import beyond
 from stillhouse.stages.filters.tags import Tags
-from stillhouse.stages.personal import Finder, counts_column
+from stillhouse.stages.personal import PERSONAL, Finder, counts_column
 from stillhouse.stages.text.loops import longest_loops
 from stillhouse.stages.text.reading import reading
 from stillhouse.stages.text.shingles import has_words
 
 SKETCH = pa.schema([pa.field("sample_id", pa.string()), pa.field("answer_hash", pa.binary(16))])
 """`answer_hash` is null where the answer is no duplicate whatever others say: it is short, or some turn is empty."""
+
+LOOP_TOKENS = "loop_tokens"
+"""The column that says how long a stretch of an answer repeats itself."""
 
 ASSIGNMENT = pa.schema([pa.field("sample_id", pa.string()), DROP_REASON])
 """What `assign` decides for each row of a shard. By the ids, `Review` refuses the assignment of another shard."""
@@ -92,7 +96,8 @@ class Review:
     """Adds `loop_tokens`, `response_scores` (absent when no filter is configured), `response_personal` (absent when
     personal information is not looked for) and `drop_reason`, and `evidence` where evaluation sets are looked for.
 
-    Each assistant turn is judged on its own, and the worst one counts. A row gets the first reason that applies:
+    Each assistant turn is judged on its own, and the worst one counts; `clock` knows what each filter took. A row gets
+    the first reason that applies:
     `empty_answer`, `degenerate_answer`, `unsafe_answer`, `placeholder_names`, `personal_information`, `contaminated`,
     `mistaken_identity`, `refusal`, `hedge`,
     `truncated_answer`, `duplicate_answer`. Raises `ConfigError` when a classifier or a threshold cannot be used as
@@ -111,13 +116,14 @@ class Review:
         unsafe = combined(read_by(classifiers, "answers"))
         self._unsafe = unsafe
         self._contamination = contamination
-        self._classifier = Combined([unsafe, contamination] if contamination else [unsafe])
+        self.clock = Clock()
+        self._classifier = Combined([unsafe, contamination] if contamination else [unsafe], self.clock)
         self._thresholds = (
             unsafe.thresholds
             if config.thresholds is None
             else check_thresholds(config.thresholds, unsafe.labels, "review")
         )
-        self._tags = Tags(config)
+        self._tags = Tags(config, self.clock)
 
     def __call__(self, table: pa.Table, assignment: pa.Table) -> pa.Table:
         if not assignment["sample_id"].equals(table["sample_id"]):
@@ -127,7 +133,8 @@ class Review:
             )
         labels, num_rows = self._classifier.labels, table.num_rows
         texts, row_A = assistant_turns(table)
-        loop_tokens_R = longest_loops(table["labels"], self._config.loop_repeats)
+        with self.clock.of(LOOP_TOKENS):
+            loop_tokens_R = longest_loops(table["labels"], self._config.loop_repeats)
         scores_RL = score_rows(self._classifier, texts, row_A, num_rows, _questions(table))
         is_tagged_RL = np.zeros((num_rows, 0), bool)
         if self._tags.labels:
@@ -146,14 +153,15 @@ class Review:
         if self._contamination is not None:
             reasons[unsafe_rows(scores_RL, labels, self._contamination.thresholds)] = "contaminated"
         if self._personal is not None:
-            counts = _personal(self._personal, texts, row_A, table["language"].to_pylist())
+            with self.clock.of(PERSONAL):
+                counts = _personal(self._personal, texts, row_A, table["language"].to_pylist())
             for row, found in enumerate(counts):
                 reasons[row] = self._personal.answer_reason(found) or reasons[row]
         reasons[unsafe_rows(scores_RL, labels, self._thresholds)] = "unsafe_answer"
         reasons[loop_tokens_R >= self._config.loop_tokens] = "degenerate_answer"
         reasons[_empty(texts, row_A, num_rows)] = "empty_answer"
 
-        table = table.append_column("loop_tokens", pa.array(loop_tokens_R))
+        table = table.append_column(LOOP_TOKENS, pa.array(loop_tokens_R))
         if labels:
             table = table.append_column("response_scores", scores_column(scores_RL, labels))
         if self._personal is not None:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from stillhouse.schemas.config import ScreenConfig
 from stillhouse.schemas.tables import CURATED, DROP_REASON, EVIDENCE
-from stillhouse.stages.filters import Combined, combined, read_by, score_rows, scores_column, unsafe_rows
+from stillhouse.stages.filters import Clock, Combined, combined, read_by, score_rows, scores_column, unsafe_rows
 from stillhouse.stages.filters.contamination import JAILBREAK, Contamination
 from stillhouse.stages.filters.low_information import LOW_INFORMATION, asks_nothing
 from stillhouse.stages.filters.quota import beyond
@@ -21,12 +21,13 @@ from stillhouse.stages.kinds.language import LANGUAGE, Languages
 
 class Screen:
     """Adds `prompt_scores` (absent when no filter is configured) and `drop_reason` to a table of prompts, and
-    `evidence` where evaluation sets or jailbreak templates are looked for, and `prompt_language` where languages are.
+    `evidence` where evaluation sets or jailbreak templates are looked for or languages are chosen, and
+    `prompt_language` where languages are found.
 
     Each user turn is scored on its own, and a row has the highest score of its turns, for each label; of
-    `low_information` the lowest. A row gets the first reason that applies: `moderation_flagged`, `unsafe_prompt`,
-    `contaminated`, `jailbreak_template`, `low_information`, `language`. Raises `ConfigError` when a classifier cannot
-    be used as configured.
+    `low_information` the lowest. `clock` knows what each filter took. A row gets the first reason that applies:
+    `moderation_flagged`, `unsafe_prompt`, `contaminated`, `jailbreak_template`, `low_information`, `language`. Raises
+    `ConfigError` when a classifier cannot be used as configured.
     """
 
     def __init__(
@@ -36,7 +37,8 @@ class Screen:
         self._unsafe = combined(read_by(config.classifiers, "prompts"))
         self._contamination, self._jailbreaks = contamination, jailbreaks
         self._lists = [items for items in (contamination, jailbreaks) if items is not None]
-        self._classifier = Combined([self._unsafe, *self._lists])
+        self.clock = Clock()
+        self._classifier = Combined([self._unsafe, *self._lists], self.clock)
         self._languages = None if config.language is None else Languages(config.language.min_score)
 
     def __call__(self, table: pa.Table) -> pa.Table:
@@ -49,12 +51,14 @@ class Screen:
         # From the weakest reason to the strongest: each overwrites the one before.
         reasons = np.full(num_rows, None, dtype=object)
         if self._languages is not None:
-            codes, found_R2 = self._told(table["user_turns"].to_pylist())
+            with self.clock.of(LANGUAGE):
+                codes, found_R2 = self._told(table["user_turns"].to_pylist())
             labels = (*labels, LANGUAGE, CODE)
             scores_RL = np.concatenate([scores_RL, found_R2], axis=1)
             reasons[self._foreign(codes)] = "language"
         if (low_information := self._config.low_information) is not None:
-            is_low_R = asks_nothing(texts, row_N, num_rows)
+            with self.clock.of(LOW_INFORMATION):
+                is_low_R = asks_nothing(texts, row_N, num_rows)
             labels = (*labels, LOW_INFORMATION)
             scores_RL = np.concatenate([scores_RL, is_low_R[:, None].astype(np.float32)], axis=1)
             reasons[beyond(is_low_R, table["prompt_id"], low_information.keep, LOW_INFORMATION)] = "low_information"
@@ -70,8 +74,11 @@ class Screen:
             reasons[np.asarray(flagged.to_numpy(), bool)] = "moderation_flagged"
         if labels:
             table = table.append_column("prompt_scores", scores_column(scores_RL, labels))
-        if self._lists:
-            names = [items.found(texts, row_N, reasons) for items in self._lists]
+        names = [items.found(texts, row_N, reasons) for items in self._lists]
+        if self._config.language is not None and self._config.language.keep is not None:
+            pairs = zip(codes, reasons, strict=True)
+            names.append(pa.array([code if why == "language" else None for code, why in pairs], pa.string()))
+        if names:
             table = table.append_column(EVIDENCE, pc.coalesce(*names))
         if self._languages is not None:
             table = table.append_column(CURATED.field("prompt_language"), pa.array(codes, pa.string()))

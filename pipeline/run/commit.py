@@ -109,10 +109,13 @@ def _ledger_rows(dropped: pa.Table) -> list[dict[str, Any]]:
     scored = dropped.column(scores).to_pylist() if scores else [None] * len(rows)
     items = dropped.column("evidence").to_pylist() if "evidence" in dropped.column_names else [None] * len(rows)
     found = dropped.column(personal).to_pylist() if personal else [None] * len(rows)
-    for row, reason, values, counts, evidence in zip(rows, reasons, scored, found, items, strict=True):
+    loops = dropped.column("loop_tokens").to_pylist() if "loop_tokens" in dropped.column_names else [None] * len(rows)
+    for row, reason, values, counts, evidence, length in zip(rows, reasons, scored, found, items, loops, strict=True):
         row["reason"] = reason
         if reason == PERSONAL:
             values = {kind: float(count) for kind, count in counts.items() if count}
+        if reason == "degenerate_answer" and length is not None:
+            values = {**(values or {}), "loop_tokens": float(length)}
         if values is not None:
             row["scores"] = [{"label": label, "score": score} for label, score in values.items()]
             if evidence is not None:

@@ -1,7 +1,9 @@
 """Ingest: reads the source and fixes the partition of a run."""
 
+import dataclasses
 import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 from stillhouse.pipeline import flow
 from stillhouse.pipeline.errors import StageError, StorageError
@@ -24,7 +26,7 @@ def ingest(
     from stillhouse.stages.sources import read_rows
     from stillhouse.stages.sources.rules import more_columns
 
-    read = (
+    read: Any = (
         flow.stage(config, "ingest").build(config) if num_prompt_tokens is None else Ingest(config, num_prompt_tokens)
     )
     folder, digest = open_folder(config.run_dir), config_hash(config)
@@ -34,7 +36,8 @@ def ingest(
     for marked in read(read_rows(config.source, more_columns=more_columns(config))):
         marked = register.mark(marked)
         name = keys.shard_name(number)
-        yield commit(
+        seconds = read.clock.read()
+        result = commit(
             folder,
             ShardId("ingest", name, digest),
             keys.stage_shard("ingest", name, 0),
@@ -43,6 +46,7 @@ def ingest(
             time.monotonic() - started,
             reproducible=True,
         )
+        yield dataclasses.replace(result, filter_seconds=seconds)
         number, num_rows, started = number + 1, num_rows + marked.num_rows, time.monotonic()
     if not num_rows:
         raise StageError("ingest: the source has no rows; check source.path and source.limit")

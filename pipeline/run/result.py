@@ -34,6 +34,8 @@ class ShardResult:
     """Name of the worker's machine. Both are empty for what no worker makes."""
     damaged: tuple[str, ...] = ()
     """Keys of the files that have to be made again."""
+    filter_seconds: dict[str, float] = field(default_factory=dict)
+    """What each filter took (`stages.filters.clock`), where the stage has some."""
     unit: str = ""
     """What the worker was given: the shard or, where workers share it, a piece of it (`run.sharing`)."""
 

@@ -60,6 +60,7 @@ class Timeline:
         self._rows.append(
             facts
             | {
+                "filters": [{"filter": name, "seconds": took} for name, took in result.filter_seconds.items()],
                 "step": "sketch" if step.endswith(": sketch") else "transform",
                 "node": result.node or None,
                 "worker": result.worker or None,

@@ -25,6 +25,7 @@ from stillhouse.pipeline.run.commit import check_contract, commit
 from stillhouse.pipeline.run.parts import Parts, TooManyFailuresError
 from stillhouse.pipeline.run.result import Activity, ShardResult, of_info
 from stillhouse.schemas.config import Config, config_hash
+from stillhouse.stages.filters.clock import Clock
 
 CLOSE_TIMEOUT_S = 60.0
 """What a broken transform gets to end its processes by itself."""
@@ -194,14 +195,17 @@ class Worker:
         inputs = [source.table]
         if self._step == "transform" and self._stage.assign is not None:
             inputs.append(await asyncio.to_thread(self._assignment, shard, source))
+        clock = getattr(self._transform, "clock", Clock())
+        clock.read()  # what an attempt that failed took
         result = self._transform(*inputs)
         if inspect.isawaitable(result):
             result = await result
+        seconds = clock.read()
         if self._step == "sketch":
-            return self._put_sketch(shard, source, result, started)
+            return dataclasses.replace(self._put_sketch(shard, source, result, started), filter_seconds=seconds)
         committed = await asyncio.to_thread(self._commit, shard, source, result, started)
         self._num_committed += committed.rows_in
-        return committed
+        return dataclasses.replace(committed, filter_seconds=seconds)
 
     async def _make_in_parts(self, shard: str, extent: tuple[int, int] | None, started: float) -> ShardResult:
         """A shard, or the piece `extent` of one, that has failed as a whole."""

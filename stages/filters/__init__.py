@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from stillhouse.schemas.config import ClassifierConfig, ConfigError
 from stillhouse.schemas.tables import scores_type
 from stillhouse.stages.filters.classifier import Classifier, ReadsBoth, check_thresholds
+from stillhouse.stages.filters.clock import Clock
 from stillhouse.stages.filters.detoxify import DetoxifyClassifier
 from stillhouse.stages.filters.guard import GuardClassifier
 from stillhouse.stages.filters.profanity import ProfanityCheck
@@ -23,6 +24,7 @@ from stillhouse.stages.filters.profanity import ProfanityCheck
 __all__ = [
     "FILTERS",
     "Classifier",
+    "Clock",
     "Combined",
     "check_thresholds",
     "combined",
@@ -42,36 +44,42 @@ FILTERS: dict[str, Callable[[Any], Classifier]] = {
 
 
 class Combined:
-    """Several classifiers as one; without any, L is 0. Raises `ConfigError` where two of them have the same label."""
+    """Several classifiers as one; without any, L is 0. `clock` learns what each of them takes. Raises `ConfigError`
+    where two of them have the same label."""
 
-    def __init__(self, classifiers: Sequence[Classifier]) -> None:
-        self._classifiers = list(classifiers)
-        self.labels: tuple[str, ...] = tuple(label for part in classifiers for label in part.labels)
-        self.thresholds = {label: value for part in classifiers for label, value in part.thresholds.items()}
+    def __init__(self, classifiers: "Sequence[Classifier | Combined]", clock: Clock | None = None) -> None:
+        self.classifiers: list[Classifier] = []
+        for part in classifiers:
+            self.classifiers += part.classifiers if isinstance(part, Combined) else [part]
+        self._clock = clock or Clock()
+        self.labels: tuple[str, ...] = tuple(label for part in self.classifiers for label in part.labels)
+        self.thresholds = {label: value for part in self.classifiers for label, value in part.thresholds.items()}
         twice = sorted({label for label in self.labels if self.labels.count(label) > 1})
         if twice:
             raise ConfigError(f"screen.classifiers: more than one has the label {', '.join(twice)}; keep one of them")
 
     def score(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Scores [N, L], the columns in the order of the classifiers."""
-        return _side_by_side(len(texts), [part.score(texts) for part in self._classifiers])
+        return _side_by_side(len(texts), [self._timed(part, texts) for part in self.classifiers])
 
     def score_answers(self, asked: Sequence[str], texts: Sequence[str]) -> NDArray[np.float32]:
         """The same of answers, with what was asked for each of them: some classifiers read both."""
-        parts = [
-            part.score_answers(asked, texts) if isinstance(part, ReadsBoth) else part.score(texts)
-            for part in self._classifiers
-        ]
-        return _side_by_side(len(texts), parts)
+        return _side_by_side(len(texts), [self._timed(part, texts, asked) for part in self.classifiers])
+
+    def _timed(self, part: Classifier, texts: Sequence[str], asked: Sequence[str] | None = None) -> NDArray[np.float32]:
+        with self._clock.of(part.labels[0]):
+            if asked is not None and isinstance(part, ReadsBoth):
+                return part.score_answers(asked, texts)
+            return part.score(texts)
 
     @property
     def broken(self) -> bool:
         """Whether some classifier has failed for good."""
-        return any(getattr(part, "broken", False) for part in self._classifiers)
+        return any(getattr(part, "broken", False) for part in self.classifiers)
 
     def close(self) -> None:
         """End what the classifiers started."""
-        for part in self._classifiers:
+        for part in self.classifiers:
             getattr(part, "close", _nothing)()
 
 

@@ -9,14 +9,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stillhouse.schemas.config import ReviewConfig
+from stillhouse.stages.filters.clock import Clock
 from stillhouse.stages.filters.identity import MISTAKEN_IDENTITY, Identity
 from stillhouse.stages.filters.refusals import HEDGE, REFUSAL, kind
 
 
 class Tags:
-    """The kinds that are configured. `keep`: by label, the share of such rows that review keeps."""
+    """The kinds that are configured. `keep`: by label, the share of such rows that review keeps. `clock` learns what
+    each takes; refusals and hedges are one."""
 
-    def __init__(self, config: ReviewConfig) -> None:
+    def __init__(self, config: ReviewConfig, clock: Clock) -> None:
+        self._clock = clock
         self.keep: dict[str, float] = {}
         self._identity = None
         if config.identity is not None:
@@ -34,10 +37,16 @@ class Tags:
         has for each row what is no answer."""
         is_kind_RL = np.zeros((len(asked), len(self.labels)), bool)
         for text, answer, row in zip(texts, said, row_A.tolist(), strict=True):
-            if self._identity is not None and self._identity.is_mistaken(text, asked[row]):
-                is_kind_RL[row, self.labels.index(MISTAKEN_IDENTITY)] = True
-            if REFUSAL in self.keep and (found := kind(answer or "")) is not None:
-                is_kind_RL[row, self.labels.index(found)] = True
+            if self._identity is not None:
+                with self._clock.of(MISTAKEN_IDENTITY):
+                    is_kind_RL[row, self.labels.index(MISTAKEN_IDENTITY)] |= self._identity.is_mistaken(
+                        text, asked[row]
+                    )
+            if REFUSAL in self.keep:
+                with self._clock.of(REFUSAL):
+                    found = kind(answer or "")
+                if found is not None:
+                    is_kind_RL[row, self.labels.index(found)] = True
         if REFUSAL in self.keep:
             is_kind_RL[:, self.labels.index(HEDGE)] &= ~is_kind_RL[:, self.labels.index(REFUSAL)]
         return is_kind_RL

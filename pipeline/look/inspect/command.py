@@ -22,10 +22,11 @@ class Asked:
     row: str | None = None
     tokenizer: str | None = None
     against: str | None = None
+    filters: bool = False
 
 
 def inspect(path: str, asked: Asked | None = None) -> dict[str, Any]:
-    """`facts` of a path, and under `samples`, `dropped`, `row` and `against` what was asked for beside them.
+    """`facts` of a path, and under `samples`, `dropped`, `row`, `filters` and `against` what was asked for beside them.
 
     Raises `ConfigError` where there is nothing of the kind, `ShardError` where what is asked for is damaged.
     """
@@ -40,10 +41,20 @@ def inspect(path: str, asked: Asked | None = None) -> dict[str, Any]:
         tokenizer, note = teacher_tokenizer(place, asked.tokenizer)
         found["row"] = samples.walk(place, asked.row, tokenizer)
         found["notes"] += [note] if note else []
+    if asked.filters:
+        found["filters"] = _filters(place)
     if asked.against is not None:
         other = open_place(asked.against)
         found["against"] = against(place, found, other, facts(other, asked.stage), asked.samples, asked.seed)
     return found
+
+
+def _filters(place: Place) -> list[dict[str, Any]]:
+    from stillhouse.pipeline.look.filters import filters
+
+    if not place.is_run:
+        raise ConfigError(f"--filters: {place.path} is no run; what filters took is in its folder alone")
+    return [one.to_json() for one in filters(place)]
 
 
 def _stage(place: Place, asked: Asked) -> str:

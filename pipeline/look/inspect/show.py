@@ -23,6 +23,7 @@ UNUSED = {
     "targets.precision": ("sampled",),
 }
 """Settings that mean nothing with some values of targets.method."""
+ASKED = {"samples", "dropped", "row", "filters"}
 MAX_SETTING = 60
 """Characters of a value; --json has all."""
 
@@ -34,7 +35,7 @@ def show(found: dict[str, Any]) -> None:
 
         show_against(console, found)
         return
-    if {"samples", "dropped", "row"} & found.keys():  # rows were asked for: they come alone
+    if ASKED & found.keys():  # what was asked for comes alone
         console.print(Text(visible(title(found), one_line=True), "bold"))
     else:
         show_facts(console, found)
@@ -48,8 +49,14 @@ def show(found: dict[str, Any]) -> None:
         console.print("no row was dropped for this reason")
     if "row" in found:
         _show_walk(console, found["row"])
-    if not {"samples", "dropped", "row"} & found.keys() and found["rows"]:
-        console.print(Text("see rows: --samples 3, --dropped REASON, --row ID; all there is: --json", "dim"))
+    if "filters" in found:
+        from stillhouse.pipeline.look.inspect.show_filters import show_filters
+
+        show_filters(console, found["filters"])
+    if not ASKED & found.keys() and found["rows"]:
+        console.print(
+            Text("see rows: --samples 3, --dropped REASON, --row ID; what filters took: --filters; all: --json", "dim")
+        )
 
 
 def heading(console: Console, text: str) -> None:

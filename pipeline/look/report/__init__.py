@@ -11,7 +11,7 @@ from stillhouse.pipeline.errors import ShardError
 from stillhouse.pipeline.folder import Folder, keys, open_folder
 from stillhouse.schemas.config import ConfigError
 
-VERSION = 2
+VERSION = 3
 """Of the page: a report of another one is written again."""
 _MARK = "<!-- stillhouse report "
 

@@ -11,6 +11,8 @@ from stillhouse.pipeline.dataset.figures import BIN, binned_nats
 from stillhouse.pipeline.dataset.teachers import called
 from stillhouse.pipeline.dataset.templates import environment
 from stillhouse.pipeline.folder.identity import day_begun
+from stillhouse.pipeline.look.filters import filters
+from stillhouse.pipeline.look.filters.entry import told
 from stillhouse.pipeline.look.page import asset
 from stillhouse.pipeline.look.place import Place
 from stillhouse.pipeline.look.quantiles import title as quantile_title
@@ -84,6 +86,7 @@ def _html(place: Place, *, with_text: bool, mark: str, model: str | None, librar
         "day": day_begun(place.folder) if place.is_run else None,
         "columns": columns,
         "curves": curves,
+        "filters": filters(place),
         "tokens": tokens,
         "clusters": clusters(place, with_text=with_text),
         "time": time,
@@ -137,5 +140,6 @@ def _template() -> "jinja2.Template":
     templates.filters["number"] = number
     templates.filters["binned_nats"] = binned_nats
     templates.filters["words"] = words
+    templates.filters["told"] = told
     templates.filters["quantile"] = quantile_title
     return templates.get_template("report.html.j2")

@@ -12,6 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from stillhouse.pipeline.look.filters.settings import NO_THRESHOLD
+from stillhouse.pipeline.look.filters.settings import thresholds as configured
 from stillhouse.pipeline.look.place import Place
 from stillhouse.pipeline.look.report.rows import Rows
 from stillhouse.schemas.tables import EVIDENCE_LABELS
@@ -23,8 +25,6 @@ SCORED = {"screen": ("prompt_scores", "unsafe_prompt"), "review": ("response_sco
 """By stage, the column of its scores and the reason for which a score drops a row."""
 OWN_REASONS = {label: reason for reason, label in EVIDENCE_LABELS.items()}
 """Labels whose scores drop rows for a reason of their own."""
-TAGS = frozenset({"low_information", "mistaken_identity", "refusal", "hedge"})
-"""Labels that are 0 or 1: there is no threshold to try."""
 
 
 @dataclass
@@ -56,8 +56,8 @@ def thresholds(place: Place, rows: Rows) -> list[dict[str, Any]]:
     found = []
     for stage, (column, reason) in SCORED.items():
         labels = [name.partition(".")[2] for name in rows.numbers if name.partition(".")[0] == column]
-        labels = [label for label in labels if label not in TAGS]
-        used = _used(place.config or {}, stage)
+        labels = [label for label in labels if label not in NO_THRESHOLD]
+        used = {label: value for label, (_, value) in configured(place.config or {}, stage).items()}
         counts = {label: _Counts(_grid(used.get(label))) for label in labels}
         for label, of in counts.items():
             of.published += of.of(rows.numbers[f"{column}.{label}"])
@@ -67,23 +67,6 @@ def thresholds(place: Place, rows: Rows) -> list[dict[str, Any]]:
         for label, of in counts.items():
             found.append(_curve(stage, label, used.get(label), of, has_all=has_all))
     return found
-
-
-def _used(config: dict[str, Any], stage: str) -> dict[str, float]:
-    """The thresholds of a stage by label, from the values that decide the data."""
-    keys = {"contamination": "decontamination.threshold"}
-    if stage == "screen":
-        keys["jailbreak"] = "screen.jailbreaks.threshold"
-    own = {label: config[key] for label, key in keys.items() if config.get(key) is not None}
-    of_review = config.get("review.thresholds")
-    if stage == "review" and of_review is not None:
-        return dict(of_review) | own
-    return own | {
-        label: value
-        for key, values in config.items()
-        if key.startswith("screen.classifiers[") and key.endswith("].thresholds")
-        for label, value in values.items()
-    }
 
 
 def _grid(threshold: float | None) -> NDArray[np.float32]:

@@ -1,17 +1,14 @@
 """Where the time went, from what runs wrote down in `state/timeline/` (`pipeline.run.timeline`)."""
 
-import contextlib
 import itertools
 from collections import Counter
 from typing import Any
 
 import numpy as np
 
-from stillhouse.pipeline.errors import DamagedError
 from stillhouse.pipeline.folder import keys
-from stillhouse.pipeline.folder import shard as shards
 from stillhouse.pipeline.look.place import Place
-from stillhouse.schemas.tables import TIMELINE
+from stillhouse.pipeline.look.timeline import timelines
 
 SLICES = 60
 """Of the time in which the teacher wrote, in each of which the speed is told."""
@@ -22,33 +19,27 @@ def times(place: Place) -> dict[str, Any] | None:
     begin to its last shard, "rows", "tokens", "repeated": shards that took more than one attempt, "set_aside",
     "workers": or null}], "speed": [[from, to, tokens per second], ...] of generate, over the seconds in which it ran}.
     None where nothing is written down."""
-    if not place.is_run:
-        return None
     steps: dict[str, dict[str, Any]] = {}
     spans, before, runs = [], 0.0, 0
-    for name in place.folder.list(keys.TIMELINE):
-        with contextlib.suppress(DamagedError, FileNotFoundError):  # a report does without
-            table = shards.read(place.folder, f"{keys.TIMELINE}/{name}")
-            if table.schema != TIMELINE or not table.num_rows:
-                continue
-            rows = [row for row in table.to_pylist() if row["outcome"] in ("written", "set_aside")]
-            pieces = [row for row in table.to_pylist() if row["outcome"] == "part"]
-            in_pieces = Counter[str]()
-            for row in pieces:
-                in_pieces[row["shard"]] += row["num_target_tokens"]
-            began = min(row["queued"] for row in table.to_pylist())
-            _add(steps, rows, pieces)
-            spans += [
-                (
-                    before + (row["started"] - began).total_seconds(),
-                    before + (row["ended"] - began).total_seconds(),
-                    row["num_target_tokens"] - (in_pieces[row["shard"]] if row["outcome"] == "written" else 0),
-                )
-                for row in [*rows, *pieces]
-                if row["stage"] in keys.TEACHERS
-            ]
-            before += max(((row["ended"] - began).total_seconds() for row in rows), default=0.0)
-            runs += 1
+    for told in timelines(place):
+        rows = [row for row in told if row["outcome"] in ("written", "set_aside")]
+        pieces = [row for row in told if row["outcome"] == "part"]
+        in_pieces = Counter[str]()
+        for row in pieces:
+            in_pieces[row["shard"]] += row["num_target_tokens"]
+        began = min(row["queued"] for row in told)
+        _add(steps, rows, pieces)
+        spans += [
+            (
+                before + (row["started"] - began).total_seconds(),
+                before + (row["ended"] - began).total_seconds(),
+                row["num_target_tokens"] - (in_pieces[row["shard"]] if row["outcome"] == "written" else 0),
+            )
+            for row in [*rows, *pieces]
+            if row["stage"] in keys.TEACHERS
+        ]
+        before += max(((row["ended"] - began).total_seconds() for row in rows), default=0.0)
+        runs += 1
     if not runs:
         return None
     return {"runs": runs, "seconds": round(before, 3), "steps": list(steps.values()), "speed": _speed(spans)}

@@ -499,7 +499,7 @@ def _noise(column: pa.ChunkedArray, random: np.random.Generator) -> pa.ListArray
 def test_the_page_has_every_key(looked_at: Path) -> None:
     page = (ROOT / "docs/inspecting.md").read_text()
     found = asked(looked_at, row="id-7", against=str(looked_at))
-    for options in ({"samples": 1}, {"dropped": "unsafe_prompt"}):
+    for options in ({"samples": 1}, {"dropped": "unsafe_prompt"}, {"filters": True}):
         found |= asked(looked_at, **options)
     cells = re.findall(r"^\| (`\w+`(?:, `\w+`)*) \|", page, re.M)
     assert {name for cell in cells for name in re.findall(r"\w+", cell)} == found.keys()
@@ -510,6 +510,8 @@ def test_the_page_has_every_key(looked_at: Path) -> None:
     assert [*told["messages"][0]] == [*given["messages"][0]]
     for name in ("alternatives", "draws"):
         assert [type(value) for value in told["tokens"][name][0][0]] == [type(v) for v in given["tokens"][name][0][0]]
-    for name, keys_of in (("dropped", found["dropped"][0]), ("row", found["row"]), ("against", found["against"])):
+    one = found["filters"][-1] | next(entry["settings"][0] for entry in found["filters"] if entry["settings"])
+    told_of = {"dropped": found["dropped"][0], "row": found["row"], "filters": one, "against": found["against"]}
+    for name, keys_of in told_of.items():
         (line,) = re.findall(rf"^\| `{name}` \|(.*)$", page, re.M)
         assert keys_of.keys() <= {*re.findall(r"`(\w+)`", line)}, name

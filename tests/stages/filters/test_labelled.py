@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from stillhouse.schemas.config import IdentityConfig
-from stillhouse.stages.filters import refusals
+from stillhouse.schemas.config import DecontaminationConfig, IdentityConfig, JailbreaksConfig, ProfanityCheckConfig
+from stillhouse.stages.filters import load, refusals
+from stillhouse.stages.filters.contamination import Contamination
 from stillhouse.stages.filters.identity import Identity
 from stillhouse.stages.filters.low_information import is_low
 from tests.support.data import ROOT
@@ -57,6 +58,39 @@ SETS: dict[str, Callable[[], Scores]] = {
     "hedge": lambda: of_kind("hedge"),
     "low_information": low_information,
 }
+
+
+def items_found(name: str) -> Scores:
+    """Of lines that hold an item whole, in capitals, most of it, or in other words; and of lines that only look like
+    it."""
+    rows, sets = lines(name), [{"name": "x", "path": "/x", "columns": ["text"]}]
+    items = [(f"x/{number}", row[2]) for number, row in enumerate(rows) if row[1] == "item"]
+    matches = (
+        DecontaminationConfig.model_validate({"evaluations": sets})
+        if name == "contamination"
+        else JailbreaksConfig.model_validate({"templates": sets})
+    )
+    index = Contamination(matches, items, name)
+    asked = [row for row in rows if row[1] != "item"]
+    return scores(asked, lambda row: row[1] == "yes", lambda row: index.find(row[2])[0] >= matches.threshold)
+
+
+@pytest.mark.parametrize(("name", "languages"), [("contamination", 10), ("jailbreak", 6)])
+def test_items_are_found_unless_they_are_told_in_other_words(name: str, languages: int) -> None:
+    found = items_found(name)
+    assert len(found) == languages
+    assert set(found.values()) == {(3, 0, 1)}, "three of four ways, and nothing else"
+
+
+def test_profanity_is_told_in_english_alone() -> None:
+    """A word with another meaning is taken too: a breeder's."""
+    rows = lines("profanity")
+    judged = load(ProfanityCheckConfig(name="profanity-check")).score([row[2] for row in rows])[:, 0]
+    score = {row[2]: float(value) for row, value in zip(rows, judged, strict=True)}
+    found = scores(rows, lambda row: row[1] == "yes", lambda row: score[row[2]] >= 0.9)
+    assert found.pop("en") == (14, 1, 0)
+    assert set(found.values()) == {(0, 0, 3)}
+    assert len(found) == 6
 
 
 @pytest.mark.parametrize("name", SETS)

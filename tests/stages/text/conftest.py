@@ -2,24 +2,11 @@
 
 from pathlib import Path
 
-import numpy as np
 import pytest
+
+from tests.support.static_model import make_static_model
 
 
 @pytest.fixture(scope="session")
 def model(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The teacher's embeddings in 64 dimensions (principal components without the first, which all tokens share), each
-    token weighted by its rank as model2vec does."""
-    from model2vec import StaticModel
-    from safetensors import safe_open
-    from tokenizers import Tokenizer
-
-    with safe_open(weights / "model.safetensors", "pt") as file:
-        vector_VD = file.get_tensor("model.embed_tokens.weight").float().numpy()
-    centred_VD = vector_VD - vector_VD.mean(axis=0)
-    _, directions_DD = np.linalg.eigh(centred_VD.T @ centred_VD)
-    vector_VD = centred_VD @ directions_DD[:, ::-1][:, 1:65] * np.log(1 + np.arange(len(vector_VD)))[:, None]
-    tokenizer = Tokenizer.from_file(str(weights / "tokenizer.json"))
-    folder = tmp_path_factory.mktemp("model2vec")
-    StaticModel(np.ascontiguousarray(vector_VD), tokenizer, config={}, normalize=True).save_pretrained(folder)
-    return folder
+    return make_static_model(weights, tmp_path_factory.mktemp("model2vec"))
