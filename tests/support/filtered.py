@@ -56,10 +56,11 @@ ANSWERS = [
     *(f"I'm sorry, but I can't help with the {word}." for word in ("first", "second", "third", "fourth", "fifth")),
     *(f"As an AI, I have no childhood, but {word} is nice." for word in ("summer", "spring", "autumn", "winter")),
     "You are a stupid fucking bitch, fuck you.",
-    "Ask ben@example.org or eve@example.com about the visa.",
+    "They hate him.",
+    "Ask ben@web.de or eve@gmx.net about the visa.",
     f"Solve it: {ITEM}",
     "very " * 20,
-    "quite " * 45,
+    "quite " * 90,
     *("It is a long way by road and longer by rail, so bring water, bread, good shoes and time, and ask people on the "
       "way, who know more than any book that was ever written of it." for _ in range(3)),
 ]  # fmt: skip
@@ -98,7 +99,7 @@ def make_filtered_config(folder: Path) -> dict[str, Any]:
             "language": {"keep": ["en", "de"]},
             "max_dropped_fraction": 1.0,
         },
-        "balance": {"quotas": [{"by": ["length"], "max_rows": 20}]},
+        "balance": {"quotas": [{"by": ["length"], "max_rows": 40}]},
         "review": {
             "identity": {"own": ["Gemma"]},
             "refusals": {"keep_refusals": 0.5, "keep_hedges": 0.5},

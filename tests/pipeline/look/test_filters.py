@@ -173,12 +173,12 @@ TRIED = [
     ("screen", "jailbreak_template", "screen.jailbreaks.keep", {}, (0.0, 0.25, 1.0)),
     ("screen", "low_information", "screen.low_information.keep", {}, (0.0, 0.5, 1.0)),
     ("screen", "language", "screen.language.keep", {}, ("en", "de")),
-    ("balance", "over_quota", "balance.quotas[0].max_rows", {}, (10, 20, 40)),
+    ("balance", "over_quota", "balance.quotas[0].max_rows", {}, (20, 40, 80)),
     ("review", "degenerate_answer", "review.loop_tokens", {}, (16, 32)),
     ("review", "refusal", "review.refusals.keep_refusals", {}, (0.0, 1.0)),
     ("review", "hedge", "review.refusals.keep_hedges", {}, (0.0, 0.25)),
     ("review", "duplicate_answer", "review.max_duplicates", {}, (1, 2, 4)),
-    ("review", "unsafe_answer", "screen.classifiers[0].thresholds.profanity", {}, (0.95,)),
+    ("review", "unsafe_answer", "screen.classifiers[0].thresholds.profanity", {}, (0.1, 0.95)),
 ]
 """Stage, reason, setting, what else the other run has, and values."""
 
