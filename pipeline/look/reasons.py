@@ -71,6 +71,9 @@ _DECIDED_BY = {
     ("screen", "language"): ("screen.language.keep",),
     ("balance", "over_quota"): ("balance.quotas",),
     ("screen", "moderation_flagged"): ("screen.drop_flagged",),
+    ("screen", "unsafe_prompt"): (r"screen\.classifiers\[\d+\]\.thresholds",),
+    ("review", "unsafe_answer"): ("review.thresholds", r"screen\.classifiers\[\d+\]\.thresholds"),
+    ("review", "mistaken_identity"): ("review.identity.own",),
     ("generate", "unfinished_answer"): ("teacher.max_model_len", "sampling.max_tokens"),
     ("rollout", "unfinished_answer"): ("teacher.max_model_len", "rollout.sampling.max_tokens"),
     ("review", "degenerate_answer"): ("review.loop_tokens", "review.loop_repeats"),
@@ -88,5 +91,12 @@ def decided_by(stage: str, reason: str, settings: dict[str, Any]) -> str | None:
     """The settings behind a reason with their values, such as `ingest.max_prompt_tokens 512`; None where none is."""
     keys = _DECIDED_BY.get((stage, reason), ())
     known = [(name, value) for key in keys for name, value in settings.items() if re.fullmatch(rf"{key}(\[.*)?", name)]
-    told = [key if value is True else f"{key} {value}" for key, value in known if value is not None]
+    told = [key if value is True else f"{key} {_said(value)}" for key, value in known if value is not None]
     return ", ".join(told) or None
+
+
+def _said(value: Any) -> str:
+    """A setting's value as people read it."""
+    if isinstance(value, dict):
+        return " ".join(f"{name} {_said(inner)}" for name, inner in value.items())
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
