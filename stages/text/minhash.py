@@ -63,7 +63,10 @@ def leaders(
     row_T = leader_T.copy() if row_T is None else row_T
     if meanings is not None:
         return _leaders(np.asarray(signature_NP[row_T]), units_T, threshold, meanings)
-    for text_M in _batches(_components(signature_NP, row_T, threshold)):
+    component_T = _components(signature_NP, row_T, threshold)
+    size_T = np.bincount(component_T)[component_T]
+    _lead_pairs(leader_T, _by_component(component_T, size_T == 2), signature_NP, units_T, threshold, row_T)
+    for text_M in _batches(component_T, size_T > 2):
         among_M = _leaders(np.asarray(signature_NP[row_T[text_M]]), units_T[text_M], threshold)
         leader_T[text_M] = text_M[among_M]
     return leader_T
@@ -96,19 +99,46 @@ def _components(signature_NP: NDArray[np.uint32], row_T: NDArray[np.int64], thre
 
 
 def _shared(key_T: NDArray[np.uint64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Of each key that several texts have, the first text beside each of the others."""
-    order = np.argsort(key_T, kind="stable")
+    """Of each key that several texts have, one text beside each of the others."""
+    order = np.argsort(key_T)
     key_T = key_T[order]
     is_first_T = np.r_[True, key_T[1:] != key_T[:-1]]
     group_E = np.cumsum(is_first_T)[~is_first_T] - 1
     return order[np.flatnonzero(is_first_T)[group_E]], order[~is_first_T]
 
 
-def _batches(component_T: NDArray[np.int32]) -> Iterator[NDArray[np.int64]]:
-    """Texts that are not alone in their component, in order; of each component all, and as many components as hold
-    `COMPARED_AT_ONCE` texts, or a single larger one."""
-    text_M = np.flatnonzero(np.bincount(component_T)[component_T] > 1)
-    text_M = text_M[np.argsort(component_T[text_M], kind="stable")]
+def _by_component(component_T: NDArray[np.int32], is_chosen_T: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """The chosen texts, component after component, in order."""
+    text_M = np.flatnonzero(is_chosen_T)
+    return text_M[np.argsort(component_T[text_M], kind="stable")]
+
+
+def _lead_pairs(
+    leader_T: NDArray[np.int64],
+    text_M: NDArray[np.int64],
+    signature_NP: NDArray[np.uint32],
+    units_T: NDArray[np.uint64],
+    threshold: float,
+    row_T: NDArray[np.int64],
+) -> None:
+    """`_leaders` of components of two texts, which most components are: of all of them at once."""
+    num_equal = _least_equal(threshold, signature_NP.shape[1])
+    for start in range(0, len(text_M), _AT_ONCE):
+        first, second = text_M[start : start + _AT_ONCE].reshape(-1, 2).T
+        is_like = np.count_nonzero(signature_NP[row_T[first]] == signature_NP[row_T[second]], axis=1) >= num_equal
+        is_like &= units_T[first] != units_T[second]
+        leader_T[second[is_like]] = first[is_like]
+
+
+def _least_equal(threshold: float, num_perm: int) -> int:
+    """In how many slots two texts agree that are at least `threshold` alike."""
+    return ceil(threshold * num_perm - 1e-9)  # 0.55 * 100 is 55.00000000000001 in floating point
+
+
+def _batches(component_T: NDArray[np.int32], is_chosen_T: NDArray[np.bool_]) -> Iterator[NDArray[np.int64]]:
+    """The chosen texts, in order; of each component all, and as many components as hold `COMPARED_AT_ONCE` texts, or a
+    single larger one."""
+    text_M = _by_component(component_T, is_chosen_T)
     end_C = np.flatnonzero(np.diff(component_T[text_M], append=-1)) + 1
     begin = 0
     while begin < len(text_M):
@@ -130,8 +160,7 @@ def _leaders(
     and have no leader yet.
     """
     num_texts, num_perm = signature_NP.shape
-    # 0.55 * 100 is 55.00000000000001 in floating point.
-    num_equal = ceil(threshold * num_perm - 1e-9)
+    num_equal = _least_equal(threshold, num_perm)
     member_M, begin_NB, end_NB = _band_groups(signature_NP, threshold)
     # Signatures that agree in enough slots also agree in the low bytes of as many, which are compared first.
     low_NP = np.zeros((num_texts, ceil(num_perm / 8) * 8), np.uint8)

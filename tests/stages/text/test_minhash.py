@@ -84,10 +84,11 @@ def test_the_same_on_disk_in_any_order_and_in_pieces(
 
 def test_pieces_hold_whole_components() -> None:
     component_T = np.array([0, 1, 2, 0, 1, 3, 3, 3, 3, 2, 4, 5, 5], np.int32)
+    is_chosen_T = component_T != 4
     for most, wanted in ((1, 5), (4, 4), (100, 1)):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(minhash, "COMPARED_AT_ONCE", most)
-            pieces = [piece.tolist() for piece in minhash._batches(component_T)]
+            pieces = [piece.tolist() for piece in minhash._batches(component_T, is_chosen_T)]
         assert len(pieces) == wanted
         assert all(piece == sorted(piece) for piece in pieces)
         assert sorted(text for piece in pieces for text in piece) == [text for text in range(13) if text != 10]
