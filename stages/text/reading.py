@@ -19,6 +19,9 @@ ENDS = (
     r".,;:!?\u037e\u0589\u055c-\u055e\u05c3\u060c\u061b\u061f\u06d4\u0964\u0965\u104a\u104b\u1362-\u1368\u17d4\u17d5"
     r"\u3001\u3002"
 )
+BRACKETS = "\"'()[]{}"
+CLOSERS = "\"')]}"
+OPERATORS = "-=+*/<>^|%~&"
 _INVISIBLE = (
     "\u00ad\u034f\u061c\u180e\u200b\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2060\u2066\u2067\u2068\u2069\ufeff"
 )
@@ -36,11 +39,13 @@ _PARAGRAPH_INDENT = re.compile("^\u3000+", re.MULTILINE)
 # Between two letters or emoji a joiner may change the word or the picture.
 _JOINERS_AT_AN_EDGE = re.compile(r"(?<!\S)[\u200c\u200d]+|[\u200c\u200d]+(?!\S)")
 _HAN_ENDS = re.compile(rf"[\u3001\u3002]+|(?<=[{UNSPACED}])[{ENDS}]+|(?<![\d)!\s])[{ENDS}]+(?=[{UNSPACED}])")
+HAN = re.compile(rf"[\u3001\u3002{UNSPACED}]")
+"""What the three patterns beside it look for; few texts hold any."""
 _SCRIPT_CHANGE = re.compile(rf"(?<=[{UNSPACED}])(?=[^\s{UNSPACED}])|(?<=[^\s{UNSPACED}])(?=[{UNSPACED}])")
 _BESIDE_UNSPACED = re.compile(rf"(?<=[{UNSPACED}]) | (?=[{UNSPACED}])")
 # As in "yes,of course"; of letters only, so not in "f(a,b)" or "1,5".
-_RUN_TOGETHER = re.compile(r"(?<!\S)[^\W\d_]{2,}(?:(?:[,;!?]+|:)[^\W\d_]{2,})+")
-_END_OF_WORD = re.compile(rf"(?<=\S)[{ENDS}]+(?=[\"')\]}}]*(?:\s|$))")
+RUN_TOGETHER = re.compile(r"(?<!\S)[^\W\d_]{2,}(?:(?:[,;!?]+|:)[^\W\d_]{2,})+")
+END_OF_WORD = re.compile(rf"(?<=\S)[{ENDS}]+(?=[{re.escape(CLOSERS)}]*(?:\s|$))")
 # As French and haste have it: "Comment ça va ?"
 _END_AFTER_SPACE = re.compile(r" (?:[?!;:]+|\.{3,})(?= |$)")
 # Most lines have neither, and these two see that sooner than the patterns whose beginnings they are.
@@ -68,10 +73,25 @@ _TYPED_CHARACTER = re.compile(f"[{re.escape(''.join(_TYPED))}]")
 def reading(text: str) -> str:
     """What `text` says. It holds no empty line, and white space neither first nor last; it is empty only if `text` is
     white space and invisible characters."""
-    if not text.isascii():
-        text = _PARAGRAPH_INDENT.sub("", unicodedata.normalize("NFC", text))
+    return said(in_plain_characters(text))
+
+
+def in_plain_characters(text: str) -> str:
+    """`text` with each character as it would be typed by hand, and without invisible ones."""
+    if text.isascii():
+        return text
+    text = unicodedata.normalize("NFC", text)
+    if "\u3000" in text:
+        text = _PARAGRAPH_INDENT.sub("", text)
+    if _TYPED_CHARACTER.search(text):
         text = unicodedata.normalize("NFC", _TYPED_CHARACTER.sub(lambda match: _TYPED[match[0]], text))
+    if "\u200c" in text or "\u200d" in text:
         text = _JOINERS_AT_AN_EDGE.sub("", text)
+    return text
+
+
+def said(text: str) -> str:
+    """The reading of a text `in_plain_characters`."""
     text = text.strip()
     pieces: list[str] = []
     in_fence = after_code = False
@@ -81,32 +101,33 @@ def reading(text: str) -> str:
             continue
         is_fence = words.startswith("```")
         is_code = in_fence or is_fence or line[0].isspace()
-        said = line.rstrip() if is_code else _prose(words)
-        if said:
-            pieces += ["\n" if is_code or after_code else " ", said]
+        what = line.rstrip() if is_code else prose(words)
+        if what:
+            pieces += ["\n" if is_code or after_code else " ", what]
             after_code = is_code
         in_fence ^= is_fence
     return "".join(pieces[1:]) or " ".join(text.split())
 
 
-def _prose(line: str) -> str:
-    mixed = not line.isascii()
+def prose(line: str) -> str:
+    """The reading of a line in plain characters that is no code. White space is neither first nor last in either."""
+    mixed = not line.isascii() and bool(HAN.search(line))
     if mixed:
         line = _SCRIPT_CHANGE.sub(" ", _HAN_ENDS.sub(" ", line))
     if _MAY_END_AFTER_SPACE.search(line):
-        line = _END_AFTER_SPACE.sub(_without_end, line)
+        line = _END_AFTER_SPACE.sub(without_end, line)
     if _MAY_RUN_TOGETHER.search(line):
-        line = _RUN_TOGETHER.sub(lambda match: re.sub("[,;!?:]+", r"\g<0> ", match[0]), line)
+        line = RUN_TOGETHER.sub(lambda match: re.sub("[,;!?:]+", r"\g<0> ", match[0]), line)
     tokens = line.split()
     if line != line.lower():
         tokens = [
-            token.lower() if token != token.lower() and _is_word(tokens, i) else token for i, token in enumerate(tokens)
+            token.lower() if token != token.lower() and is_word(tokens, i) else token for i, token in enumerate(tokens)
         ]
-    line = _END_OF_WORD.sub(_without_end, " ".join(tokens))
+    line = END_OF_WORD.sub(without_end, " ".join(tokens))
     return _BESIDE_UNSPACED.sub("", line) if mixed else line
 
 
-def _is_word(tokens: list[str], i: int) -> bool:
+def is_word(tokens: list[str], i: int) -> bool:
     """Whether the capitals of a token may be those of any word in its place."""
     word = _bare(tokens[i])
     before, after = tokens[i - 1] if i > 0 else "", tokens[i + 1] if i + 1 < len(tokens) else ""
@@ -129,17 +150,17 @@ def _is_word(tokens: list[str], i: int) -> bool:
 
 
 def _bare(token: str) -> str:
-    return token.strip("\"'()[]{}.,;:!?")
+    return token.strip(BRACKETS + ".,;:!?")
 
 
-def _without_end(match: re.Match[str]) -> str:
+def without_end(match: re.Match[str]) -> str:
     """Nothing, or what has to stay of the punctuation: all of it after nothing, `!` where it may be a factorial."""
     # Most ends stand behind a word of two letters or more.
     place = match.start()
     if place > 1 and match.string[place - 1].isalpha() and match.string[place - 2].isalnum() and match[0][0] != " ":
         return ""
     start = max(match.start() - 8, 0)  # not the whole text, which may have many ends
-    before = match.string[start : match.start()].rstrip("\"'()[]{}")
+    before = match.string[start : match.start()].rstrip(BRACKETS)
     after = match.string[match.end() : match.end() + 2].strip()
     if not before or not (before[-1] in "+#%" or unicodedata.category(before[-1])[0] in "LMNS"):
         return match[0]

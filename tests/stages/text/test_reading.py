@@ -7,8 +7,8 @@ import time
 import pytest
 
 from stillhouse.stages.text.reading import reading
-from tests.support.conversations import first_user_turns
 from tests.support.questions import DIFFERENT, SAME
+from tests.support.texts import golden_texts
 
 
 @pytest.mark.parametrize(("left", "right"), SAME)
@@ -19,25 +19,6 @@ def test_one_question_typed_in_two_ways(left: str, right: str) -> None:
 @pytest.mark.parametrize(("left", "right"), DIFFERENT)
 def test_two_questions_that_look_alike(left: str, right: str) -> None:
     assert reading(left) != reading(right)
-
-
-PIECES = (
-    *("a", "B", "I", "Mb", "U.S.", "é", "É", "e\u0301", "写", "诗", "ก", "ข", "ﬁ", "Å", "№", "²", "①", "ｗ", "Ａ", "ß"),
-    *(" ", "  ", "\n", "\t", "\u00a0", "\u3000", "\u200b", "\u200d", "\ufe0f", "\u2028", "\x1c", "\x85", "```", "_"),
-    *(".", ",", "!", "?", ":", ";", "...", "…", "，", "。", "！", "？", "(", ")", "]", "'", '"', "“", "”", "’", "«"),
-    *("-", "=", "+", "*", "/", "%", "#", "5", "12", "½", "Ⅷ", "ſ", "İ", "ǅ", "ª", "Σ", "ς", "🤖", "👩", "\u0301"),
-)
-WORDS = ("the", "a", "i", "mb", "of", "code", "x", "don't", "e.g", "5", "of,code", "x:y", "paris;rome")
-
-
-def golden_texts() -> list[str]:
-    """Real ones, then such as nobody writes."""
-    rng = random.Random(0)
-    made = ["".join(rng.choices(PIECES, k=rng.randint(1, 40))) for _ in range(4000)]
-    for _ in range(2000):
-        words = (rng.choice([word, word.title(), word.upper()]) for word in rng.choices(WORDS, k=12))
-        made.append("".join(word + rng.choice(["", " ", " ", ", ", ".", "!", " ? ", " ...", " :"]) for word in words))
-    return first_user_turns(1500) + made
 
 
 def test_readings_are_what_they_were() -> None:
