@@ -15,6 +15,7 @@ import hashlib
 import tempfile
 import zlib
 from collections.abc import Iterable, Iterator
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -25,10 +26,12 @@ from numpy.typing import NDArray
 from stillhouse.schemas import tables
 from stillhouse.schemas.config import DedupeConfig
 from stillhouse.stages.filters.clock import Clock
+from stillhouse.stages.text.many_shingles import shingles_of
 from stillhouse.stages.text.meaning import Embedder, Meanings
 from stillhouse.stages.text.minhash import leaders
 from stillhouse.stages.text.reading import reading
-from stillhouse.stages.text.shingles import Shingles, units
+from stillhouse.stages.text.readings import readings
+from stillhouse.stages.text.shingles import units
 from stillhouse.stages.text.signatures import Signatures
 
 EXACT = "exact_duplicate"
@@ -83,22 +86,38 @@ class Sketch:
     def __call__(self, table: pa.Table) -> pa.Table:
         """`tables.PROMPTS` in, `sketch_schema` out, row for row."""
         num_perm = self.config.num_perm
-        text_hashes, reading_hashes, units_hashes = [], [], []
-        shingles = Shingles(self.config.ngram)
-        systems = table["system_prompt"].to_pylist()
-        # With task: score the answers are part of what is compared: two samples of one prompt are no duplicates.
-        answers = table["answers"].to_pylist() if "answers" in table.column_names else [[]] * table.num_rows
-        for turns, given, system in zip(table["user_turns"].to_pylist(), answers, systems, strict=True):
-            texts = [system or "", *turns, *given]
-            readings = [reading(text) for text in texts]
-            text_hashes.append(_blake2b([text.strip() for text in texts], 16))
-            reading_hashes.append(_blake2b(readings, 16))
-            # With a prefix, prompts under different system prompts have no shingle in common.
-            prefix = zlib.crc32(_blake2b([readings[0]], 16)) if readings[0] else 0
-            found = shingles.add("\n\n".join(readings[1:]), prefix)
-            units_hashes.append(_blake2b([readings[0], found], 8))
+        systems = [system or "" for system in table["system_prompt"].to_pylist()]
+        turns: list[list[str]] = table["user_turns"].to_pylist()
+        texts = turns
+        if "answers" in table.column_names:
+            # With task: score they are part of what is compared: two samples of one prompt are no duplicates.
+            texts = [[*said, *given] for said, given in zip(turns, table["answers"].to_pylist(), strict=True)]
+        read = readings([text for of_row in texts for text in of_row])
+        end_of = accumulate(map(len, texts))
+        read_by_row = [read[end - len(of_row) : end] for of_row, end in zip(texts, end_of, strict=True)]
+        different = list(dict.fromkeys(systems))
+        reading_of = dict(zip(different, readings(different), strict=True))
+        raw_head = {system: _framed([system.strip()]) for system in different}
+        head = {system: _framed([said]) for system, said in reading_of.items()}
+        # With a prefix, prompts under different system prompts have no shingle in common.
+        prefix = {system: zlib.crc32(_blake2b(head[system], 16)) if said else 0 for system, said in reading_of.items()}
+
+        text_hashes = [
+            _blake2b(raw_head[system] + _framed([text.strip() for text in of_row]), 16)
+            for system, of_row in zip(systems, texts, strict=True)
+        ]
+        reading_hashes = [
+            _blake2b(head[system] + _framed(of_row), 16) for system, of_row in zip(systems, read_by_row, strict=True)
+        ]
+        shingles = shingles_of(
+            ["\n\n".join(of_row) for of_row in read_by_row], [prefix[system] for system in systems], self.config.ngram
+        )
+        units_hashes = [
+            _blake2b(head[system] + len(found).to_bytes(8, "little") + found, 8)
+            for system, found in zip(systems, shingles.units, strict=True)
+        ]
         # CRC-32 is fast and the same everywhere; its bits are mixed before they are permuted.
-        signature_NP = self._signatures(*shingles.hashes())
+        signature_NP = self._signatures(shingles.hashes, shingles.num_hashes)
         demoted = pc.or_(table["redacted"].fill_null(False), table["moderation_flagged"].fill_null(False))
         columns = [
             table["prompt_id"],
@@ -110,7 +129,7 @@ class Sketch:
         ]
         if self._embedder is None:
             return pa.table(columns, schema=sketch_schema(num_perm))
-        said = ["\n\n".join(turns) for turns in table["user_turns"].to_pylist()]
+        said = ["\n\n".join(of_row) for of_row in turns]
         with self.clock.of(SEMANTIC):
             vector_ND = self._embedder(said)
         columns += [
@@ -238,19 +257,24 @@ def _places(leader_T: NDArray[np.int64]) -> NDArray[np.int64]:
     return place_T
 
 
-def _kin(system: str | None, said: str) -> bytes:
+def _kin(system: str, said: str) -> bytes:
     """The hash of what two prompts must have in common to be of one meaning, whatever their embeddings say."""
     numbers = [unit for unit in units(said) if any(char.isdigit() for char in unit)]
-    return _blake2b([reading(system or ""), "\n".join(numbers)], 8)
+    return _blake2b(_framed([reading(system), "\n".join(numbers)]), 8)
 
 
-def _blake2b(texts: list[str], num_bytes: int) -> bytes:
-    digest = hashlib.blake2b(digest_size=num_bytes)
+def _framed(texts: list[str]) -> bytes:
+    """In UTF-8, each with its length before it, so that ["ab"] and ["a", "b"] differ."""
+    parts = []
     for text in texts:
         data = text.encode()
-        digest.update(len(data).to_bytes(8, "little"))  # so that ["ab"] and ["a", "b"] differ
-        digest.update(data)
-    return digest.digest()
+        parts.append(len(data).to_bytes(8, "little"))
+        parts.append(data)
+    return b"".join(parts)
+
+
+def _blake2b(data: bytes, num_bytes: int) -> bytes:
+    return hashlib.blake2b(data, digest_size=num_bytes).digest()
 
 
 def _flat(column: pa.ChunkedArray) -> NDArray[Any]:

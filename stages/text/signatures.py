@@ -36,11 +36,14 @@ class Signatures:
             # The texts with hashes in this piece; the first and the last may have more outside of it.
             low = int(np.searchsorted(end_M, start, side="right"))
             high = int(np.searchsorted(begin_M, start + len(mixed)))
-            offsets, texts = np.maximum(begin_M[low:high] - start, 0), text_M[low:high]
-            for factor, addend, signature_N in zip(self._factor_P, self._addend_P, signature_PN, strict=True):
+            offsets = np.maximum(begin_M[low:high] - start, 0)
+            least_PM = np.empty((len(self._factor_P), high - low), np.uint32)
+            for factor, addend, least_M in zip(self._factor_P, self._addend_P, least_PM, strict=True):
                 np.multiply(mixed, factor, out=permuted)
                 np.add(permuted, addend, out=permuted)
-                signature_N[texts] = np.minimum(signature_N[texts], np.minimum.reduceat(permuted, offsets))
+                np.minimum.reduceat(permuted, offsets, out=least_M)
+            texts = text_M[low:high]
+            signature_PN[:, texts] = np.minimum(signature_PN[:, texts], least_PM)
         return np.ascontiguousarray(signature_PN.T)
 
 

@@ -1,5 +1,6 @@
 """Dedupe's three steps: which row of a cluster is kept, that neither order nor shards matter, and what it costs."""
 
+import hashlib
 import os
 import random
 import subprocess
@@ -23,6 +24,7 @@ from stillhouse.stages.text.shingles import shingles
 from tests.support.conversations import first_user_turns
 from tests.support.data import ROOT
 from tests.support.near_duplicates import digest, prompts, reasons, run, variants
+from tests.support.questions import DIFFERENT, SAME
 
 CONFIG = DedupeConfig()
 
@@ -120,6 +122,20 @@ def test_signatures_are_those_of_datasketch() -> None:
         minhash.update_batch(shingles(reading(text), config.ngram))
         assert signature == minhash.hashvalues.tolist()
     assert sketch["signature"][0].as_py()[:3] == [3188188000, 564681835, 963725161]
+
+
+def test_sketches_are_what_they_were() -> None:
+    """Pinned before texts were read together: sketches are stored, and a run may go on with another version."""
+    texts = first_user_turns(300) + [text for pair in SAME + DIFFERENT for text in pair]
+    turns = [[text, *texts[i : i + i % 3]] for i, text in enumerate(texts)]
+    systems = [[None, "", " Be brief. ", "Réponds en français!"][i % 4] for i in range(len(turns))]
+    shard = prompts(turns, systems=systems)
+    scored = shard.append_column("answers", pa.array([[text, "Yes."] for text in reversed(texts)]))
+    digests = []
+    for table in (shard, scored):
+        sketch = dedupe.Sketch(CONFIG)(table)
+        digests.append(hashlib.blake2b(repr(sketch.to_pydict()).encode(), digest_size=8).hexdigest())
+    assert digests == ["83376a778e59c142", "c3e77028df3100bd"]
 
 
 def test_a_very_long_text_needs_little_memory() -> None:
