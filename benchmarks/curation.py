@@ -17,6 +17,7 @@ of the same rows: every prompt counted by the tokenizer, and datasketch's MinHas
 
 import argparse
 import contextlib
+import gc
 import hashlib
 import json
 import os
@@ -229,6 +230,7 @@ def run(folder: Path, num_rows: int, workers: int) -> None:
 
 
 def timed(name: str, num_rows: int, function: Any, *arguments: Any) -> Any:
+    gc.collect()  # so that nobody pays for what another left
     started, cpu = time.monotonic(), time.process_time()
     result = function(*arguments)
     seconds, cpu = time.monotonic() - started, time.process_time() - cpu
