@@ -194,13 +194,16 @@ async def profiled(teacher: VLLMTeacher, ways: Ways, traces: str) -> dict[str, f
     return shares(trace, teacher.vocab_size)
 
 
-async def rounds(ways: Ways, names: list[str], count: int, tag: str) -> list[dict[str, Any]]:
+async def rounds(ways: Ways, names: list[str], count: int, tag: str, *, warms_up: bool) -> list[dict[str, Any]]:
+    """`count` of them, after one that nobody counts where the engine is cold. The first one generates first, what the
+    others read."""
     found = []
-    for number in range(count + 1):
-        order = ["generate", *(name for name in names if name != "generate")] if number == 0 else names
-        for name in order[number % len(order) :] + order[: number % len(order)] if number else order:
+    numbers = [*range(0 if warms_up else 1, count + 1)]
+    for number in numbers:
+        shift = number % len(names) if number > numbers[0] else 0
+        for name in names[shift:] + names[:shift]:
             result = await measured(name, getattr(ways, name), f"{tag}/{number}/{name}")
-            if number:  # the first round warms up
+            if number:
                 found.append(result)
                 print(json.dumps(result), flush=True)
     return found
@@ -216,7 +219,7 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=0)
     parser.add_argument("--batch-tokens", type=int, default=4096)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--ways", default="generate,score,read,prompt_logprobs")
+    parser.add_argument("--ways", default="score,read,prompt_logprobs", help="beside generate")
     parser.add_argument("--eager", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--profile", action="store_true")
     arguments = parser.parse_args()
@@ -227,14 +230,16 @@ def main() -> None:
 def figures(arguments: argparse.Namespace, traces: str) -> dict[str, Any]:
     """By how many answers there are at once."""
     config = config_of(arguments, traces)
-    chat, names = load_chat(config), arguments.ways.split(",")
+    chat = load_chat(config)
+    names = ["generate", *(name for name in arguments.ways.split(",") if name != "generate")]
     teacher = VLLMTeacher(config, [])
 
     async def every() -> dict[str, Any]:
         told = {}
         for count in counts(arguments):
             ways = Ways(teacher, prompts_of(chat, count), arguments.tokens, arguments.top_k)
-            told[f"{count} answers"] = summary(ways, names, await rounds(ways, names, arguments.rounds, f"{count}"))
+            found = await rounds(ways, names, arguments.rounds, f"{count}", warms_up=not told)
+            told[f"{count} answers"] = summary(ways, names, found)
         if arguments.profile:
             told["seconds of the worker"] = await profiled(teacher, ways, traces)
         return told
@@ -258,7 +263,7 @@ def summary(ways: Ways, names: list[str], found: list[dict[str, Any]]) -> dict[s
             "tokens/s": round(float(np.median([r["tokens"] / r["seconds"] for r in mine])), 1),
             "CPU ms/token": round(float(np.median([1e3 * r["cpu_seconds"] / r["tokens"] for r in mine])), 3),
         }
-    for name in names if "generate" in names else []:
+    for name in names:
         told[name]["times as fast"] = round(told[name]["tokens/s"] / told["generate"]["tokens/s"], 2)
         told[name]["times less CPU"] = round(told["generate"]["CPU ms/token"] / told[name]["CPU ms/token"], 2)
     return told
