@@ -74,14 +74,14 @@ CPU = Plan(
         name="on_policy",
         run=ROOT / "runs/on_policy/off_policy",
         batch_rows=4,
-        heldout_percent=15,
+        heldout_percent=10,
     ),
     backend=TORCH,
-    tokens=1600,
-    cold_tokens=800,
-    round_prompts=8,
-    points=(400, 800, 1200, 1600),
-    seeds=3,
+    tokens=4800,
+    cold_tokens=2400,
+    round_prompts=16,
+    points=(1200, 2400, 3600, 4800),
+    seeds=6,
 )
 GPU = Plan(
     setting=dataclasses.replace(

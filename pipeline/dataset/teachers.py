@@ -13,7 +13,8 @@ FACTS = "facts"
 
 def check_one_tokenizer(config: Config) -> None:
     """Raises `ConfigError` where `teachers` have different tokenizers: an id would mean one thing in this row and
-    another in that, and no student could learn both. Raises `TemplateError` where one has none."""
+    another in that, and no student could learn both; or where all of them read the same ids and have different
+    templates. Raises `TemplateError` where one has none."""
     if config.teachers is None:
         return
     from stillhouse.stages.teacher.chat import load_chat
@@ -22,7 +23,9 @@ def check_one_tokenizer(config: Config) -> None:
         (view.teacher, tokenizer_sha256(load_chat(view, run_date(view)).tokenizer)) for view in config.views()
     ]
     if config.mixture is not None and not config.given_ids:
-        _check_one_template(config)
+        _check_one_template(config, "mixture", "all must read the same ids")
+    elif config.rollout is not None:
+        _check_one_template(config, "rollout", "the student reads by one")
     for teacher, digest in others:
         if digest != first[1]:
             raise ConfigError(
@@ -32,15 +35,15 @@ def check_one_tokenizer(config: Config) -> None:
             )
 
 
-def _check_one_template(config: Config) -> None:
+def _check_one_template(config: Config, key: str, why: str) -> None:
     from stillhouse.stages.teacher.chat import load_chat
 
     templates = [str(load_chat(view, run_date(view)).template) for view in config.views()]
     for name, template in zip(config.teacher_names, templates, strict=True):
         if template != templates[0]:
             raise ConfigError(
-                f"mixture: {config.teacher_names[0]} and {name} have different chat templates, and all must read the "
-                "same ids; give both the same chat_template"
+                f"{key}: {config.teacher_names[0]} and {name} have different chat templates, and {why}; give both the "
+                "same chat_template"
             )
 
 

@@ -168,7 +168,7 @@ class _Driver:
             ready = {name: before[name] for name in names if name in before}
             if stage.assign is not None and self._missing(stage.name, "transform", [*ready], len(names)):
                 self._view(stage, ready, len(names))
-            for teacher in (stage.is_async and self._config.teacher_names) or (None,):
+            for teacher in (stage.name == self._config.task and self._config.teacher_names) or (None,):
                 self._map(stage, "transform", ready, len(names), teacher)
             self._require_all(stage, ready, len(names))
             summaries[stage.name] = self._finish_stage(stage.name, names)

@@ -24,7 +24,7 @@ from stillhouse.schemas.config.teacher import (
     TargetsConfig,
     TeacherConfig,
 )
-from stillhouse.schemas.config.teachers import OF_GENERATE, NamedTeacher, check_mixture
+from stillhouse.schemas.config.teachers import OF_GENERATE, NamedTeacher, check_mixture, check_read_alike
 
 MAX_SHARD_TARGETS = 2**30
 """Targets in one shard: Arrow's offsets count 2^31 values, and an object store takes 5 GiB in a single put, which is
@@ -128,7 +128,7 @@ class Config(Section):
         if self.rollout is None:
             return self
         if self.teachers is not None:
-            raise ValueError("rollout: one teacher scores what a student writes; name it in `teacher`, not `teachers`")
+            check_read_alike(self.teachers, "rollout: the student reads by the one template of all teachers")
         if self.score is None:
             raise ValueError("rollout: what a student writes is scored; set task to score, or remove the section")
         if self.score.ids == "source":
@@ -295,6 +295,8 @@ class Config(Section):
         which the student stands in the teacher's place, and no more of its distribution is kept than is asked about."""
         if self.rollout is None:
             return self
+        if self.teachers is not None:  # whose rows are read alike
+            return self.of_teacher(self.teacher_names[0]).writer
         read_by = self.teacher.model_dump(include={"chat_template", "chat_template_kwargs", "date"})
         return self.model_copy(
             update={

@@ -47,12 +47,17 @@ def check_mixture(teachers: list[NamedTeacher], task: str, targets: TargetsConfi
         )
     if targets.has_entropy:
         raise ValueError("mixture: nobody knows the entropy of an average; remove targets.entropy and targets.keep")
-    first = teachers[0]
     for teacher in teachers:
         if teacher.when is not None:
             raise ValueError(f"mixture: every row is everybody's; remove `when` of {teacher.name}")
-        for key in ("max_model_len", "chat_template", "chat_template_kwargs", "date", *OF_GENERATE):
-            if getattr(teacher, key) != getattr(first, key):
-                raise ValueError(f"mixture: all teachers read the same ids; {key} of {teacher.name} is another one")
-    if isinstance(first.system_prompts or generate.system_prompts, list):
+    check_read_alike(teachers, "mixture: all teachers read the same ids")
+    if isinstance(teachers[0].system_prompts or generate.system_prompts, list):
         raise ValueError("mixture: system prompts are drawn for each teacher; set generate.system_prompts to source")
+
+
+def check_read_alike(teachers: list[NamedTeacher], why: str) -> None:
+    """Raises ValueError, which begins with `why`, where teachers make other ids of the same conversation."""
+    for teacher in teachers:
+        for key in ("max_model_len", "chat_template", "chat_template_kwargs", "date", *OF_GENERATE):
+            if getattr(teacher, key) != getattr(teachers[0], key):
+                raise ValueError(f"{why}; {key} of {teacher.name} is another one than that of {teachers[0].name}")

@@ -1,11 +1,11 @@
-"""Tables of conversations with answers, as screen leaves them, and a run that scores."""
+"""Tables of conversations with answers, as screen leaves them, and runs that score: those, or what a student writes."""
 
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from tests.support.data import make_raw_config
+from tests.support.data import TEACHER, make_raw_config
 from tests.support.prompts import prompts
 
 
@@ -30,3 +30,19 @@ def make_raw_score_config(folder: Path, **score: Any) -> dict[str, Any]:
     raw = make_raw_config(folder)
     del raw["sampling"]
     return raw | {"task": "score", "score": {"max_dropped_fraction": 1.0, **score}}
+
+
+def make_raw_rollout_config(folder: Path, **rollout: Any) -> dict[str, Any]:
+    """The same of a run in which the tests' own student answers 30 conversations, twice each, before the teacher
+    scores."""
+    raw = make_raw_score_config(folder)
+    raw["source"]["limit"] = 30
+    raw["ingest"]["turns"] = "all"
+    raw["rollout"] = {
+        "model": str(TEACHER),
+        "backend": raw["teacher"]["backend"],
+        "sampling": {"n": 2, "max_tokens": 24, "seed": 7},
+        "max_dropped_fraction": 1.0,
+        **rollout,
+    }
+    return raw

@@ -67,6 +67,20 @@ def make_raw_teachers(folder: Path, run: str = "run") -> dict[str, Any]:
     return raw
 
 
+def make_raw_rolled_out_teachers(folder: Path) -> dict[str, Any]:
+    """The same two, which read alike, on what a student writes: two answers to each of 30 prompts."""
+    raw = make_raw_teachers(folder)
+    raw["source"]["limit"] = 30
+    del raw["sampling"]
+    for teacher in raw["teachers"]:
+        teacher.pop("chat_template", None)
+        teacher |= {"max_model_len": 440, "system_prompts": ["Be brief.", "Be kind."]}
+    first = raw["teachers"][0]
+    sampling = {"n": 2, "max_tokens": 24, "seed": 7}
+    rollout = {"model": first["model"], "backend": first["backend"], "sampling": sampling, "asked_top_k": 3}
+    return raw | {"task": "score", "rollout": rollout}
+
+
 def alone(raw: dict[str, Any], number: int, run: str) -> dict[str, Any]:
     """The same run with one teacher for all rows."""
     teacher = dict(raw["teachers"][number])

@@ -19,9 +19,6 @@ from tests.support.inline_pool import run_inline
 ROWS = 60
 
 
-ROWS = 60
-
-
 def make_config(folder: Path) -> dict[str, Any]:
     raw = make_raw_config(folder)
     raw["source"]["limit"] = ROWS

@@ -14,28 +14,14 @@ from stillhouse.schemas.config import Config, ConfigError, deciding_values
 from tests.support.command import contents, read
 from tests.support.data import TEACHER
 from tests.support.inline_pool import run_inline
-from tests.support.scoring import make_raw_score_config
+from tests.support.scoring import make_raw_rollout_config
 
 Raw = dict[str, Any]
 
 
-def make_raw(folder: Path, **rollout: Any) -> Raw:
-    raw = make_raw_score_config(folder)
-    raw["source"]["limit"] = 30
-    raw["ingest"]["turns"] = "all"
-    raw["rollout"] = {
-        "model": str(TEACHER),
-        "backend": raw["teacher"]["backend"],
-        "sampling": {"n": 2, "max_tokens": 24, "seed": 7},
-        "max_dropped_fraction": 1.0,
-        **rollout,
-    }
-    return raw
-
-
 @pytest.fixture(scope="module")
 def rolled_out(tmp_path_factory: pytest.TempPathFactory, weights: Path) -> tuple[Raw, dict[str, Any]]:
-    raw = make_raw(tmp_path_factory.mktemp("rolled_out"))
+    raw = make_raw_rollout_config(tmp_path_factory.mktemp("rolled_out"))
     raw["generate"] = {"system_prompts": ["Be brief.", "Be kind.", None]}
     raw["rollout"]["asked_top_k"] = 3
     return raw, run_inline(Config.model_validate(raw))[0]
@@ -87,11 +73,11 @@ def test_rows_that_an_engine_fails_on_are_given_up_alone(
     tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A request that fails each time, of the student (by sample and turn) and of the teacher (by sample)."""
-    raw = make_raw(tmp_path)
+    raw = make_raw_rollout_config(tmp_path)
     raw["source"]["limit"] = 10
     run_inline(Config.model_validate(raw))
     names = read(Path(raw["run_dir"]) / "rollout")["sample_id"].to_pylist()
-    other = make_raw(tmp_path / "other")
+    other = make_raw_rollout_config(tmp_path / "other")
     other["source"]["limit"] = 10
     monkeypatch.setenv("FAKE_TEACHER_RAISES_ON", names[2])
     manifest, _ = run_inline(Config.model_validate(other))
@@ -110,7 +96,7 @@ def test_rows_that_an_engine_fails_on_are_given_up_alone(
 
 
 def test_a_prompt_leaves_every_stage(tmp_path: Path, weights: Path) -> None:
-    raw = make_raw(tmp_path)
+    raw = make_raw_rollout_config(tmp_path)
     raw["source"]["limit"] = 10
     run_inline(Config.model_validate(raw))
     folder = Path(raw["run_dir"])
@@ -131,7 +117,7 @@ def test_a_student_with_another_tokenizer_is_refused(tmp_path: Path, weights: Pa
     tokenizer = json.loads((Path(TEACHER) / "tokenizer.json").read_text())
     tokenizer["truncation"] = {"direction": "Right", "max_length": 9, "strategy": "LongestFirst", "stride": 0}
     (student / "tokenizer.json").write_text(json.dumps(tokenizer))
-    raw = make_raw(tmp_path, model=str(student))
+    raw = make_raw_rollout_config(tmp_path, model=str(student))
     raw["source"]["limit"] = 3
     run_inline(Config.model_validate(raw))  # what a trainer leaves in it makes it no other one
     assert "asked_ids" not in read(Path(raw["run_dir"]) / "score").column_names
@@ -145,11 +131,11 @@ def test_a_student_with_another_tokenizer_is_refused(tmp_path: Path, weights: Pa
 
 
 def test_what_decides_a_roll_out(tmp_path: Path, weights: Path) -> None:
-    values = deciding_values(Config.model_validate(make_raw(tmp_path)))
+    values = deciding_values(Config.model_validate(make_raw_rollout_config(tmp_path)))
     assert {"rollout.model", "rollout.sampling.n", "rollout.sampling.seed", "rollout.backend"} <= values.keys()
     assert "rollout.env" not in values
     engine = {"enforce_eager": True}
-    assert deciding_values(Config.model_validate(make_raw(tmp_path, engine=engine))) == values
+    assert deciding_values(Config.model_validate(make_raw_rollout_config(tmp_path, engine=engine))) == values
 
 
 @pytest.mark.parametrize(
@@ -165,4 +151,4 @@ def test_what_decides_a_roll_out(tmp_path: Path, weights: Path) -> None:
 )
 def test_what_makes_no_sense_is_refused(tmp_path: Path, weights: Path, change: Raw, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Config.model_validate(make_raw(tmp_path) | change)
+        Config.model_validate(make_raw_rollout_config(tmp_path) | change)
