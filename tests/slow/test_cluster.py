@@ -162,7 +162,6 @@ def test_nodes_come_and_go_under_a_real_teacher(head: Head, tmp_path: Path) -> N
         )
         wait_for(lambda: answers(first) and answers(second), 240)
         time.sleep(3)
-        names = {node.id: node.name for node in (first, second)}
         say("two engines answer; the first node is killed")
         first.kill()
         third = stack.enter_context(
@@ -170,7 +169,6 @@ def test_nodes_come_and_go_under_a_real_teacher(head: Head, tmp_path: Path) -> N
         )
         say("a third node with an engine is there")
         wait_for(lambda: answers(third), 240)
-        names[third.id] = third.name
         say("its engine answers; the second node is drained, with 15 s")
         second.drain(15)
         wait_for(lambda: not second.is_alive, 30)
@@ -185,6 +183,6 @@ def test_nodes_come_and_go_under_a_real_teacher(head: Head, tmp_path: Path) -> N
     made = [row for row in timeline if (row["stage"], row["outcome"]) == ("generate", "written")]
     assert sorted(row["shard"] for row in made) == [f"{n:05d}.parquet" for n in range(5)]
     for row in made:
-        print(f"{row['shard']}: by the {names[row['node']]} node, attempts: {row['attempts']}")
+        print(f"{row['shard']}: attempts {row['attempts']}, by replica {row['worker']}")
     assert max(row["attempts"] for row in made) > 1, "the killed node was not amid a shard"
-    assert "third" in {names[row["node"]] for row in made}
+    assert len({row["worker"] for row in made}) > 1
