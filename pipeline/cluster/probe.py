@@ -16,10 +16,12 @@ from typing import Any
 
 import yaml
 
+from stillhouse.pipeline import models
 from stillhouse.pipeline.cluster.node import look, missing_folders, open_preflight, remove_folders
 from stillhouse.pipeline.errors import safe_message
 from stillhouse.pipeline.folder import keys
 from stillhouse.pipeline.look.check import check
+from stillhouse.pipeline.models import Model
 from stillhouse.schemas.config import Config, is_local_path, load, sampled
 from stillhouse.stages.teacher.footprint import footprint
 
@@ -124,11 +126,8 @@ def _node_types() -> list[dict[str, Any]]:
 
 
 def _facts_of_data(config: Config, rows: int, tokens_per_second: float) -> dict[str, Any]:
-    facts: dict[str, Any] = {"footprint": footprint(config)._asdict(), "gated": dict(_gated(config))}
-    views = zip(config.teacher_names, config.views(), strict=False)
-    facts["teachers"] = {
-        name: {"footprint": footprint(view)._asdict(), "gated": dict(_gated(view))} for name, view in views
-    }
+    footprints = {where: footprint(model.run)._asdict() for where, model in _every(config).items()}
+    facts: dict[str, Any] = {"models": footprints, "gated": gated(config)}
     try:
         facts["check"] = check(config, rows, tokens_per_second)
     except Exception as error:  # of any kind: only what is safe to show goes on
@@ -136,21 +135,28 @@ def _facts_of_data(config: Config, rows: int, tokens_per_second: float) -> dict[
     return facts
 
 
-def _gated(config: Config) -> list[tuple[str, str]]:
+def _every(config: Config) -> dict[str, Model]:
+    """The models of all views, by their sections."""
+    return {model.where: model for view in config.views() for model in models.of(view)}
+
+
+def gated(config: Config) -> dict[str, str]:
     """What of the hub has terms to accept, by the key that names it."""
     import huggingface_hub
 
     ask = huggingface_hub.HfApi()
-    named = []
-    if not is_local_path(config.teacher.model):
-        named.append(("teacher.model", config.teacher.model, ask.model_info))
+    named = [
+        (f"{model.where}.model", model.teacher.model, ask.model_info)
+        for model in _every(config).values()
+        if not is_local_path(model.teacher.model)
+    ]
     if config.source.dataset is not None:
         named.append(("source.dataset", config.source.dataset, ask.dataset_info))
-    found = []
+    found = {}
     for key, name, info in named:
         with contextlib.suppress(Exception):  # no hub within reach: what is there is in a cache
             if info(name, timeout=10).gated:
-                found.append((key, name))
+                found[key] = name
     return found
 
 

@@ -1,9 +1,7 @@
-"""The judgement about a cluster for each of several teachers.
+"""The judgement about a cluster for each of several teachers."""
 
-Of the facts `teachers` has `footprint` and `gated`, and of each node `has_model` and `is_cached`, by their names.
-"""
-
-from stillhouse.pipeline.cluster.preflight import Facts, Judgement, judge
+from stillhouse.pipeline.cluster.named import Facts
+from stillhouse.pipeline.cluster.preflight import Judgement, judge
 from stillhouse.schemas.config import Config
 
 
@@ -12,12 +10,9 @@ def judge_all(config: Config, facts: Facts) -> Judgement:
     They take turns, so the plan's hours are those of all, each for its share of the rows that `check` has seen."""
     if config.teachers is None or "problem" in facts:
         return judge(config, facts)
-    found = {}
-    for name in config.teacher_names:
-        nodes = [node | node.get("teachers", {}).get(name, {}) for node in facts["nodes"]]
-        found[name] = judge(config.of_teacher(name), facts | facts["teachers"][name] | {"nodes": nodes})
+    found = {name: judge(config.of_teacher(name), facts) for name in config.teacher_names}
     problems = dict.fromkeys(
-        text if all(text in one.problems for one in found.values()) else f"teachers: of {name}: {text}"
+        text if _is_clear(name, text, found) else f"teachers: of {name}: {text}"
         for name, judged in found.items()
         for text in judged.problems
     )
@@ -31,3 +26,10 @@ def judge_all(config: Config, facts: Facts) -> Judgement:
             total = round(sum(hours[name] * share[name] for name in hours), 2)
         plan = plan | {"max_hours": total}
     return Judgement([*problems], [*dict.fromkeys(text for one in found.values() for text in one.notes)], plan)
+
+
+def _is_clear(name: str, text: str, found: dict[str, Judgement]) -> bool:
+    """Whether a sentence names its teacher, or holds for all of them."""
+    return text.startswith((f"teachers.{name}.", f"teachers.{name}:")) or all(
+        text in one.problems for one in found.values()
+    )

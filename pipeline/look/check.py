@@ -1,11 +1,7 @@
 """What a run would meet and cost, before any of it is paid for: reads the first rows of the source for real."""
 
-import importlib.util
-import os
 from collections.abc import Iterator
-from glob import glob
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -16,8 +12,9 @@ from stillhouse.pipeline.console import message
 from stillhouse.pipeline.dataset.given import check_given_ids, check_student
 from stillhouse.pipeline.dataset.teachers import check_one_tokenizer
 from stillhouse.pipeline.folder.identity import compare_with_folder
+from stillhouse.pipeline.look.models import model_problems, slow_models
 from stillhouse.schemas import tables
-from stillhouse.schemas.config import Config, NamedTeacher, TargetsConfig, num_parallel
+from stillhouse.schemas.config import Config, TargetsConfig, num_parallel
 from stillhouse.stages.ingest import REASONS, Ingest
 from stillhouse.stages.sources import count_rows, read_rows
 from stillhouse.stages.sources.proposal import column_names, proposal
@@ -73,15 +70,11 @@ def look(config: Config, rows: int, tokens_per_second: float) -> tuple[dict[str,
     if config.has_rules:
         names = kept.column("teacher").to_pylist()
         result["teachers"] = {name: names.count(name) for name in config.teacher_names}
-    slow = dict.fromkeys(slow_dtype(view.teacher.dtype) for view in config.views())
-    result["notes"] = [*filter(None, [*slow, _set_aside(config, result), _without_rows(result)])]
+    result["notes"] = [*filter(None, [*slow_models(config), _set_aside(config, result), _without_rows(result)])]
     problems = [*_source_problems(config, result)]
     if problems:
         result["notes"] += _proposal(config, result)
-    result["problems"] = [
-        *problems,
-        *dict.fromkeys(text for view in config.views() for text in _teacher_problems(view)),
-    ]
+    result["problems"] = [*problems, *model_problems(config)]
     if kept.num_rows:
         turns = pc.sum(pc.list_value_length(kept.column("user_turns"))).as_py()
         result["mean_prompt_tokens"] = round(pc.mean(kept.column("num_prompt_tokens")).as_py(), 1)
@@ -203,42 +196,6 @@ def _proposal(config: Config, result: dict[str, Any]) -> Iterator[str]:
         yield f"source.columns: try {{{listed}}} (docs/sources.md)"
     if "unknown_role" in result["refused"]:
         yield "source.roles: name the roles that docs/sources.md does not list, such as {narrator: system}"
-
-
-def _teacher_problems(config: Config) -> Iterator[str]:
-    from stillhouse.stages.teacher.pretrained import model_facts
-
-    targets, teacher, model = config.targets, config.teacher, model_facts(config)
-    key = f"teachers.{teacher.name}" if isinstance(teacher, NamedTeacher) else "teacher"
-    vocab_size, longest = model.vocab_size, model.max_positions
-    is_asked = targets.method != "sampled" or targets.draws_from == "top_k"
-    if is_asked and vocab_size is not None and targets.top_k > vocab_size:
-        yield f"targets.top_k: {targets.top_k} exceeds the teacher's vocabulary of {vocab_size}; lower it"
-    is_forced = "hf_overrides" in teacher.engine or "VLLM_ALLOW_LONG_MAX_MODEL_LEN" in {**os.environ, **teacher.env}
-    if longest is not None and teacher.max_model_len > longest and not is_forced:
-        yield (
-            f"{key}.max_model_len: {teacher.max_model_len} exceeds the {longest} positions that the teacher was made "
-            "for (max_position_embeddings); lower it"
-        )
-
-
-def slow_dtype(dtype: str, cpuinfo: Path = Path("/proc/cpuinfo")) -> str | None:
-    """What to know where this machine would run the teacher on a CPU that is slow with `dtype`; None otherwise.
-
-    torch 2.13 on an AMD EPYC with AVX2, one thread, [32, 576] x [576, 1536]: float32 66 GFLOP/s, bfloat16 9.
-    """
-    if dtype == "float32" or glob("/dev/nvidia[0-9]*") or importlib.util.find_spec("vllm") is None:
-        return None
-    try:
-        has_avx512 = " avx512f" in cpuinfo.read_text()
-    except OSError:  # not Linux
-        return None
-    if has_avx512:
-        return None
-    return (
-        f"teacher.dtype: this machine has no GPU, and its CPU no AVX-512; {dtype} is then about 7 times slower "
-        "than float32; set float32 for a run here"
-    )
 
 
 def show(result: dict[str, Any]) -> None:

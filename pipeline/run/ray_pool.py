@@ -26,8 +26,12 @@ NODE_GROUP_LABEL = "ray.io/node-group"
 these may get nodes that they have not yet."""
 MAX_NODES_NAMED = 4
 
-RAYS_LINES = r"^\[[0-9-]+ [0-9:,]+ [A-Z] [0-9]+ [0-9]+\] |^\((raylet|pid=|autoscaler|gcs_server)"
-"""How lines begin that Ray's C++ code and its daemons write to the driver's standard error, for `console.drop_lines`.
+RAYS_LINES = (
+    "^[ \t]*(\x1b\\[[0-9;]*m)*(\\[[0-9-]+ [0-9:,]+ [A-Z] [0-9]+ [0-9]+\\] |\\((raylet|pid=|autoscaler|gcs_server))"
+    "|^[ \t]+(\\[state-dump\\]|\\([0-9]\\) raylet )"
+)
+"""How lines begin that Ray's C++ code and its daemons write to the driver's standard error, for `console.drop_lines`:
+in colour in a job, and some go on in a second line, or in the log of a raylet that was killed.
 They are in Ray's own logs as well."""
 
 

@@ -44,6 +44,7 @@ from stillhouse.schemas.config.resources import ResourcesConfig, WorkersConfig
 from stillhouse.schemas.config.run import Config
 from stillhouse.schemas.config.section import ConfigError, Section, checked_location, is_local_path
 from stillhouse.schemas.config.teacher import (
+    OWN_BACKEND,
     GenerateConfig,
     KeepConfig,
     SamplingConfig,
@@ -55,6 +56,7 @@ from stillhouse.schemas.config.teacher import (
 from stillhouse.schemas.config.teachers import NamedTeacher
 
 __all__ = [
+    "OWN_BACKEND",
     "BalanceConfig",
     "ClassifierConfig",
     "Config",

@@ -10,10 +10,11 @@ Shape legend: N texts, L labels, S tokens written, K tokens known per place.
 """
 
 import asyncio
+import contextlib
 import itertools
 import re
 import threading
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -44,6 +45,8 @@ DIGITS = 4
 """Of a score. An engine's sixth digit depends on which texts it computes together."""
 
 Result = TypeVar("Result")
+Groups = list[tuple[chats.Chat, list[QuestionConfig]]]
+"""Questions with the same variables of the template share a request."""
 
 
 class Asked(NamedTuple):
@@ -52,6 +55,18 @@ class Asked(NamedTuple):
     number: int
     group: int
     prompt_ids: NDArray[np.int32]
+
+
+def place_of(config: GuardConfig) -> str:
+    """What sentences call a guard's section."""
+    return f"screen.classifiers (guard {config.questions[0].label})"
+
+
+def check_guard(config: GuardConfig) -> None:
+    """Raises `ConfigError` where `GuardClassifier` would before it starts an engine."""
+    check_thresholds(config.thresholds, config.labels, place_of(config))
+    with _explained(place_of(config)):
+        _prepared(config)
 
 
 class GuardClassifier:
@@ -68,34 +83,15 @@ class GuardClassifier:
 
     def __init__(self, config: GuardConfig) -> None:
         self.labels: tuple[str, ...] = config.labels
-        where = f"screen.classifiers (guard {config.questions[0].label})"
+        where = place_of(config)
         self.thresholds = check_thresholds(config.thresholds, self.labels, where)
         self._config = config
-        # Questions with the same variables of the template share a request.
-        self._groups: list[tuple[chats.Chat, list[QuestionConfig]]] = []
-        variables: list[dict[str, Any]] = []
-        try:
-            for question in config.questions:
-                if question.chat_template_kwargs not in variables:
-                    variables.append(question.chat_template_kwargs)
-                    self._groups.append((chats.load_chat(_as_run(config, question.chat_template_kwargs)), []))
-                self._groups[variables.index(question.chat_template_kwargs)][1].append(question)
-            self._overhead = max(_overhead(chat, config) for chat, _ in self._groups)
+        with _explained(where):
+            self._groups, self._room = _prepared(config)
             self._tokenizer = self._groups[0][0].tokenizer
-            self._room = config.max_model_len - config.max_tokens - self._overhead - 8
-            if self._room < LEAST_ROOM:
-                raise TemplateError(
-                    f"max_model_len: {config.max_model_len} leaves {max(self._room, 0)} tokens for a text beside "
-                    f"{self._overhead} of the template and {config.max_tokens} of the answer; raise it"
-                )
-            for question in config.questions:
-                _check_words(self._tokenizer, question)
             self._loop = _Loop()
             ends = self._groups[0][0].end_of_turn_ids()
-            self._teacher: Watchdog = self._loop.run(_started(_as_run(config, {}), ends, config.stall_timeout_s))
-        except (TemplateError, TeacherError) as error:
-            reason = re.sub(r"teacher(\.|: )", "", str(error))  # keys of a guard, not of the teacher
-            raise ConfigError(f"{where}: {reason}") from None
+            self._teacher: Watchdog = self._loop.run(_started(as_run(config), ends, config.stall_timeout_s))
         self._names = itertools.count()
 
     def score(self, texts: Sequence[str]) -> NDArray[np.float32]:
@@ -234,6 +230,37 @@ class _Loop:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
 
+@contextlib.contextmanager
+def _explained(where: str) -> Iterator[None]:
+    try:
+        yield
+    except (TemplateError, TeacherError) as error:
+        reason = re.sub(r"teacher(\.|: )", "", str(error))  # keys of a guard, not of the teacher
+        raise ConfigError(f"{where}: {reason}") from None
+
+
+def _prepared(config: GuardConfig) -> tuple[Groups, int]:
+    """How a guard is asked, and the tokens that there are for a text. Raises `TemplateError` where its model, its
+    template or its words will not do."""
+    groups: Groups = []
+    variables: list[dict[str, Any]] = []
+    for question in config.questions:
+        if question.chat_template_kwargs not in variables:
+            variables.append(question.chat_template_kwargs)
+            groups.append((chats.load_chat(as_run(config, question.chat_template_kwargs)), []))
+        groups[variables.index(question.chat_template_kwargs)][1].append(question)
+    overhead = max(_overhead(chat, config) for chat, _ in groups)
+    room = config.max_model_len - config.max_tokens - overhead - 8
+    if room < LEAST_ROOM:
+        raise TemplateError(
+            f"max_model_len: {config.max_model_len} leaves {max(room, 0)} tokens for a text beside {overhead} of the "
+            f"template and {config.max_tokens} of the answer; raise it"
+        )
+    for question in config.questions:
+        _check_words(groups[0][0].tokenizer, question)
+    return groups, room
+
+
 async def _started(config: Config, stop_token_ids: list[int], stall_timeout_s: float) -> Watchdog:
     """A coroutine, so that the engine finds the loop that it will be used in."""
     return Watchdog(load_teacher(config, stop_token_ids), stall_timeout_s)
@@ -243,13 +270,14 @@ async def _ended(teacher: Watchdog) -> None:
     teacher.shutdown()
 
 
-def _as_run(config: GuardConfig, variables: dict[str, Any]) -> Config:
-    """The sections of a run that a teacher and its chat read, as they are for a guard."""
+def as_run(config: GuardConfig, variables: dict[str, Any] | None = None) -> Config:
+    """The sections of a run that a teacher and its chat read, as they are for a guard; `variables` are more of the
+    template's."""
     teacher = TeacherConfig(
         model=config.model,
         revision=config.revision,
         chat_template=config.chat_template,
-        chat_template_kwargs=config.chat_template_kwargs | variables,
+        chat_template_kwargs=config.chat_template_kwargs | (variables or {}),
         max_model_len=config.max_model_len,
         dtype=config.dtype,
         engine=config.engine,

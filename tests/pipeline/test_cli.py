@@ -43,6 +43,10 @@ from stillhouse.pipeline.run.ray_pool import RAYS_LINES
 
 console.drop_lines(RAYS_LINES)
 os.write(2, b"[2026-11-25 20:01:03,806 E 319 319] core_worker.cc:2465: from C++\\n(raylet) Task failed\\nkept\\n")
+RAYLET = b"\\x1b[33m(raylet)\\x1b[0m "
+os.write(2, RAYLET + b"Raylet is terminated. Its log:\\n    [2026-11-25 20:01:03,806 I 319 319] x.cc:1: y\\n")
+os.write(2, b"    [state-dump] \\tNodeManager.GC - 1 total\\n    [state-dump] \\n")
+os.write(2, RAYLET + b"The node: \\t(1) raylet crashes\\n\\t(2) raylet has lagging heartbeats\\n  kept too\\n")
 console.message("[ours] is not dropped, whatever it looks like: (raylet)")
 os.write(2, b"last words")
 os.abort()
@@ -65,7 +69,7 @@ def test_lines_of_a_library_are_dropped_and_last_words_are_not() -> None:
     result = python(DROPS)
     assert result.returncode == -6
     lines = set(result.stderr.splitlines())
-    assert lines == {"kept", "last words", "[ours] is not dropped, whatever it looks like: (raylet)"}
+    assert lines == {"kept", "  kept too", "last words", "[ours] is not dropped, whatever it looks like: (raylet)"}
 
 
 @pytest.mark.parametrize("arguments", [["run"], ["export", "runs/x", "--to", "openai"]])

@@ -125,12 +125,14 @@ ENGINE = ("--num-cpus=1", '--resources={"engine": 1}')
 
 def test_nodes_come_and_go_under_a_real_teacher(head: Head, tmp_path: Path) -> None:
     """A head and three nodes, two of them with an engine. One of these is killed amid answers, one is added, and when
-    that one answers the other is drained. The rows are those of an undisturbed run on this machine."""
+    that one answers the other is drained. Until then there is always something to answer. The rows are those of an
+    undisturbed run on this machine."""
     (tmp_path / "undisturbed").mkdir()
     undisturbed = Command(tmp_path / "undisturbed", make_config(tmp_path / "undisturbed"), local=True)
     undisturbed("run")
-    raw = make_config(tmp_path)
-    raw["teacher"]["engine"]["max_num_seqs"] = 2  # slow enough for all that is to happen
+    raw, release = make_config(tmp_path), tmp_path / "release"
+    raw["teacher"]["backend"] = "tests.support.held_teacher:HeldTeacher"
+    raw["teacher"]["env"] |= {"FREE_ANSWERS": "10", "RELEASE": str(release)}
     workers = {"num_cpus": 0, "resources": {"engine": 1}, "max_workers": 2, "shards_in_flight": 2}
     raw["resources"] = {"generate": workers}
     file = folder_that_travels(tmp_path / "w", Command(tmp_path, raw))
@@ -160,22 +162,27 @@ def test_nodes_come_and_go_under_a_real_teacher(head: Head, tmp_path: Path) -> N
         )
         wait_for(lambda: answers(first) and answers(second), 240)
         time.sleep(3)
-        say("two engines answer; one's node is killed")
+        say("two engines answer; the first node is killed")
         first.kill()
         third = stack.enter_context(
             joined(head, "third", *ENGINE, mounted=None, VLLM_CPU_OMP_THREADS_BIND="0", **alone)
         )
-        say("another node is there")
+        say("a third node with an engine is there")
         wait_for(lambda: answers(third), 240)
-        say("its engine answers; the other's node is drained, with 15 s")
+        say("its engine answers; the second node is drained, with 15 s")
         second.drain(15)
         wait_for(lambda: not second.is_alive, 30)
         say("it has left")
+        release.touch()
         result, err = ended(submit)
         say(f"the run has ended, {result['state']}")
+    print(err)
     assert result["state"] == "SUCCEEDED", err
     assert outcome(run_dir) == outcome(undisturbed.run_dir)
     timeline = [row for file in run_dir.glob("state/timeline/*.parquet") for row in pq.read_table(file).to_pylist()]
-    assert sorted(r["shard"] for r in timeline if r["stage"] == "generate" and r["outcome"] == "written") == [
-        f"{n:05d}.parquet" for n in range(5)
-    ]
+    made = [row for row in timeline if (row["stage"], row["outcome"]) == ("generate", "written")]
+    assert sorted(row["shard"] for row in made) == [f"{n:05d}.parquet" for n in range(5)]
+    for row in made:
+        print(f"{row['shard']}: attempts {row['attempts']}, by replica {row['worker']}")
+    assert max(row["attempts"] for row in made) > 1, "the killed node was not amid a shard"
+    assert len({row["worker"] for row in made}) > 1

@@ -54,7 +54,7 @@ def kind(name: str) -> str | None:
     """Which part of a run a process is; None for those that hold none of its work (dashboards, agents, spares)."""
     if name in ("raylet", "gcs_server"):
         return name
-    return "worker" if re.match(r"ray::(StageWorker|_ingest_task|_assign_task)", name) else None
+    return "worker" if re.match(r"ray::(StageWorker|ingest_task|assign_task)", name) else None
 
 
 def stage_under_way(run_dir: Path) -> str:

@@ -11,65 +11,11 @@ from typing import Any
 
 import pytest
 
-from stillhouse.pipeline.cluster import node, preflight
+from stillhouse.pipeline.cluster import node
 from stillhouse.pipeline.cluster.several import judge_all
 from stillhouse.pipeline.folder import keys, open_folder
 from stillhouse.schemas.config import Config
-
-GPU = 80 * 10**9
-CONFIG: dict[str, Any] = {
-    "run_dir": "/mnt/shared/run",
-    "source": {"dataset": "lmsys/lmsys-chat-1m", "revision": "abc"},
-    "teacher": {"model": "google/gemma-2-27b-it", "revision": "def", "max_model_len": 8192,
-                "engine": {"tensor_parallel_size": 2}},
-    "sampling": {"max_tokens": 2048},
-    "resources": {"generate": {"max_workers": 6, "num_gpus": 2, "num_cpus": 4}},
-}  # fmt: skip
-
-
-def worker(number: int) -> dict[str, Any]:
-    return {
-        "address": f"10.0.0.{number}", "resources": {"CPU": 32.0, "GPU": 4.0, "memory": 1e11}, "labels": {},
-        "host": f"w{number}", "python": "3.11.9", "unmet": {}, "vllm": "0.32.1", "run_dir_problem": None,
-        "sees_run_dir": True, "has_model": True, "has_token": True, "gpus": [GPU] * 4, "memory_bytes": 256 * 10**9,
-        "disk_free_bytes": 500 * 10**9, "is_cached": False,
-    }  # fmt: skip
-
-
-def head() -> dict[str, Any]:
-    return worker(1) | {"resources": {"CPU": 8.0}, "gpus": [], "vllm": None, "disk_free_bytes": 10**9}
-
-
-FACTS: dict[str, Any] = {
-    "ray": "2.60.0",
-    "nodes": [head(), worker(2), worker(3)],
-    "node_types": [],
-    "footprint": {"weight_bytes": 54 * 10**9, "file_bytes": 54 * 10**9, "cache_bytes_per_token": 376_832},
-    "gated": {"teacher.model": "google/gemma-2-27b-it"},
-    "check": {"problems": [], "notes": ["a note of check's"],
-              "estimate": {"max_answer_tokens": 36_000_000, "max_bytes": 5 * 10**9,
-                           "tokens_per_second_per_replica": 2500.0}},
-}  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def _requirements(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(preflight, "requirements", lambda: ["ray>=2.60", "vllm>=0.32.0,<0.33; extra == 'gpu'"])
-
-
-def judged(change: Callable[[dict[str, Any]], Any] = lambda facts: None, **config: Any) -> preflight.Judgement:
-    facts = copy.deepcopy(FACTS)
-    change(facts)
-    return judge_all(Config.model_validate({**CONFIG, **config}), facts)
-
-
-def on(number: int, **values: Any) -> Callable[[dict[str, Any]], Any]:
-    """Changes node 10.0.0.`number`."""
-    return lambda facts: facts["nodes"][number - 1].update(values)
-
-
-def everywhere(**values: Any) -> Callable[[dict[str, Any]], Any]:
-    return lambda facts: [found.update(values) for found in facts["nodes"]]
+from tests.support.cluster_facts import CONFIG, FACTS, LARGE_ONE, everywhere, head, judged, of_model, on, worker
 
 
 def test_a_cluster_that_is_right_has_no_problem_and_a_plan() -> None:
@@ -120,7 +66,7 @@ WRONG: dict[str, tuple[Callable[[dict[str, Any]], Any], dict[str, Any], str]] = 
         "teacher.model: google/gemma-2-27b-it is gated, and node 10.0.0.2 has no token for the hub; accept its terms",
     ),
     "the teacher's folder is missing on a node": (
-        on(3, has_model=False), {"teacher": {**CONFIG["teacher"], "model": "/models/x"}},
+        of_model("teacher", 3, has_model=False), {"teacher": {**CONFIG["teacher"], "model": "/models/x"}},
         "teacher.model: /models/x is no folder with a model on node 10.0.0.3; put the weights where every node finds",
     ),
     "the source cannot be read": (
@@ -141,7 +87,7 @@ WRONG: dict[str, tuple[Callable[[dict[str, Any]], Any], dict[str, Any], str]] = 
         "GB, of which 92% are used; raise teacher.engine.tensor_parallel_size",
     ),
     "too little memory without GPUs": (
-        everywhere(memory_bytes=48 * 10**9, vllm="0.32.0", is_cached=True), {"resources": {}},
+        everywhere(memory_bytes=48 * 10**9, vllm="0.32.0", disk_free_bytes=10**12), {"resources": {}},
         "teacher: weights of 54.0 GB and a cache of 0.0 GB (VLLM_CPU_KVCACHE_SPACE) exceed the 48.0 GB of memory of",
     ),
     "a full disk": (
@@ -303,19 +249,13 @@ def test_several_teachers_are_judged_one_by_one() -> None:
         "resources": {**CONFIG["resources"], "teachers": {"large": {"max_workers": 2, "num_gpus": 4}}},
     }
     facts = copy.deepcopy(FACTS)
-    facts["teachers"] = {
-        "small": {"footprint": FACTS["footprint"], "gated": {}},
-        "large": {"footprint": FACTS["footprint"] | {"weight_bytes": 400 * 10**9}, "gated": {}},
-    }
+    facts["models"]["teachers.large"] = LARGE_ONE | {"weight_bytes": 400 * 10**9}
     facts["check"]["teachers"] = {"small": 30, "large": 10}
-    for found in facts["nodes"]:
-        found["teachers"] = {name: {"has_model": True, "is_cached": True} for name in ("small", "large")}
-    facts["nodes"][2]["teachers"]["large"]["has_model"] = False
+    of_model("teachers.large", 3, has_model=False)(facts)
     judged = judge_all(Config.model_validate(raw), facts)
-    assert [text.partition(" (")[0].partition(", and ")[0] for text in judged.problems] == [
-        "teachers: of large: teacher.model: /models/large is no folder with a model on node 10.0.0.3; put the weights "
-        "where every node finds them, or name a hub id with its revision".partition(", and ")[0],
-        "teachers: of large: teacher: weights of 400.0 GB are 100.0 GB for each of 4 GPUs",
+    assert [text.partition("; put ")[0].partition(", and ")[0] for text in judged.problems] == [
+        "teachers.large.model: /models/large is no folder with a model on node 10.0.0.3",
+        "teachers.large: weights of 400.0 GB are 100.0 GB for each of 4 GPUs",
     ]
     # 4 replicas of the small one do all in 1 hour, 2 of the large one in 2.
     assert judged.plan == {"nodes": 3, "replicas": 2, "max_replicas": 2, "max_hours": 1.25, "max_bytes": 5 * 10**9}

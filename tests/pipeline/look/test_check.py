@@ -11,7 +11,8 @@ import pytest
 import yaml
 
 from stillhouse.pipeline import cli
-from stillhouse.pipeline.look import check
+from stillhouse.pipeline.look import models
+from tests.support.data import TEACHER
 from tests.support.source_rows import assistant, lmsys, user
 
 CANARY = "text-canary"
@@ -30,15 +31,15 @@ GOOD = [lmsys(i, user(f"question {i} {CANARY}"), assistant()) for i in range(6)]
 def test_dtype_that_is_slow_here_is_named(
     flags: str, dtype: str, is_slow: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(check, "glob", lambda pattern: [])
+    monkeypatch.setattr(models, "glob", lambda pattern: [])
     cpuinfo = tmp_path / "cpuinfo"
     cpuinfo.write_text(f"model name: x\nflags\t\t: {flags}\n")
-    note = check.slow_dtype(dtype, cpuinfo)
+    note = models.slow_dtype("teacher", dtype, cpuinfo)
     assert (note is not None) == is_slow
     assert note is None or note.startswith("teacher.dtype: ")
-    assert check.slow_dtype(dtype, tmp_path / "not Linux") is None
-    monkeypatch.setattr(check, "glob", lambda pattern: ["/dev/nvidia0"])
-    assert check.slow_dtype(dtype, cpuinfo) is None
+    assert models.slow_dtype("teacher", dtype, tmp_path / "not Linux") is None
+    monkeypatch.setattr(models, "glob", lambda pattern: ["/dev/nvidia0"])
+    assert models.slow_dtype("teacher", dtype, cpuinfo) is None
 
 
 @pytest.fixture
@@ -116,6 +117,63 @@ def test_check_fails_where_a_run_would(rows: list[Any], sections: dict[str, Any]
     assert code == 1
     assert any(found.startswith(problem) for found in result["problems"])
     assert problem in said
+
+
+def like_the_teacher(folder: Path, *without: str, **facts: int) -> str:
+    """A folder with the teacher's files but for some, and other facts in its config.json."""
+    folder.mkdir()
+    for file in TEACHER.iterdir():
+        if file.name not in (*without, "config.json"):
+            (folder / file.name).symlink_to(file)
+    (folder / "config.json").write_text(json.dumps(json.loads((TEACHER / "config.json").read_text()) | facts))
+    return str(folder)
+
+
+def test_a_student_is_looked_at(looked: Any, raw_config: dict[str, Any], tmp_path: Path) -> None:
+    raw_config |= {"task": "score", "sampling": {}}
+    student = {
+        "model": like_the_teacher(tmp_path / "student", max_position_embeddings=256, vocab_size=300),
+        "dtype": "bfloat16",
+        "sampling": {"max_tokens": 24},
+    }
+    code, result, _ = looked(GOOD, rollout=student | {"asked_top_k": 301})
+    assert code == 1
+    assert result["problems"] == [
+        "rollout.asked_top_k: 301 exceeds the student's vocabulary of 300; lower it",
+        "teacher.max_model_len: 512 exceeds the 256 positions that the student was made for (max_position_embeddings); "
+        "lower it",
+    ]
+
+
+GUARD = {"name": "guard", "preset": "llama-guard-3", "model": str(TEACHER), "max_model_len": 512}
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"model": "half a guard"}, ": model: no tokenizer at '"),
+        ({"max_model_len": 8193}, ".max_model_len: 8193 exceeds the 8192 positions that the guard was made for"),
+        ({"max_model_len": 128, "max_tokens": 60}, ": max_model_len: 128 leaves "),
+        ({"chat_template": "template"}, ": chat_template: it does not write all of the answers that the guard is to"),
+        ({"thresholds": {"llama_gard": 0.5}}, ": `thresholds` names llama_gard; the labels are "),
+    ],
+)
+def test_a_guard_is_looked_at(changes: dict[str, Any], problem: str, looked: Any, tmp_path: Path) -> None:
+    half = like_the_teacher(tmp_path / "guard", "tokenizer.json", "vocab.json", "merges.txt")
+    (tmp_path / "template").write_text(
+        "{% for m in messages %}{% if m.role != 'assistant' %}{{ m.role }}: {{ m.content }}{% endif %}{% endfor %}"
+    )
+    places = {"half a guard": half, "template": str(tmp_path / "template")}
+    if (name := next(iter(changes))) in ("model", "chat_template"):
+        changes = {name: places[changes[name]]}
+    code, result, _ = looked(GOOD, screen={"classifiers": [GUARD | changes]})
+    assert code == 1
+    (found,) = result["problems"]
+    assert found.startswith(f"screen.classifiers (guard llama_guard){problem}")
+
+
+def test_a_guard_that_is_right_is_no_problem(looked: Any) -> None:
+    assert looked(GOOD, screen={"classifiers": [GUARD]})[0] == 0
 
 
 def test_top_k_of_the_whole_vocabulary_is_fine(looked: Any) -> None:
