@@ -4,7 +4,7 @@ Prints one line of JSON for each measurement. Each needs a folder that it may fi
 
     python -m benchmarks.scale_out scale FOLDER [--replicas 1 2 8 32]   answers/s after the start, against one replica
     python -m benchmarks.scale_out tail FOLDER [--replicas 32]          shards that cost 1 to 10, which nobody knows
-    python -m benchmarks.scale_out driver FOLDER [--shards 100 10000]   the driver's memory, seconds a shard
+    python -m benchmarks.scale_out driver FOLDER [--shards 100 10000]   the driver's memory and CPU time a shard
 
 In `scale` and `tail` each replica writes 8 answers at once, and none begins before all have started: on two cores that
 takes long. Start is the time until all replicas answer; steady is from then until the first of them has nothing left to
@@ -109,19 +109,19 @@ def answers(spans: list[npt.NDArray[np.float64]], since: float, until: float) ->
 
 
 def driver(folder: Path, num_shards: int) -> dict[str, Any]:
-    """A run up to dedupe over shards of one row, and the resident memory of its driver while they come."""
+    """A run up to dedupe over shards of one row: resident memory (MB) and CPU time of its driver while they come."""
     file = configuration(folder, num_shards, 1, {})
-    seconds, sizes = dict[str, float](), dict[str, list[int]]()
+    seconds, cpu, sizes = dict[str, float](), dict[str, float](), dict[str, list[int]]()
     with started_head(folder / "head.log", "--num-cpus=2", **PRIORITY) as head:
         process = started("run", file, "--until", "dedupe", **head.driver_environment)
-        step, began = "ingest", time.monotonic()
+        step, began, used = "ingest", time.monotonic(), 0.0
         for line in lines(process):
             if ".parquet:" not in line:
                 continue
             name = line.partition(".parquet:")[0].rpartition(" ")[0]
             if name != step:
-                step, began = name, time.monotonic()
-            seconds[step] = time.monotonic() - began
+                step, began, used = name, time.monotonic(), cpu_seconds(process.pid)
+            seconds[step], cpu[step] = time.monotonic() - began, cpu_seconds(process.pid) - used
             of_step = sizes.setdefault(step, [])
             of_step.append(megabytes(process.pid))
             if len(of_step) % 1000 == 0:
@@ -134,6 +134,7 @@ def driver(folder: Path, num_shards: int) -> dict[str, Any]:
             for step, found in sizes.items()
         },
         "ms_a_shard": {step: round(1000 * taken / num_shards, 2) for step, taken in seconds.items()},
+        "driver_cpu_ms_a_shard": {step: round(1000 * taken / num_shards, 2) for step, taken in cpu.items()},
         "load": os.getloadavg()[0],
     }
 
@@ -142,6 +143,12 @@ def megabytes(pid: int) -> int:
     """Resident memory of a process."""
     (line,) = [line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmRSS")]
     return int(line.split()[1]) // 1024
+
+
+def cpu_seconds(pid: int) -> float:
+    """CPU time of a process so far, all its threads."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def configuration(folder: Path, num_shards: int, rows_per_shard: int, resources: dict[str, Any]) -> Path:

@@ -17,7 +17,7 @@ from stillhouse.pipeline.run import placement
 from stillhouse.pipeline.run.placement import has_room, needed_by, spelled
 from stillhouse.pipeline.run.pool import ACTIVITY_EVERY_S, Job, Task
 from stillhouse.pipeline.run.ray_address import check_address
-from stillhouse.pipeline.run.ray_replicas import Board, Replicas
+from stillhouse.pipeline.run.ray_replicas import QUIET_S, Board, Replicas
 from stillhouse.pipeline.run.result import Activity, ShardResult
 from stillhouse.schemas.config import Config, ConfigError
 
@@ -41,6 +41,7 @@ class RayPool:
     def __init__(self) -> None:
         self._is_started = self._is_ours = False
         self._board: Any = None
+        self._node = ""
 
     def require(self, config: Config, stages: Sequence[str]) -> list[str]:
         self._start()
@@ -66,7 +67,7 @@ class RayPool:
         self, job: Job, shards: Sequence[str], on_activity: Callable[[Activity], None]
     ) -> Iterator[ShardResult]:
         self._start()
-        replicas, is_done = Replicas(job, self._board), False
+        replicas, is_done = Replicas(job, self._board, self._require_node), False
         try:
             with _explained(job.stage), self._watched(job, replicas, on_activity):
                 yield from replicas.results(shards)
@@ -85,8 +86,27 @@ class RayPool:
             max_retries=config.resources.max_attempts,
         )
         with _explained(stage):
-            for reference in remote.remote(config, *arguments):
+            results = remote.remote(config, *arguments)
+            while True:
+                ready, _ = ray.wait([results], timeout=QUIET_S, fetch_local=False)
+                if not ready:
+                    self._require_node()
+                    continue
+                reference = next(results, None)
+                if reference is None:
+                    return
                 yield ray.get(reference)
+
+    def _require_node(self) -> None:
+        """Raises `RunError` where the driver's own node has ended under it. Ray then starts nothing for this driver any
+        more, where there is no other node, and says so nowhere."""
+        import ray
+
+        if any(node["NodeID"] == self._node and not node["Alive"] for node in ray.nodes()):
+            raise RunError(
+                "Ray's processes on the driver's machine are gone (its raylet has ended); run again to go on with what "
+                "is missing"
+            )
 
     def close(self, error: BaseException | None = None) -> None:
         """After a failure Ray shuts down by itself at exit: it ends this process at once, and our last words with it,
@@ -119,7 +139,8 @@ class RayPool:
             signal.signal(signal.SIGTERM, on_sigterm)  # ray.init puts an exit with code 15 there
             self._is_ours = True
         # Here, because a node may leave with all that is on it.
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        self._node = ray.get_runtime_context().get_node_id()
+        here = NodeAffinitySchedulingStrategy(self._node, soft=False)
         self._board = ray.remote(Board).options(num_cpus=0, scheduling_strategy=here).remote()
         self._is_started = True
 

@@ -6,7 +6,7 @@ import logging
 import secrets
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from math import ceil
 from typing import Any
@@ -23,6 +23,8 @@ NOTICE_LEFT_S = 5.0
 """So long before its node has to be gone a replica is ended, and what it has not finished is given to others."""
 NEWS_S = 5.0
 """How long the cluster may take to say that a node has gone, after its actors have."""
+QUIET_S = 5.0
+"""After so long without a result the driver makes sure that its own node is still there."""
 LEFT = (1, 3, 4)
 """Why a node has gone, of `DeathReason` in `ray.nodes()`: asked to end, drained before it was taken away, drained as
 idle (`NodeDeathInfo.Reason` of Ray 2.60). 2 is unexpected."""
@@ -51,8 +53,9 @@ class Replicas:
     until they are done); then what they hold is given to others, as if it had not been begun.
     """
 
-    def __init__(self, job: Job, board: Any) -> None:
-        self._job, self._board = job, board
+    def __init__(self, job: Job, board: Any, require_node: Callable[[], None]) -> None:
+        """`require_node` raises `RunError` where the driver's own node is gone."""
+        self._job, self._board, self._require_node = job, board, require_node
         config = job.config
         self._attempts = Attempts(
             open_folder(config.run_dir), job.run_id, job.stage, job.step, config.resources.max_attempts
@@ -71,6 +74,7 @@ class Replicas:
     def results(self, shards: Sequence[str]) -> Iterator[ShardResult]:
         """Of each shard or piece of one, as it is ready."""
         todo, num_left, num_kept = deque(shards), len(shards), min(self._job.resources.min_workers, len(shards))
+        heard = time.monotonic()
         while num_left:
             todo.extendleft(reversed([*self._of_dead(), *self._of_leaving()]))
             self._end_idle(todo, num_kept)
@@ -79,6 +83,10 @@ class Replicas:
             for result in self._done():
                 num_left -= 1
                 yield result
+                heard = time.monotonic()
+            if time.monotonic() > heard + QUIET_S:
+                self._require_node()
+                heard = time.monotonic()
 
     def close(self, *, is_done: bool) -> None:
         """Ends all: each by itself where the work is done, else at once."""

@@ -77,14 +77,14 @@ def test_killed_at_random_moments(finished: Config, tmp_path: Path, seed: int) -
         if (command.run_dir / "dataset/manifest.json").exists():
             assert_nothing_lost_nothing_twice(command.run_dir, Path(finished.run_dir))
             shutil.rmtree(command.run_dir)
-        log = (tmp_path / "log").open("a")
-        driver = subprocess.Popen(
-            [sys.executable, "-m", "stillhouse", "run", str(command.file)],
-            cwd=ROOT,
-            env={**os.environ, "FAKE_TEACHER_DELAY_S": "0.3", "RAY_AUTH_MODE": "disabled"},
-            stdout=log,
-            stderr=log,
-        )
+        with (tmp_path / "log").open("a") as log:
+            driver = subprocess.Popen(
+                [sys.executable, "-m", "stillhouse", "run", str(command.file)],
+                cwd=ROOT,
+                env={**os.environ, "FAKE_TEACHER_DELAY_S": "0.3", "RAY_AUTH_MODE": "disabled"},
+                stdout=log,
+                stderr=log,
+            )
         family: dict[int, str] = {}
         deadline = time.monotonic() + 300
         # A few kills per stage, so that a run gets on to the next one.
@@ -111,10 +111,32 @@ def test_killed_at_random_moments(finished: Config, tmp_path: Path, seed: int) -
         code = driver.poll()
         codes.append(-1 if code is None else code)
         end_all(driver, family)
-        log.close()
     command("run")
     print(
         f"\nround {seed}: {kills.total()} kills {dict(kills)} in {len(codes)} runs that ended with {codes}; "
         f"under way: {dict(under_way)}"
     )
+    assert_nothing_lost_nothing_twice(command.run_dir, Path(finished.run_dir))
+
+
+@pytest.mark.parametrize("part", ["raylet", "gcs_server"])
+def test_a_driver_without_ray_ends(finished: Config, tmp_path: Path, part: str) -> None:
+    """Amid a stage. Without its GCS Ray itself ends the driver, after a minute; without its raylet it would wait for
+    ever."""
+    command = Command(tmp_path, make_config(tmp_path))
+    driver = command.start("run", FAKE_TEACHER_DELAY_S="0.3", RAY_AUTH_MODE="disabled")
+    until, family = time.monotonic() + 120, dict[int, str]()
+    while "worker" not in map(kind, family.values()) or not list(command.run_dir.glob("ingest/*")):
+        assert time.monotonic() < until
+        assert driver.poll() is None
+        time.sleep(0.1)
+        family = descendants(driver.pid)
+    os.kill(next(pid for pid, name in family.items() if name == part), signal.SIGKILL)
+    killed = time.monotonic()
+    _, err = driver.communicate(timeout=150)
+    print(f"\n{part} killed: the driver ended with {driver.returncode} after {time.monotonic() - killed:.0f} s")
+    assert driver.returncode == 1
+    assert part != "raylet" or "its raylet has ended); run again to go on with what is missing" in err
+    end_all(driver, family)
+    command("run")
     assert_nothing_lost_nothing_twice(command.run_dir, Path(finished.run_dir))

@@ -49,6 +49,10 @@ def made(replicas: Replicas, names: list[str] = NAMES) -> list[str]:
     return results
 
 
+def is_there() -> None:
+    """The driver's node is."""
+
+
 def work(ray: FakeRay) -> None:
     """All that is alive starts, and ends one of the units that it has."""
     for number, actor in enumerate(ray.actors):
@@ -72,7 +76,7 @@ def test_each_is_made_once_and_replicas_end_as_work_runs_out(ray: FakeRay, job: 
                     actor.finish(unit)
 
     ray.script = script
-    assert sorted(made(Replicas(job, None))) == NAMES
+    assert sorted(made(Replicas(job, None, is_there))) == NAMES
     assert len(ray.actors) == 3
     assert open_at[0] == 3
     assert open_at[19] == 1
@@ -92,13 +96,13 @@ def test_as_many_stay_as_are_wanted(ray: FakeRay, job: Job) -> None:
                     actor.finish(unit)
 
     ray.script = script
-    assert sorted(made(Replicas(job, None))) == NAMES
+    assert sorted(made(Replicas(job, None, is_there))) == NAMES
     assert closed_at[19] == 1
 
 
 def test_no_more_are_started_than_shards_need(ray: FakeRay, job: Job) -> None:
     ray.script = lambda tick: work(ray)
-    assert made(Replicas(job, None), NAMES[:2]) == NAMES[:2]
+    assert made(Replicas(job, None, is_there), NAMES[:2]) == NAMES[:2]
     assert len(ray.actors) == 2
 
 
@@ -123,7 +127,7 @@ def test_a_replica_is_placed_by_the_engine_of_its_own_teacher(
     for name in ("small", "large"):
         ray.actors.clear()
         job = Job(config, "generate", "transform", 1, is_async=True, teacher=name)
-        assert made(Replicas(job, None), NAMES[:1]) == NAMES[:1]
+        assert made(Replicas(job, None, is_there), NAMES[:1]) == NAMES[:1]
     assert bundles == {"small": 0, "large": 2}
 
 
@@ -131,7 +135,7 @@ def test_a_replica_is_placed_by_the_engine_of_its_own_teacher(
 def test_a_draining_node_ends_what_it_holds_and_gets_no_more(ray: FakeRay, job: Job, deadline: str) -> None:
     job.resources.__dict__["shards_in_flight"] = 2
     names = [f"{n:05d}.parquet" for n in range(12)]
-    replicas, given = Replicas(job, None), dict[int, set[str]]()
+    replicas, given = Replicas(job, None, is_there), dict[int, set[str]]()
     begin(job, f"{NAMES[0]}.0")
 
     def script(tick: int) -> None:
@@ -155,7 +159,7 @@ def test_a_draining_node_ends_what_it_holds_and_gets_no_more(ray: FakeRay, job: 
 
 def test_what_a_draining_node_cannot_end_costs_no_attempt(ray: FakeRay, job: Job) -> None:
     """Neither of the shard nor of parts of it. What other shards have used up stays."""
-    replicas = Replicas(job, None)
+    replicas = Replicas(job, None, is_there)
     given = []
 
     def script(tick: int) -> None:
@@ -216,12 +220,12 @@ def test_only_a_death_with_a_node_that_was_to_leave_costs_no_attempt(
                     actor.finish(held)
 
     ray.script = script
-    assert sorted(made(Replicas(job, None), [unit, *NAMES[1:]])) == sorted([unit, *NAMES[1:]])
+    assert sorted(made(Replicas(job, None, is_there), [unit, *NAMES[1:]])) == sorted([unit, *NAMES[1:]])
     assert marks(job) == ({f"{unit}.0"} if counts else set())
 
 
 def test_a_replica_that_starts_on_a_draining_node_is_not_waited_for(ray: FakeRay, job: Job) -> None:
-    replicas = Replicas(job, None)
+    replicas = Replicas(job, None, is_there)
 
     def script(tick: int) -> None:
         if tick == 1:
@@ -247,12 +251,27 @@ def test_workers_that_die_before_they_begin_end_the_run(ray: FakeRay, job: Job) 
 
     ray.script = script
     with pytest.raises(RunError, match="its workers died 10 times in a row before they had begun"):
-        made(Replicas(job, None))
+        made(Replicas(job, None, is_there))
 
 
 def test_an_error_ends_all_at_once(ray: FakeRay, job: Job) -> None:
-    replicas = Replicas(job, None)
+    replicas = Replicas(job, None, is_there)
     ray.script = lambda tick: work(ray)
     next(replicas.results(NAMES))
     replicas.close(is_done=False)
     assert all(actor.is_killed and not actor.is_closed for actor in ray.actors)
+
+
+def test_a_driver_whose_own_node_is_gone_does_not_wait_for_others(
+    ray: FakeRay, job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray starts no actor for it any more."""
+
+    def is_gone() -> None:
+        raise RunError("gone")
+
+    monkeypatch.setattr(ray_replicas, "QUIET_S", 0.05)
+    ray.script = lambda tick: time.sleep(0.01)
+    with pytest.raises(RunError, match="gone"):
+        made(Replicas(job, None, is_gone))
+    assert ray.num_waits > 3, "it is asked for only where nothing comes"
