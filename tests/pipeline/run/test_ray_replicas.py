@@ -270,7 +270,7 @@ def test_a_driver_whose_own_node_is_gone_does_not_wait_for_others(
     def is_gone() -> None:
         raise RunError("gone")
 
-    monkeypatch.setattr(ray_replicas, "QUIET_S", 0.05)
+    monkeypatch.setattr(ray_replicas, "QUIET_S", 0.5)
     ray.script = lambda tick: time.sleep(0.01)
     with pytest.raises(RunError, match="gone"):
         made(Replicas(job, None, is_gone))
