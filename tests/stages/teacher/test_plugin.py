@@ -74,11 +74,14 @@ def test_processes_of_an_engine_rest(is_ours: bool, monkeypatch: pytest.MonkeyPa
     if is_ours:
         monkeypatch.setenv(ENGINE_MARK, "1")
     begin()
-    with zmq.Context() as context:
-        reader = SpinCondition(is_reader=True, context=context, notify_address="inproc://unheard")
+    context = zmq.Context()
+    try:
+        SpinCondition(is_reader=False, context=context, notify_address="inproc://written")  # ZeroMQ aborts without one
+        reader = SpinCondition(is_reader=True, context=context, notify_address="inproc://written")
         reader.record_read()
         before = time.monotonic()
         reader.wait(timeout_ms=100)
         waited = time.monotonic() - before
+    finally:
         context.destroy(linger=0)
     assert (waited > 0.09) == is_ours
