@@ -76,8 +76,8 @@ def test_processes_of_an_engine_rest(is_ours: bool, monkeypatch: pytest.MonkeyPa
     begin()
     context = zmq.Context()
     try:
-        SpinCondition(is_reader=False, context=context, notify_address="inproc://written")  # ZeroMQ aborts without one
-        reader = SpinCondition(is_reader=True, context=context, notify_address="inproc://written")
+        # With a writer, because ZeroMQ aborts where a connection is left without its other end.
+        _, reader = (SpinCondition(is_reader, context, "inproc://written") for is_reader in (False, True))
         reader.record_read()
         before = time.monotonic()
         reader.wait(timeout_ms=100)
