@@ -1,6 +1,7 @@
 """A source whose rows say what they are about, and a run in which two teachers share it."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 from stillhouse.schemas.config import Config
 from tests.support.command import read
 from tests.support.data import make_raw_config
+from tests.support.inline_pool import run_inline
 from tests.support.undisturbed import ROWS
 
 TASKS = ("math", "code", "poem")
@@ -95,3 +97,13 @@ def alone(raw: dict[str, Any], number: int, run: str) -> dict[str, Any]:
 def published_rows(config: Config) -> dict[str, dict[str, Any]]:
     """By their sample's id."""
     return {row["sample_id"]: row for row in read(Path(config.run_dir) / "dataset/data").to_pylist()}
+
+
+def rows_alone(raw: dict[str, Any], names: Sequence[str]) -> dict[str, dict[str, dict[str, Any]]]:
+    """By the name of each teacher what a run with it alone publishes."""
+    singles = {}
+    for number, name in enumerate(names):
+        single = Config.model_validate(alone(raw, number, name))
+        run_inline(single)
+        singles[name] = published_rows(single)
+    return singles

@@ -9,12 +9,11 @@ from numpy.typing import NDArray
 
 from stillhouse.pipeline.look.filters.entry import Filter, Setting, around
 from stillhouse.pipeline.look.filters.rows import RowsRead
-from stillhouse.pipeline.look.filters.settings import NO_THRESHOLD, TAGS, thresholds
+from stillhouse.pipeline.look.filters.settings import NO_THRESHOLD, TAGS, drop_reason, thresholds
 from stillhouse.schemas.lists import flat_lists
 from stillhouse.schemas.tables import EVIDENCE_LABELS
 from stillhouse.stages.filters.quota import lot
 
-UNSAFE = {"screen": "unsafe_prompt", "review": "unsafe_answer"}
 KEPT_BY = {
     "jailbreak": "screen.jailbreaks.keep",
     "low_information": "screen.low_information.keep",
@@ -33,16 +32,14 @@ MOST_LANGUAGES = 3
 def of_labels(rows: RowsRead, stage: str, config: dict[str, Any]) -> list[Filter]:
     """Classifiers, guard models, evaluation sets, jailbreak templates and tags."""
     used = thresholds(config, stage)
-    reasons = {label: reason for reason, label in EVIDENCE_LABELS.items()}
     found = []
     for label in rows.scores:
-        reason = label if label in TAGS else reasons.get(label, UNSAFE[stage])
         if label in TAGS:
             found.append(_tag(rows, stage, label, config))
         elif label not in NO_THRESHOLD:
             key, value = used.get(label, (None, None))
-            grid = OF_ITEMS if label in reasons else OF_CLASSIFIERS
-            found.append(_scored(rows, stage, label, reason, key, value, grid, config))
+            grid = OF_ITEMS if label in EVIDENCE_LABELS.values() else OF_CLASSIFIERS
+            found.append(_scored(rows, stage, label, drop_reason(stage, label), key, value, grid, config))
     return found
 
 

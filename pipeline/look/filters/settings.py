@@ -3,12 +3,20 @@
 from typing import Any
 
 from stillhouse.schemas.config.identity import nested_values
+from stillhouse.schemas.tables import EVIDENCE_LABELS
 
 TAGS = frozenset({"low_information", "mistaken_identity", "refusal", "hedge"})
 """Labels that are 0 or 1: there is no threshold to try."""
 NO_THRESHOLD = TAGS | {"language", "code"}
 """Labels at or above which no setting drops a row."""
+_UNSAFE = {"screen": "unsafe_prompt", "review": "unsafe_answer"}
+_OWN_REASONS = {label: reason for reason, label in EVIDENCE_LABELS.items()}
 _OF_ITEMS = {"contamination": "decontamination.threshold", "jailbreak": "screen.jailbreaks.threshold"}
+
+
+def drop_reason(stage: str, label: str) -> str:
+    """For which a score of this label drops a row in `stage`."""
+    return label if label in TAGS else _OWN_REASONS.get(label, _UNSAFE[stage])
 
 
 def thresholds(config: dict[str, Any], stage: str) -> dict[str, tuple[str, float]]:

@@ -12,19 +12,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from stillhouse.pipeline.look.filters.settings import NO_THRESHOLD
+from stillhouse.pipeline.look.filters.settings import NO_THRESHOLD, drop_reason
 from stillhouse.pipeline.look.filters.settings import thresholds as configured
 from stillhouse.pipeline.look.place import Place
 from stillhouse.pipeline.look.report.rows import Rows
-from stillhouse.schemas.tables import EVIDENCE_LABELS
 
 STEPS = 1000
 BARS = 50
 """Of a score's distribution."""
-SCORED = {"screen": ("prompt_scores", "unsafe_prompt"), "review": ("response_scores", "unsafe_answer")}
-"""By stage, the column of its scores and the reason for which a score drops a row."""
-OWN_REASONS = {label: reason for reason, label in EVIDENCE_LABELS.items()}
-"""Labels whose scores drop rows for a reason of their own."""
+SCORED = {"screen": "prompt_scores", "review": "response_scores"}
+"""By stage, the column of its scores."""
 
 
 @dataclass
@@ -54,7 +51,7 @@ def thresholds(place: Place, rows: Rows) -> list[dict[str, Any]]:
     many were dropped for this label alone (`alone`); `threshold` is the one that was used, or null; `bars` the
     distribution as [from, to, rows kept, rows dropped]."""
     found = []
-    for stage, (column, reason) in SCORED.items():
+    for stage, column in SCORED.items():
         labels = [name.partition(".")[2] for name in rows.numbers if name.partition(".")[0] == column]
         labels = [label for label in labels if label not in NO_THRESHOLD]
         used = {label: value for label, (_, value) in configured(place.config or {}, stage).items()}
@@ -63,7 +60,7 @@ def thresholds(place: Place, rows: Rows) -> list[dict[str, Any]]:
             of.published += of.of(rows.numbers[f"{column}.{label}"])
         has_all = place.is_run and stage in place.stages
         if has_all:
-            _count_stage(place, stage, column, reason, counts, used)
+            _count_stage(place, stage, column, counts, used)
         for label, of in counts.items():
             found.append(_curve(stage, label, used.get(label), of, has_all=has_all))
     return found
@@ -76,9 +73,7 @@ def _grid(threshold: float | None) -> NDArray[np.float32]:
     return np.unique(np.array(every, np.float32))
 
 
-def _count_stage(
-    place: Place, stage: str, column: str, reason: str, counts: dict[str, _Counts], used: dict[str, float]
-) -> None:
+def _count_stage(place: Place, stage: str, column: str, counts: dict[str, _Counts], used: dict[str, float]) -> None:
     for scores in _scores_of_shards(place, stage, column):
         for label, of in counts.items():
             of.passed += of.of(scores[label])
@@ -86,7 +81,7 @@ def _count_stage(
         is_unsafe = {label: scores[label] >= np.float32(used.get(label, np.inf)) for label in counts}
         for label, of in counts.items():
             by_other = np.any([unsafe for other, unsafe in is_unsafe.items() if other != label], axis=0)
-            alone = (why == OWN_REASONS.get(label, reason)) & is_unsafe[label] & ~by_other
+            alone = (why == drop_reason(stage, label)) & is_unsafe[label] & ~by_other
             of.alone += of.of(scores[label][alone])
             of.others += of.of(scores[label][~alone & ~np.isnan(scores[label])])
 
@@ -129,7 +124,7 @@ def _curve(stage: str, label: str, threshold: float | None, of: _Counts, *, has_
     ]
     return {
         "stage": stage,
-        "column": f"{SCORED[stage][0]}.{label}",
+        "column": f"{SCORED[stage]}.{label}",
         "label": label,
         "threshold": None if threshold is None else float(threshold),
         "grid": [round(float(value), 6) for value in of.grid],

@@ -10,7 +10,7 @@ from stillhouse.pipeline.dataset.verify import verify
 from stillhouse.schemas.config import Config, ConfigError, absolute, validated
 from tests.support.command import contents, read
 from tests.support.inline_pool import run_inline
-from tests.support.teaching import TEMPLATE, alone, make_raw_rolled_out_teachers, published_rows
+from tests.support.teaching import TEMPLATE, make_raw_rolled_out_teachers, published_rows, rows_alone
 
 Raw = dict[str, Any]
 OF_STUDENT = ("messages", "input_ids", "labels", "student_logprobs", "asked_ids", "finish_reasons")
@@ -30,12 +30,8 @@ def rolled_out(raw: Raw) -> tuple[Config, dict[str, Any]]:
 @pytest.mark.long
 def test_each_row_is_that_of_a_run_with_its_teacher_alone(raw: Raw, rolled_out: tuple[Config, dict[str, Any]]) -> None:
     config, manifest = rolled_out
-    mixed, singles = published_rows(config), {}
+    mixed, singles = published_rows(config), rows_alone(raw, config.teacher_names)
     assert list(manifest["stages"]) == ["ingest", "dedupe", "screen", "rollout", "score", "review"]
-    for number, name in enumerate(config.teacher_names):
-        single = Config.model_validate(alone(raw, number, name))
-        run_inline(single)
-        singles[name] = published_rows(single)
     seen = dict.fromkeys(config.teacher_names, 0)
     for sample_id, row in mixed.items():
         seen[name := row.pop("teacher")] += 1

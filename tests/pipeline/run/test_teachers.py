@@ -24,7 +24,7 @@ from stillhouse.pipeline.look.inspect.command import Asked, inspect
 from stillhouse.schemas.config import Config, ConfigError
 from tests.support.command import read
 from tests.support.inline_pool import run_inline
-from tests.support.teaching import alone, make_rows, published_rows
+from tests.support.teaching import make_rows, published_rows, rows_alone
 from tests.support.undisturbed import ROWS, assert_nothing_lost_nothing_twice
 
 Raw = dict[str, Any]
@@ -42,11 +42,7 @@ def of_source(number: int) -> str | None:
 def test_rows_are_those_of_separate_runs(raw_teachers: Raw, taught: tuple[Config, dict[str, Any]]) -> None:
     config, manifest = taught
     mixed = published_rows(config)
-    singles = {}
-    for number, name in enumerate(config.teacher_names):
-        single = Config.model_validate(alone(raw_teachers, number, name))
-        run_inline(single)
-        singles[name] = published_rows(single)
+    singles = rows_alone(raw_teachers, config.teacher_names)
     seen = dict.fromkeys(config.teacher_names, 0)
     for sample_id, row in mixed.items():
         name = row.pop("teacher")
@@ -169,10 +165,7 @@ def test_scored_by_two_teachers(raw_teachers: Raw, tmp_path: Path) -> None:
     mixed = Config.model_validate(scored)
     manifest, _ = run_inline(mixed)
     assert [teacher["rows"] > 5 for teacher in manifest["teachers"]] == [True, True]
-    for number, name in enumerate(mixed.teacher_names):
-        single = Config.model_validate(alone(scored, number, name))
-        run_inline(single)
-        theirs = published_rows(single)
+    for name, theirs in rows_alone(scored, mixed.teacher_names).items():
         mine = {key: row for key, row in published_rows(mixed).items() if row.pop("teacher") == name}
         assert mine == {key: theirs[key] for key in mine}
     assert verify(mixed.run_dir, num_workers=1)["problems"] == []
