@@ -17,7 +17,7 @@ from stillhouse.stages.personal import PERSONAL, PLACEHOLDER, Finder
 from stillhouse.stages.sources import conversation, sample, source_name
 from stillhouse.stages.sources.content import is_unicode, text_of
 from stillhouse.stages.sources.exchanges import MALFORMED_IDS, UNANSWERED, exchanges, given_ids
-from stillhouse.stages.sources.ids import Ids, usable_id
+from stillhouse.stages.sources.ids import Ids, digest_of, usable_id
 from stillhouse.stages.sources.row import (
     INVALID_CSV,
     INVALID_JSON,
@@ -73,6 +73,10 @@ roles, kept texts, language, teacher, personal information, length, and whether 
 purge replaces any."""
 
 
+_DIGEST = "digest"
+"""Column of judged tables by which ids are given and repeated rows found: `_Prompt.digest`; null in dropped rows."""
+
+
 class _Refused(NamedTuple):
     """Why a row is dropped. Holds no text of the row."""
 
@@ -99,9 +103,10 @@ class _Prompt(NamedTuple):
     student_logprobs: list[float] | None = None
 
     @property
-    def texts(self) -> list[str]:
-        """What is said in it: by this its id is made."""
-        return [*self.user_turns, *(self.answers or [])]
+    def digest(self) -> str:
+        """By which a row that repeats an earlier one is told, and by which its id is made where it has none."""
+        texts = [*self.user_turns, *(self.answers or [])]
+        return digest_of(texts if self.prompt_id is None else [self.system_prompt or "", *texts])
 
 
 Counter = Callable[..., Sequence[int | None]]
@@ -143,9 +148,29 @@ class Ingest:
         stream: Iterator[tuple[int, Row]] = enumerate(islice(rows, source.limit))
         if source.sample is not None:
             stream = sample.draw(stream, source.sample, self._config.sampling.seed)
-        ids = Ids()
-        while shard := list(islice(stream, self._config.ingest.rows_per_shard)):
-            yield self._table([(number, self._judge(row)) for number, row in shard], ids)
+        return self.admit(self.judge(stream))
+
+    def judge(self, rows: Iterable[tuple[int, Row]]) -> Iterator[pa.Table]:
+        """What numbered rows come to by themselves, in tables of consecutive rows: `admit` has the rest to say. Rows of
+        one stream may be judged in pieces, by several processes."""
+        stream = iter(rows)
+        while some := list(islice(stream, self._config.ingest.rows_per_shard)):
+            yield self._table([(number, self._judge(row)) for number, row in some])
+
+    def admit(self, tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+        """The shards of a stream whose rows are judged: gives those without an id one, and drops those that repeat an
+        earlier row."""
+        ids, num_rows = Ids(), self._config.ingest.rows_per_shard
+        waiting: list[pa.Table] = []
+        for table in tables:
+            waiting.append(_admitted(table, ids))
+            if sum(map(len, waiting)) >= num_rows:
+                whole = pa.concat_tables(waiting)
+                end = len(whole) // num_rows * num_rows
+                yield from (whole.slice(start, num_rows).combine_chunks() for start in range(0, end, num_rows))
+                waiting = [whole.slice(end)]
+        if any(map(len, waiting)):
+            yield pa.concat_tables(waiting).combine_chunks()
 
     def _judge(self, row: Row) -> _Prompt | _Refused:
         if row.error is not None:
@@ -181,7 +206,7 @@ class Ingest:
         num_turns = len(prompt.user_turns)
         return prompt._replace(user_turns=texts[:num_turns], system_prompt=texts[num_turns] if systems else None)
 
-    def _table(self, verdicts: list[tuple[int, _Prompt | _Refused]], ids: Ids) -> pa.Table:
+    def _table(self, verdicts: list[tuple[int, _Prompt | _Refused]]) -> pa.Table:
         prompts = [verdict for _, verdict in verdicts if isinstance(verdict, _Prompt)]
         counts = {
             teacher: iter(self._count([prompt for prompt in prompts if prompt.teacher == teacher], teacher))
@@ -193,14 +218,15 @@ class Ingest:
             num_tokens = None
             if isinstance(verdict, _Prompt):
                 num_tokens = next(counts[verdict.teacher])
-                verdict = self._admit(verdict, num_tokens, ids)
+                if num_tokens is not None and num_tokens > self._views[verdict.teacher].max_prompt_tokens:
+                    verdict = _Refused(TOO_LONG, verdict.prompt_id)
             if isinstance(verdict, _Refused):
                 record |= {"drop_reason": verdict.reason, "prompt_id": verdict.prompt_id}
                 record["prompt_personal"] = verdict.prompt_personal
             else:
-                record |= verdict._asdict() | {"num_prompt_tokens": num_tokens}
+                record |= verdict._asdict() | {"num_prompt_tokens": num_tokens, _DIGEST: verdict.digest}
             records.append(record)
-        return pa.Table.from_pylist(records, schema=self._schema)
+        return pa.Table.from_pylist(records, schema=self._schema.append(pa.field(_DIGEST, pa.string())))
 
     def _count(self, prompts: list[_Prompt], teacher: str | None) -> Sequence[int | None]:
         """Tokens of the first turns of prompts of one teacher."""
@@ -218,15 +244,29 @@ class Ingest:
             )
         return counts
 
-    def _admit(self, prompt: _Prompt, num_tokens: int | None, ids: Ids) -> _Prompt | _Refused:
-        if num_tokens is not None and num_tokens > self._views[prompt.teacher].max_prompt_tokens:
-            return _Refused(TOO_LONG, prompt.prompt_id)
-        if prompt.prompt_id is None:
-            return prompt._replace(prompt_id=ids.make(prompt.texts))
-        claimed = ids.claim(prompt.prompt_id, [prompt.system_prompt or "", *prompt.texts])
-        if claimed is None:
-            return _Refused(DUPLICATE_ID, prompt.prompt_id)
-        return prompt._replace(prompt_id=claimed)
+
+def _admitted(table: pa.Table, ids: Ids) -> pa.Table:
+    """A judged table with the ids that its kept rows get, and without what is said in those that get none."""
+    names, digests = table["prompt_id"].to_pylist(), table[_DIGEST].to_pylist()
+    table = table.drop_columns([_DIGEST])
+    repeated = set[int]()
+    for i, (name, digest) in enumerate(zip(names, digests, strict=True)):
+        if digest is not None:
+            admitted = ids.make(digest) if name is None else ids.claim(name, digest)
+            if admitted is None:
+                repeated.add(i)
+            else:
+                names[i] = admitted
+    if repeated:
+        told = {name: table[name] for name in ("source", "source_row", "drop_reason")}
+        table = table.take(pa.array([None if i in repeated else i for i in range(len(table))], pa.int64()))
+        reasons = [
+            DUPLICATE_ID if i in repeated else reason for i, reason in enumerate(told["drop_reason"].to_pylist())
+        ]
+        told["drop_reason"] = pa.chunked_array([reasons], pa.string())
+        for name, column in told.items():
+            table = table.set_column(table.schema.get_field_index(name), name, column)
+    return table.set_column(table.schema.get_field_index("prompt_id"), "prompt_id", pa.array(names, pa.string()))
 
 
 def _prompt(value: dict[str, Any], spelling: conversation.Spelling, prompt_id: str | None, config: Config) -> _Prompt:

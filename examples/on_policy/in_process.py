@@ -14,6 +14,8 @@ from stillhouse.schemas.config import Config
 class InProcessPool:
     """Shards and tasks one after the other; errors come as they are."""
 
+    in_order = None
+
     def require(self, config: Config, stages: Sequence[str]) -> list[str]:
         return []
 

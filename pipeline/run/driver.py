@@ -202,7 +202,7 @@ class _Driver:
                 return names
         self._report.begin("ingest", None)
         self._require("ingest")
-        for result in self._pool.run_task(self._config, "ingest", ingest_task):
+        for result in self._pool.run_task(self._config, "ingest", ingest_task, self._pool.in_order):
             self._accept("ingest", result)
         return partition.read(self._folder)
 

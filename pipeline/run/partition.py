@@ -1,24 +1,43 @@
 """Ingest: reads the source and fixes the partition of a run."""
 
+import contextlib
 import dataclasses
+import functools
+import itertools
 import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, NamedTuple, cast
+
+import pyarrow as pa
 
 from stillhouse.pipeline import flow
 from stillhouse.pipeline.errors import StageError, StorageError
 from stillhouse.pipeline.folder import keys, open_folder, partition, purged
 from stillhouse.pipeline.folder.shard import ShardId
 from stillhouse.pipeline.run.commit import commit
+from stillhouse.pipeline.run.in_order import InOrder
 from stillhouse.pipeline.run.result import ShardResult
 from stillhouse.schemas.config import Config, config_hash
 
+if TYPE_CHECKING:
+    from stillhouse.stages.ingest import Ingest
+    from stillhouse.stages.sources import Row
+    from stillhouse.stages.sources.pieces import Piece
+
+
+MIN_ROWS_APART = 20_000
+"""A `source.limit` below this is read by one process: others would read past it before it is reached."""
+
 
 def ingest(
-    config: Config, num_prompt_tokens: Callable[[list[str]], Sequence[int | None]] | None = None
+    config: Config,
+    num_prompt_tokens: Callable[[list[str]], Sequence[int | None]] | None = None,
+    in_order: InOrder | None = None,
 ) -> Iterator[ShardResult]:
     """Reads the source from its start and commits its shards one after the other; shards that exist are checked against
-    what the source says now. Ends by fixing the partition. `num_prompt_tokens` replaces the teacher's tokenizer.
+    what the source says now. Ends by fixing the partition. `num_prompt_tokens` replaces the teacher's tokenizer. With
+    `in_order` pieces of a large source are read and judged by others, and here rows get their ids: it is the same
+    rows, in the same order.
 
     Raises `StageError` when a shard that exists differs: the source changed under a run.
     """
@@ -26,14 +45,18 @@ def ingest(
     from stillhouse.stages.sources import read_rows
     from stillhouse.stages.sources.rules import more_columns
 
-    read: Any = (
-        flow.stage(config, "ingest").build(config) if num_prompt_tokens is None else Ingest(config, num_prompt_tokens)
-    )
+    read: Ingest = _build(config) if num_prompt_tokens is None else Ingest(config, num_prompt_tokens)
+    pieces, num_readers = ([], 1) if in_order is None else _pieces(config)
+    if in_order is None or num_readers == 1:
+        made = read(read_rows(config.source, more_columns=more_columns(config)))
+    else:
+        workers = config.resources.ingest.model_copy(update={"max_workers": num_readers})
+        made = read.admit(_judged(config, pieces, read, functools.partial(in_order, workers=workers)))
     folder, digest = open_folder(config.run_dir), config_hash(config)
     number, num_rows = 0, 0
     started = time.monotonic()
     register = purged.read(folder)
-    for marked in read(read_rows(config.source, more_columns=more_columns(config))):
+    for marked in made:
         marked = register.mark(marked)
         name = keys.shard_name(number)
         seconds = read.clock.read()
@@ -53,9 +76,81 @@ def ingest(
     partition.write(folder, number, num_rows)
 
 
-def ingest_task(config: Config) -> Iterator[ShardResult]:
+def _build(config: Config) -> "Ingest":
+    return cast("Ingest", flow.stage(config, "ingest").build(config))
+
+
+def _pieces(config: Config) -> tuple[Iterable["Piece"], int]:
+    """The pieces of a source, and by how many processes they are worth to be read: each takes a second to start, and
+    reads a piece in one."""
+    from stillhouse.stages.sources.pieces import pieces_of
+
+    source, most = config.source, config.resources.ingest.max_workers
+    is_drawn = source.sample is not None  # by the numbers of rows, which one reader alone knows
+    if most == 1 or is_drawn or (source.limit is not None and source.limit < MIN_ROWS_APART):
+        return [], 1
+    pieces = pieces_of(source)
+    first = list(itertools.islice(pieces, 2 * most))
+    return itertools.chain(first, pieces), max(1, len(first) // 2)
+
+
+def _judged(
+    config: Config, pieces: Iterable["Piece"], read: "Ingest", in_order: Callable[..., Generator["_Judged"]]
+) -> Iterator[pa.Table]:
+    """The judged rows of pieces, numbered one after the other, up to `source.limit`."""
+    num_rows, limit = 0, config.source.limit
+    for table in _judged_apart(config, pieces, read, in_order):
+        if limit is not None:
+            table = table.slice(0, limit - num_rows)
+        numbers = pa.array(range(num_rows, num_rows + len(table)), pa.int64())
+        yield table.set_column(table.schema.get_field_index("source_row"), "source_row", numbers)
+        num_rows += len(table)
+        if num_rows == limit:
+            return
+
+
+def _judged_apart(
+    config: Config, pieces: Iterable["Piece"], read: "Ingest", in_order: Callable[..., Generator["_Judged"]]
+) -> Iterator[pa.Table]:
+    for is_large, some in itertools.groupby(pieces, lambda piece: piece.is_large):
+        if is_large:
+            for piece in some:
+                yield from read.judge(enumerate(_rows(config, piece)))
+            continue
+        arguments = ((config, piece) for piece in some)
+        with contextlib.closing(in_order(_judge, arguments, attempts=config.resources.max_attempts)) as judged:
+            for tables, seconds in judged:
+                read.clock.add(seconds)
+                yield from tables
+
+
+class _Judged(NamedTuple):
+    tables: list[pa.Table]
+    filter_seconds: dict[str, float]
+
+
+_built: list[tuple[Config, "Ingest"]] = []  # the last one of this process, because a tokenizer takes a second to load
+
+
+def _judge(config: Config, piece: "Piece") -> _Judged:
+    """The rows of a piece, in a process that may have judged others."""
+    if not _built or _built[0][0] != config:
+        _built[:] = [(config, _build(config))]
+    ingest = _built[0][1]
+    tables = list(ingest.judge(enumerate(_rows(config, piece))))
+    return _Judged(tables, ingest.clock.read())
+
+
+def _rows(config: Config, piece: "Piece") -> Iterator["Row"]:
+    from stillhouse.stages.sources.conversation import Spelling
+    from stillhouse.stages.sources.rules import more_columns
+
+    return piece.rows(Spelling(config.source, more_columns=more_columns(config)))
+
+
+def ingest_task(config: Config, in_order: InOrder | None) -> Iterator[ShardResult]:
     """`ingest` for a pool: a failing storage is a result."""
     try:
-        yield from ingest(config)
+        yield from ingest(config, in_order=in_order)
     except StorageError as error:
         yield ShardResult("ingest", "", 0.0, "fatal", str(error))

@@ -19,6 +19,7 @@ from glob import glob
 from typing import Any, Protocol
 
 from stillhouse.pipeline.errors import RunError, safe_message
+from stillhouse.pipeline.run.in_order import InOrder, in_processes
 from stillhouse.pipeline.run.result import Activity, ShardResult
 from stillhouse.pipeline.run.worker import Worker
 from stillhouse.schemas.arrow import keep_pandas_out
@@ -88,6 +89,11 @@ class Pool(Protocol):
         """What `task` yields, called with the configuration and `arguments`. Raises `RunError` when it fails."""
         ...
 
+    @property
+    def in_order(self) -> InOrder | None:
+        """By what a task calls other processes, wherever it runs; can be pickled. None where there are no others."""
+        ...
+
     def close(self, error: BaseException | None = None) -> None:
         """Ends all that was started; `error` is what ended the run."""
         ...
@@ -99,6 +105,8 @@ class LocalPool:
     Each talks to this process over a pipe. One that dies (an engine that takes all memory, a poison row) is replaced,
     as often as the attempts that are counted in the run folder allow. Ends with this process, however that ends.
     """
+
+    in_order = staticmethod(in_processes)
 
     def __init__(self) -> None:
         self._context = multiprocessing.get_context("forkserver")

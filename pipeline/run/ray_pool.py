@@ -9,17 +9,20 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 from stillhouse.pipeline.errors import RunError, safe_message
 from stillhouse.pipeline.run import placement
+from stillhouse.pipeline.run.in_order import InOrder, Result
 from stillhouse.pipeline.run.placement import has_room, needed_by, spelled
 from stillhouse.pipeline.run.pool import ACTIVITY_EVERY_S, Job, Task
 from stillhouse.pipeline.run.ray_address import check_address
 from stillhouse.pipeline.run.ray_replicas import QUIET_S, Board, Replicas
 from stillhouse.pipeline.run.result import Activity, ShardResult
-from stillhouse.schemas.config import Config, ConfigError
+from stillhouse.schemas.config import Config, ConfigError, WorkersConfig
 
 NODE_GROUP_LABEL = "ray.io/node-group"
 """On the nodes of clusters that an autoscaler made (`ray up`, KubeRay; ray/_private/resource_and_label_spec.py 2.60):
@@ -37,6 +40,10 @@ They are in Ray's own logs as well."""
 
 class RayPool:
     """The cluster that this process is in (a Ray job, RAY_ADDRESS), else one on this machine until the end."""
+
+    @property
+    def in_order(self) -> InOrder:
+        return in_tasks
 
     def __init__(self) -> None:
         self._is_started = self._is_ours = False
@@ -178,6 +185,27 @@ class RayPool:
         finally:
             ended.set()
             thread.join()
+
+
+def in_tasks(
+    function: Callable[..., Result], arguments: Iterable[tuple[Any, ...]], workers: WorkersConfig, attempts: int
+) -> Generator[Result]:
+    """`InOrder` of a Ray task: each call is a task too. While this one waits for them, they may have its place."""
+    import ray
+
+    remote = ray.remote(function).options(
+        num_cpus=workers.num_cpus, resources=workers.resources, max_retries=attempts - 1
+    )
+    to_do, waiting = iter(arguments), deque[Any]()
+    while True:
+        waiting.extend(remote.remote(*given) for given in islice(to_do, workers.max_workers + 1 - len(waiting)))
+        if not waiting:
+            return
+        try:
+            result = ray.get(waiting.popleft())
+        except ray.exceptions.RayTaskError as error:
+            raise error.cause from None
+        yield result
 
 
 def _draining() -> dict[str, float]:

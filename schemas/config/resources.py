@@ -30,7 +30,8 @@ class WorkersConfig(Section):
 
 
 class ResourcesConfig(Section):
-    ingest: WorkersConfig = WorkersConfig()
+    ingest: WorkersConfig = WorkersConfig(max_workers=2)
+    """One gives rows their ids and writes the shards; the others read pieces of a large source for it."""
     dedupe: WorkersConfig = WorkersConfig(max_workers=2)
     screen: WorkersConfig = WorkersConfig()
     balance: WorkersConfig = WorkersConfig()

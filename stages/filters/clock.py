@@ -18,7 +18,12 @@ class Clock:
         try:
             yield
         finally:
-            self._seconds[name] = self._seconds.get(name, 0.0) + time.perf_counter() - started
+            self.add({name: time.perf_counter() - started})
+
+    def add(self, seconds: dict[str, float]) -> None:
+        """What another clock has read."""
+        for name, of_it in seconds.items():
+            self._seconds[name] = self._seconds.get(name, 0.0) + of_it
 
     def read(self) -> dict[str, float]:
         """The seconds since it was last read."""

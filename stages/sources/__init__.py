@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from stillhouse.schemas.config import SourceConfig
 from stillhouse.stages.sources import formats
 from stillhouse.stages.sources.conversation import Spelling
-from stillhouse.stages.sources.files import File, files_of, paths_of
+from stillhouse.stages.sources.files import files_of, paths_of
+from stillhouse.stages.sources.pieces import Piece
 from stillhouse.stages.sources.row import Row, SourceError
 
 __all__ = ["Row", "SourceError", "count_rows", "read_rows", "source_name"]
@@ -25,12 +26,7 @@ def read_rows(config: SourceConfig, *, every_column: bool = False, more_columns:
     """
     files = list(files_of(config))
     spelling = Spelling(config, every_column=every_column, more_columns=more_columns)
-    return (row for file in files for row in _read_file(file, spelling))
-
-
-def _read_file(file: File, spelling: Spelling) -> Iterator[Row]:
-    with file.open() as stream:
-        yield from formats.read(file.name, stream, spelling)
+    return (row for file in files for row in Piece(file).rows(spelling))
 
 
 def count_rows(config: SourceConfig) -> int | None:

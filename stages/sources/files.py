@@ -33,10 +33,12 @@ _INVALID_PATH = re.compile(r'Path "([^"\n]+)"')
 
 
 class File(NamedTuple):
-    """A file of a source, not yet opened."""
+    """A file of a source, not yet opened. Can be pickled."""
 
     name: str
     open: "Callable[[], Reader]"
+    num_bytes: int | None = None
+    """Its size, where that is known without asking a hub."""
 
 
 def paths_of(config: SourceConfig) -> list[str]:
@@ -98,7 +100,7 @@ def _local_files(path: str) -> Iterator[File]:
         _require(found, path, len(matches))
     else:
         raise SourceError(f"{path}: does not exist; check source.path")
-    yield from (File(name, partial(_open_local, name)) for name in found)
+    yield from (File(name, partial(_open_local, name), _local_size(name)) for name in found)
 
 
 def _walk(folder: str, where: str) -> list[str]:
@@ -111,6 +113,13 @@ def _walk(folder: str, where: str) -> list[str]:
 
 def _open_hub(dataset: str, commit: str | None, name: str) -> "Reader":
     return _open_local(download(dataset, commit, name))
+
+
+def _local_size(name: str) -> int | None:
+    try:
+        return os.path.getsize(name)
+    except OSError:  # opening says why
+        return None
 
 
 def _open_local(name: str) -> "Reader":
@@ -141,12 +150,13 @@ def _store_files(url: str) -> Iterator[File]:
             listed = _list(store, "/".join(parts[:fixed]))
             found = [name for name in listed if _readable(PurePosixPath(name).name) and _matches(name, parts)]
             _require(found, url, len(listed))
-        elif is_known(key) and _is_object(store, key):
+        elif is_known(key) and (size := _size(store, key)) is not None:
+            listed = {key: size}
             found = [key]
         else:
             listed = _list(store, key)
             found = without_tables([name for name in listed if _readable(name, key)])
-            if not listed and _is_object(store, key):
+            if not listed and _size(store, key) is not None:
                 format_of(url)
             _require(found, url, len(listed))
     except InvalidPathError as error:
@@ -160,26 +170,28 @@ def _store_files(url: str) -> Iterator[File]:
         raise SourceError(
             f"{url}: cannot be listed ({reason(error)}); check bucket, endpoint, region and credentials"
         ) from None
-    yield from (File(f"{root}/{name}", partial(open_object, store, name)) for name in found)
+    yield from (File(f"{root}/{name}", partial(open_object, store, name), listed[name]) for name in found)
 
 
-def _list(store: "ObjectStore", prefix: str) -> list[str]:
+def _list(store: "ObjectStore", prefix: str) -> dict[str, int]:
+    """The sizes of objects by their names, in order."""
     import obstore
 
-    def listed() -> list[str]:
-        return sorted(meta["path"] for chunk in obstore.list(store, prefix=prefix or None) for meta in chunk)
+    def listed() -> dict[str, int]:
+        found = [meta for chunk in obstore.list(store, prefix=prefix or None) for meta in chunk]
+        return {meta["path"]: meta["size"] for meta in sorted(found, key=lambda meta: meta["path"])}
 
     return with_retries(listed)
 
 
-def _is_object(store: "ObjectStore", key: str) -> bool:
+def _size(store: "ObjectStore", key: str) -> int | None:
+    """The size of an object; None where there is none of this name."""
     import obstore
 
     try:
-        with_retries(lambda: obstore.head(store, key))
+        return with_retries(lambda: obstore.head(store, key))["size"]
     except FileNotFoundError:
-        return False
-    return True
+        return None
 
 
 def _matches(name: str, pattern: Sequence[str]) -> bool:

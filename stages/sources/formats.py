@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, NamedTuple
 from stillhouse.stages.sources.arrow_rows import read_arrow
 from stillhouse.stages.sources.conversation import Spelling
 from stillhouse.stages.sources.csv_rows import read_csv
-from stillhouse.stages.sources.json_rows import read_json
-from stillhouse.stages.sources.parquet_rows import count_parquet, read_parquet
-from stillhouse.stages.sources.row import TRUNCATED_SOURCE, BrokenStreamError, Row, SourceError
+from stillhouse.stages.sources.json_rows import parts_of_json, read_json, read_lines
+from stillhouse.stages.sources.parquet_rows import count_parquet, parts_of_parquet, read_parquet
+from stillhouse.stages.sources.row import TRUNCATED_SOURCE, BrokenStreamError, Part, Row, SourceError
 from stillhouse.stages.sources.streams import COMPRESSIONS, MAGIC, READ_BYTES, Decompressed
 
 if TYPE_CHECKING:
@@ -25,14 +25,18 @@ class Format(NamedTuple):
     """Yields the rows of an open file, given its name, its (decompressed) bytes and what a row may look like."""
     count_rows: "Callable[[Reader], int] | None" = None
     """Counts the rows of an open file without reading them, where the format allows that."""
+    parts_of: "Callable[[str, Reader, Spelling, int], list[Part]] | None" = None
+    """Parts of an open file, in order, of about so many bytes, which can be read apart; empty where it has none."""
+    read_part: "Callable[[str, Reader, Spelling, Part], Iterator[Row]] | None" = None
+    """Yields the rows of one of them. Those of all are the rows of the file."""
     compressible: bool = True
     """Whether the suffix may be followed by one of `COMPRESSIONS`. Then the bytes can only be read in order."""
 
 
-_PARQUET = Format("Parquet", read_parquet, count_parquet, compressible=False)
+_PARQUET = Format("Parquet", read_parquet, count_parquet, parts_of_parquet, read_parquet, compressible=False)
 _ARROW = Format("Arrow", read_arrow, compressible=False)
-_JSON_LINES = Format("JSON lines", read_json)
-_JSON = Format("JSON", read_json)
+_JSON_LINES = Format("JSON lines", read_json, None, parts_of_json, read_lines)
+_JSON = Format("JSON", read_json, None, parts_of_json, read_lines)
 _CSV = Format("CSV", read_csv)
 FORMATS = {
     ".parquet": _PARQUET,
@@ -77,9 +81,13 @@ def _lookup(name: str) -> tuple[Format, str | None] | None:
     return None if found is None or (compression and not found.compressible) else (found, compression)
 
 
-def read(name: str, stream: "Reader", spelling: Spelling) -> Iterator[Row]:
-    """The rows of an open file, by the format that its name stands for."""
+def read(name: str, stream: "Reader", spelling: Spelling, part: Part | None = None) -> Iterator[Row]:
+    """The rows of an open file, or of a part of it, by the format that its name stands for."""
     file_format, compression = format_of(name)
+    if part is not None:
+        assert file_format.read_part is not None
+        yield from file_format.read_part(name, stream, spelling, part)
+        return
     plain: Reader = stream
     if compression:
         head = stream.peek(4)

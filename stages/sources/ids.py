@@ -50,8 +50,8 @@ def may_be_made(row_id: str) -> bool:
 
 def is_made(row_id: str, system_prompt: str | None, user_turns: list[str]) -> bool:
     """Whether `Ids` made an id, or its end, of the row's texts: whoever guesses these can tell by it."""
-    return row_id.partition("-")[0] == _digest(user_turns) or row_id.endswith(
-        f"-{_digest([system_prompt or '', *user_turns])[:16]}"
+    return row_id.partition("-")[0] == digest_of(user_turns) or row_id.endswith(
+        f"-{digest_of([system_prompt or '', *user_turns])[:16]}"
     )
 
 
@@ -67,9 +67,8 @@ class Ids:
         self._contents: set[bytes] = set()
         self._num_copies: dict[str, int] = {}
 
-    def claim(self, row_id: str, texts: list[str]) -> str | None:
-        """Take an id for a row of these texts, and return it. None where an earlier row has both."""
-        digest = _digest(texts)
+    def claim(self, row_id: str, digest: str) -> str | None:
+        """Take an id for a row whose texts have this digest, and return it. None where an earlier row has both."""
         content = blake2b(f"{digest} {row_id}".encode(), digest_size=16).digest()
         if content in self._contents:
             return None
@@ -79,16 +78,15 @@ class Ids:
             name = f"{name}-{digest[:16]}"
         return name
 
-    def make(self, texts: list[str]) -> str:
+    def make(self, digest: str) -> str:
         """Take an id made from texts: their digest, followed by -2, -3, ... for repeats in the order of the stream."""
-        name = _digest(texts)
-        if self._take(name):
-            return name
-        number = self._num_copies.get(name, 1) + 1
-        while not self._take(f"{name}-{number}"):
+        if self._take(digest):
+            return digest
+        number = self._num_copies.get(digest, 1) + 1
+        while not self._take(f"{digest}-{number}"):
             number += 1
-        self._num_copies[name] = number
-        return f"{name}-{number}"
+        self._num_copies[digest] = number
+        return f"{digest}-{number}"
 
     def _take(self, name: str) -> bool:
         digest = blake2b(name.encode(), digest_size=16).digest()
@@ -97,7 +95,8 @@ class Ids:
         return is_free
 
 
-def _digest(texts: list[str]) -> str:
+def digest_of(texts: list[str]) -> str:
+    """32 hexadecimal digits, by which texts are known."""
     digest = blake2b(digest_size=16)
     for text in texts:
         data = text.encode()

@@ -6,10 +6,18 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from stillhouse.stages.sources.conversation import Spelling
-from stillhouse.stages.sources.head import Head
+from stillhouse.stages.sources.head import BOM, Head
 from stillhouse.stages.sources.json_layout import ARRAY, LINES, layout_of
 from stillhouse.stages.sources.json_values import parse_bytes
-from stillhouse.stages.sources.row import INVALID_JSON, MAX_ROW_BYTES, ROW_TOO_LARGE, TRUNCATED_SOURCE, Row
+from stillhouse.stages.sources.row import (
+    INVALID_JSON,
+    MAX_ROW_BYTES,
+    ROW_TOO_LARGE,
+    TRUNCATED_SOURCE,
+    Part,
+    Row,
+    SourceError,
+)
 from stillhouse.stages.sources.streams import READ_BYTES
 
 if TYPE_CHECKING:
@@ -32,12 +40,42 @@ def read_json(name: str, stream: "Reader", spelling: Spelling) -> Iterator[Row]:
     return _read_lines(rewound) if layout.kind == LINES else _read_objects(rewound)
 
 
-def _read_lines(stream: "Reader") -> Iterator[Row]:
-    """One JSON value per line; a blank line is not a row."""
-    while line := stream.readline(MAX_ROW_BYTES + 1):
+def parts_of_json(name: str, stream: "Reader", spelling: Spelling, num_bytes: int) -> list[Part]:
+    """So many bytes each of a file of one row a line, wherever they end. None of other files, and of what is no JSON
+    of rows: reading says so."""
+    head = Head(stream)
+    try:
+        layout = layout_of(name, head.data, head.is_whole, spelling)
+    except SourceError:
+        return []
+    if layout.kind != LINES:
+        return []
+    size = stream.seek(0, 2)
+    ends = [*range(num_bytes, size - num_bytes // 2, num_bytes), size]
+    return [Part(begin, end, end - begin) for begin, end in zip([0, *ends], ends, strict=False)]
+
+
+def read_lines(name: str, stream: "Reader", spelling: Spelling, part: Part) -> Iterator[Row]:
+    """The rows of those lines that begin in a part of a file."""
+    if part.begin == 0:
+        stream.seek(len(BOM) if stream.peek(len(BOM)).startswith(BOM) else 0)
+    else:
+        stream.seek(part.begin - 1)  # after a line break a line begins
+        _skip_line(stream)
+    return _read_lines(stream, part.end)
+
+
+def _skip_line(stream: "Reader") -> None:
+    while (line := stream.readline(READ_BYTES)) and not line.endswith(b"\n"):
+        pass
+
+
+def _read_lines(stream: "Reader", end: int | None = None) -> Iterator[Row]:
+    """One JSON value per line that begins before `end`; a blank line is not a row."""
+    while (end is None or stream.tell() < end) and (line := stream.readline(MAX_ROW_BYTES + 1)):
         if len(line) > MAX_ROW_BYTES:
-            while line and not line.endswith(b"\n"):
-                line = stream.readline(MAX_ROW_BYTES + 1)
+            if not line.endswith(b"\n"):
+                _skip_line(stream)
             yield Row(None, ROW_TOO_LARGE)
         elif line := line.strip():
             row = parse_bytes(line)

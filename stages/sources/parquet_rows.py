@@ -7,7 +7,7 @@ import pyarrow as pa
 
 from stillhouse.stages.sources.batches import batch_rows, raise_if_io
 from stillhouse.stages.sources.conversation import Spelling
-from stillhouse.stages.sources.row import UNDECODABLE, Row, SourceError
+from stillhouse.stages.sources.row import UNDECODABLE, Part, Row, SourceError
 from stillhouse.stages.sources.streams import READ_BYTES
 
 if TYPE_CHECKING:
@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 _BATCH_BYTES = 4 << 20  # uncompressed; so much of a row group is decoded at once
 
 
-def read_parquet(name: str, stream: "Reader", spelling: Spelling) -> Iterator[Row]:
-    """The rows of a Parquet file, as dicts of what `spelling` needs. Rows in damaged pages are `undecodable`."""
+def read_parquet(name: str, stream: "Reader", spelling: Spelling, part: Part | None = None) -> Iterator[Row]:
+    """The rows of a Parquet file, or of some of its row groups, as dicts of what `spelling` needs. Rows in damaged
+    pages are `undecodable`."""
     import pyarrow.parquet as pq
 
     try:
@@ -29,7 +30,7 @@ def read_parquet(name: str, stream: "Reader", spelling: Spelling) -> Iterator[Ro
     except (pa.ArrowException, OSError, ValueError) as error:  # a name that is not UTF-8 is a ValueError
         raise_if_io(error)
         raise SourceError(f"{name}: is not a readable Parquet file; its footer is damaged or missing") from None
-    for group in range(parquet.num_row_groups):
+    for group in range(parquet.num_row_groups) if part is None else range(part.begin, part.end):
         metadata = parquet.metadata.row_group(group)
         row_bytes = max(1, metadata.total_byte_size // max(1, metadata.num_rows))
         batch_size = min(1000, max(1, _BATCH_BYTES // row_bytes))
@@ -43,6 +44,29 @@ def read_parquet(name: str, stream: "Reader", spelling: Spelling) -> Iterator[Ro
             raise_if_io(error)
         # Arrow does not always raise on a damaged page: it may just give fewer rows.
         yield from (Row(None, UNDECODABLE) for _ in range(metadata.num_rows - num_read))
+
+
+def parts_of_parquet(name: str, stream: "Reader", spelling: Spelling, num_bytes: int) -> list[Part]:
+    """Consecutive row groups that together take about so many bytes of the file. None of a damaged file: reading says
+    what is wrong with it."""
+    import pyarrow.parquet as pq
+
+    try:
+        metadata = pq.read_metadata(stream)
+        if not _counts_agree(metadata):
+            return []
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise_if_io(error)
+        return []
+    plain_bytes = [max(1, metadata.row_group(i).total_byte_size) for i in range(metadata.num_row_groups)]
+    share = stream.seek(0, 2) / max(1, sum(plain_bytes))  # not asked of single columns: see `_counts_agree`
+    parts, begin, taken = list[Part](), 0, 0.0
+    for group, of_group in enumerate(plain_bytes):
+        taken += of_group * share
+        if taken >= num_bytes or group == len(plain_bytes) - 1:
+            parts.append(Part(begin, group + 1, int(taken)))
+            begin, taken = group + 1, 0.0
+    return parts
 
 
 def count_parquet(stream: "Reader") -> int:

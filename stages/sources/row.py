@@ -38,5 +38,14 @@ class Row(NamedTuple):
     error: str | None = None
 
 
+class Part(NamedTuple):
+    """A part of a file that can be read apart from the others: row groups of Parquet, bytes of JSON lines."""
+
+    begin: int
+    end: int
+    num_bytes: int
+    """What of the file it takes, about."""
+
+
 class BrokenStreamError(Exception):
     """Compressed bytes that end early or are damaged."""
