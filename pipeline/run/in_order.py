@@ -85,6 +85,7 @@ def in_processes(
         for child in {*multiprocessing.active_children()} - others:
             with contextlib.suppress(ValueError):  # closed meanwhile
                 child.terminate()
+                child.join(5)
 
 
 def num_at_once(workers: WorkersConfig) -> int:

@@ -16,6 +16,7 @@ import yaml
 
 from stillhouse.pipeline.run.ray_pool import RAYS_LINES
 from tests.support.command import Command, contents, copy_of, read, without_answers
+from tests.support.data import ROOT, make_raw_config
 from tests.support.nodes import Head
 
 
@@ -41,6 +42,76 @@ def test_a_cluster_makes_the_same_as_this_machine(finished: Command, tmp_path: P
     again, err = command("run", **cluster)
     assert again == manifest
     assert "nothing was missing" in err
+
+
+IN_ORDER = """
+import json, os, pathlib, signal, sys
+import ray
+from stillhouse.pipeline.errors import RunError
+from stillhouse.pipeline.run.ray_pool import in_tasks
+from stillhouse.schemas.config import WorkersConfig
+
+def call(folder, number):
+    if number == 4 and not (pathlib.Path(folder) / "died").exists():
+        (pathlib.Path(folder) / "died").mkdir()
+        os.kill(os.getpid(), signal.SIGKILL)
+    if number == 9:
+        raise RunError("nine")
+    return number, os.getpid()
+
+@ray.remote(num_cpus=2, max_retries=0)
+def task(folder):
+    taken, results, error = [], [], ""
+    def given():
+        for number in range(12):
+            taken.append(number)
+            yield folder, number
+    try:
+        for result in in_tasks(call, given(), WorkersConfig(max_workers=2), 3):
+            results.append((*result, len(taken)))
+    except RunError as raised:
+        error = str(raised)
+    return os.getpid(), results, error
+
+ray.init(log_to_driver=False, logging_level="ERROR")
+print(json.dumps(ray.get(task.remote(sys.argv[1]))))
+"""
+
+
+def test_tasks_of_a_task_have_their_results_in_order(tmp_path: Path, cluster: dict[str, Any]) -> None:
+    """It holds both cores of the cluster until it waits for them; one call's process dies, and one raises."""
+    done = subprocess.run(
+        [sys.executable, "-c", IN_ORDER, str(tmp_path)],
+        env={**os.environ, **cluster, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    mine, results, error = json.loads(done.stdout.splitlines()[-1])  # before it Ray tells of the death
+    assert [number for number, _, _ in results] == [*range(9)]
+    assert error == "nine"
+    assert (tmp_path / "died").exists()
+    assert mine not in {pid for _, pid, _ in results}
+    assert max(taken - number for number, _, taken in results) == 3
+
+
+def test_a_source_of_several_files_is_read_by_several_tasks(tmp_path: Path, cluster: dict[str, Any]) -> None:
+    (tmp_path / "source").mkdir()
+    for file in "abcd":
+        rows = [{"id": n, "messages": [{"role": "user", "content": f"Question {n} of {file}?"}]} for n in range(15)]
+        (tmp_path / f"source/{file}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    made = []
+    for where in ("cluster", "here"):
+        raw = make_raw_config(tmp_path) | {
+            "run_dir": str(tmp_path / where),
+            "source": {"path": str(tmp_path / "source")},
+        }
+        command = Command(tmp_path, raw, local=where == "here")
+        summary, _ = command("run", "--until", "ingest", **(cluster if where == "cluster" else {}))
+        made.append((summary["stages"], contents(command.run_dir)))
+    assert made[0] == made[1]
+    assert made[0][0]["ingest"]["rows_out"] == 60
 
 
 def test_missing_shards_come_back_the_same_with_other_workers(
