@@ -26,6 +26,11 @@ def slow_at_first(number: int) -> tuple[int, int]:
     return number, os.getpid()
 
 
+def last(number: int) -> int:
+    time.sleep(60 if number else 0)
+    return number
+
+
 def die_once(folder: str, number: int) -> int:
     if number == 3:
         try:
@@ -91,7 +96,7 @@ def test_an_error_comes_in_its_turn() -> None:
 
 
 def test_whoever_stops_listening_leaves_no_process() -> None:
-    results = in_processes(slow_at_first, ((n,) for n in range(100)), TWO, 3)
+    results = in_processes(last, ((n,) for n in range(100)), TWO, 3)
     next(results)
     assert len(multiprocessing.active_children()) == 2
     results.close()
@@ -109,7 +114,8 @@ def test_processes_end_with_one_that_is_killed() -> None:
     processes = descendants(parent.pid)
     assert len(processes) >= 3  # two, and the server that forked them
     parent.kill()
-    parent.communicate()
+    parent.wait()
+    parent.stdout.close()
     until = time.monotonic() + 20
     while any(Path(f"/proc/{pid}").exists() for pid in processes) and time.monotonic() < until:
         time.sleep(0.1)

@@ -114,7 +114,7 @@ def test_the_bytes_are_those_of_one_process(
     if change is masked:
         dropped = {reason for result in results for reason in result.dropped}
         assert dropped == {"duplicate_id", "too_long", "invalid_json"}
-        assert sum(result.filter_seconds.get(PERSONAL, 0) for result in results) > 0
+        assert results[0].filter_seconds[PERSONAL] > 0  # spent elsewhere
         assert not any(b"@web.de" in data for data in apart.values())
 
 
