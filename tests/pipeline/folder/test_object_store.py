@@ -23,12 +23,15 @@ from stillhouse.pipeline.folder import shard as shards
 from stillhouse.pipeline.folder.identity import open_run
 from stillhouse.pipeline.folder.shard import ShardInfo
 from stillhouse.pipeline.look.status import status
+from stillhouse.pipeline.run.in_order import in_processes
 from stillhouse.pipeline.run.progress import Progress, Reports
 from stillhouse.pipeline.run.result import ShardResult
 from stillhouse.pipeline.run.timeline import Timeline
 from stillhouse.pipeline.run.worker import Worker
-from stillhouse.schemas.config import Config, SourceConfig
-from stillhouse.stages.sources import SourceError, count_rows, object_store, read_rows
+from stillhouse.schemas.config import Config, SourceConfig, WorkersConfig
+from stillhouse.stages.sources import Row, SourceError, count_rows, object_store, pieces, read_rows
+from stillhouse.stages.sources.conversation import Spelling
+from stillhouse.stages.sources.pieces import Piece
 from tests.support.data import CONVERSATIONS, make_raw_config
 from tests.support.datasets import write_dataset
 from tests.support.prompts import numbered, put_screened
@@ -273,6 +276,24 @@ def test_source(bucket: str, tmp_path: Path) -> None:
     assert count_rows(remote) == 300
     with pytest.raises(SourceError):
         list(read_rows(SourceConfig(path=f"{bucket}/missing/")))
+
+
+def test_pieces_of_a_source(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What another process gets opens the same objects there, with the credentials of this environment."""
+    lines = [json.dumps({"id": n, "messages": [{"role": "user", "content": f"hello {n}"}]}) for n in range(900)]
+    open_folder(f"{bucket}/pieces").put("a.jsonl", "\n".join(lines).encode())
+    config = SourceConfig(path=f"{bucket}/pieces/a.jsonl")
+    monkeypatch.setattr(pieces, "PIECE_BYTES", 10_000)
+    found = list(pieces.pieces_of(config))
+    assert len(found) == 6
+    workers = WorkersConfig(max_workers=2, num_cpus=0.1)
+    read = list(in_processes(_rows_of, ((piece, config) for piece in found), workers, 1))
+    assert [row for rows, _ in read for row in rows] == list(read_rows(config))
+    assert os.getpid() not in {pid for _, pid in read}
+
+
+def _rows_of(piece: Piece, config: SourceConfig) -> tuple[list[Row], int]:
+    return list(piece.rows(Spelling(config))), os.getpid()
 
 
 @pytest.mark.long
