@@ -151,7 +151,7 @@ def raw_config(folder: Path, run: str, num_rows: int, workers: int) -> dict[str,
         },
         "sampling": {"max_tokens": 1024},
         "targets": {"top_k": 20},
-        "resources": {"dedupe": {"max_workers": workers}},
+        "resources": {"ingest": {"max_workers": workers}, "dedupe": {"max_workers": workers}},
     }
 
 

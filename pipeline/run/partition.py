@@ -81,17 +81,21 @@ def _build(config: Config) -> "Ingest":
 
 
 def _pieces(config: Config) -> tuple[Iterable["Piece"], int]:
-    """The pieces of a source, and by how many processes they are worth to be read: each takes a second to start, and
-    reads a piece in one."""
-    from stillhouse.stages.sources.pieces import pieces_of
+    """The pieces of a source, and by how many processes they are read: one, which needs none of them, unless there is
+    work for the second that it takes others to start. Of a hub with a limit others would download too many files."""
+    from stillhouse.stages.sources import pieces
 
     source, most = config.source, config.resources.ingest.max_workers
     is_drawn = source.sample is not None  # by the numbers of rows, which one reader alone knows
-    if most == 1 or is_drawn or (source.limit is not None and source.limit < MIN_ROWS_APART):
+    is_short = source.limit is not None and (source.limit < MIN_ROWS_APART or source.dataset is not None)
+    if most == 1 or is_drawn or is_short:
         return [], 1
-    pieces = pieces_of(source)
-    first = list(itertools.islice(pieces, 2 * most))
-    return itertools.chain(first, pieces), max(1, len(first) // 2)
+    found = pieces.pieces_of(source)
+    first = list(itertools.islice(found, most))
+    sizes = [piece.num_bytes for piece in first]
+    if None not in sizes and sum(size or 0 for size in sizes) < 2 * pieces.PIECE_BYTES:
+        return [], 1
+    return itertools.chain(first, found), len(first)
 
 
 def _judged(

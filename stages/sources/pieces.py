@@ -25,6 +25,10 @@ class Piece(NamedTuple):
     is_large: bool = False
     """More than is held in memory."""
 
+    @property
+    def num_bytes(self) -> int | None:
+        return self.file.num_bytes if self.part is None else self.part.num_bytes
+
     def rows(self, spelling: Spelling) -> Iterator[Row]:
         with self.file.open() as stream:
             yield from formats.read(self.file.name, stream, spelling, self.part)

@@ -96,10 +96,12 @@ def test_tasks_of_a_task_have_their_results_in_order(tmp_path: Path, cluster: di
     assert max(taken - number for number, _, taken in results) == 3
 
 
-def test_a_source_of_several_files_is_read_by_several_tasks(tmp_path: Path, cluster: dict[str, Any]) -> None:
+def test_a_large_source_is_read_by_several_tasks(tmp_path: Path, cluster: dict[str, Any]) -> None:
     (tmp_path / "source").mkdir()
+    answer = {"role": "assistant", "content": "Because. " * 70_000}
     for file in "abcd":
-        rows = [{"id": n, "messages": [{"role": "user", "content": f"Question {n} of {file}?"}]} for n in range(15)]
+        asked = [{"role": "user", "content": f"Question {n} of {file}?"} for n in range(15)]
+        rows = [{"id": n, "messages": [message, answer]} for n, message in enumerate(asked)]
         (tmp_path / f"source/{file}.jsonl").write_text("\n".join(map(json.dumps, rows)))
     made = []
     for where in ("cluster", "here"):

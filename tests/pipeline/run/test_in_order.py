@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from stillhouse.pipeline.errors import RunError
-from stillhouse.pipeline.run import in_order
 from stillhouse.pipeline.run.in_order import in_processes, num_at_once
 from stillhouse.schemas.config import WorkersConfig
 from stillhouse.stages.sources import SourceError
@@ -89,7 +88,7 @@ def test_a_call_that_ends_its_process_each_time_ends_the_run_with_a_sentence() -
 
 
 def test_an_error_comes_in_its_turn() -> None:
-    results, seen = in_processes(fail, ((n,) for n in range(5)), TWO, 3), []
+    results, seen = in_processes(fail, ((n,) for n in range(5)), TWO, 3), list[int]()
     with pytest.raises(SourceError, match=r"b\.jsonl: is HTML or XML"):
         seen.extend(results)
     assert len(seen) <= 2
@@ -103,6 +102,7 @@ def test_whoever_stops_listening_leaves_no_process() -> None:
     assert multiprocessing.active_children() == []
 
 
+@pytest.mark.long
 def test_processes_end_with_one_that_is_killed() -> None:
     script = (
         "import tests.pipeline.run.test_in_order as t; from stillhouse.pipeline.run.in_order import in_processes\n"
@@ -123,7 +123,7 @@ def test_processes_end_with_one_that_is_killed() -> None:
 
 
 def test_a_machine_has_so_many_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(in_order.os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
     assert num_at_once(WorkersConfig(max_workers=8)) == 4
     assert num_at_once(WorkersConfig(max_workers=2)) == 2
     assert num_at_once(WorkersConfig(max_workers=8, num_cpus=8)) == 1

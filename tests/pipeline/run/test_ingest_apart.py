@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from stillhouse.pipeline.run.result import ShardResult
 from stillhouse.schemas.config import Config, absolute
 from stillhouse.stages.personal import PERSONAL
 from stillhouse.stages.sources import SourceError, pieces
+from stillhouse.stages.sources.files import File
 from tests.support.command import contents
 from tests.support.data import make_raw_config
 from tests.support.source_files import parquet
@@ -84,17 +86,23 @@ def made(config: Config, in_order: Any) -> tuple[dict[str, bytes], list[ShardRes
     return {key: found[key] for key in found if not key.startswith("run.json")}, results
 
 
+def sent(function: Any, arguments: Any, workers: Any, attempts: int) -> Any:
+    """Calls in this process, of what another would get."""
+    for given in arguments:
+        yield pickle.loads(pickle.dumps(function(*pickle.loads(pickle.dumps(given)))))
+
+
 @pytest.mark.parametrize(
-    "change",
-    [masked, pytest.param(limited, marks=pytest.mark.long), drawn, pytest.param(scored, marks=pytest.mark.long)],
+    ("change", "in_order"),
+    [pytest.param(masked, in_processes, marks=pytest.mark.long), (limited, sent), (drawn, sent), (scored, sent)],
 )
 def test_the_bytes_are_those_of_one_process(
-    change: Change, source: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    change: Change, in_order: Any, source: Path, weights: Path, tmp_path: Path
 ) -> None:
     def configured(name: str) -> Config:
         raw = make_raw_config(tmp_path) | {"run_dir": str(tmp_path / "run" / name)}
         raw["source"] = {"path": str(source), "name": "files"}
-        raw["resources"] = {"ingest": {"max_workers": 3, "num_cpus": 0.1}}
+        raw["resources"] = {"ingest": {"max_workers": 2, "num_cpus": 0.1}}
         change(raw)
         return absolute(Config.model_validate(raw))
 
@@ -103,7 +111,7 @@ def test_the_bytes_are_those_of_one_process(
 
     def counted(function: Any, arguments: Any, **others: Any) -> Any:
         nonlocal num_calls
-        for result in in_processes(function, arguments, **others):
+        for result in in_order(function, arguments, **others):
             num_calls += 1
             yield result
 
@@ -122,18 +130,18 @@ def test_a_file_that_cannot_be_read_ends_ingest_in_its_turn(source: Path, weight
     (tmp_path / "source").mkdir()
     (tmp_path / "source/a.jsonl").write_bytes(lines("a"))
     (tmp_path / "source/b.jsonl").write_bytes(b"<html>")
-    raw = make_raw_config(tmp_path) | {"resources": {"ingest": {"max_workers": 2, "num_cpus": 0.1}}}
+    raw = make_raw_config(tmp_path)
     raw["source"] = {"path": str(tmp_path / "source")}
     config = Config.model_validate(raw)
     open_run(config)
     made: list[ShardResult] = []
     with pytest.raises(SourceError, match=r"b\.jsonl: is HTML or XML"):
-        made.extend(ingest(config, in_order=in_processes))
+        made.extend(ingest(config, in_order=sent))
     assert len(made) <= NUM_ROWS // 10
     # What was made of it before is there, and says so when the source has become another.
     (tmp_path / "source/a.jsonl").write_bytes(lines("z"))
     with pytest.raises(StageError, match="the source changed since this run began"):
-        list(ingest(config, in_order=in_processes))
+        list(ingest(config, in_order=sent))
 
 
 def test_a_small_source_or_limit_starts_no_process(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,6 +154,11 @@ def test_a_small_source_or_limit_starts_no_process(source: Path, monkeypatch: py
     monkeypatch.setattr(partition, "MIN_ROWS_APART", 1000)
     assert num_readers(limit=1000) == 4
     assert num_readers(limit=999) == num_readers(sample=2000) == 1
+    hub = {"path": None, "dataset": "org/chats", "revision": "main"}
+    monkeypatch.setattr(
+        pieces, "files_of", lambda source: [File(name, pytest.fail) for name in ("a.parquet", "b.parquet")]
+    )
+    assert num_readers(**hub) == 2  # of unknown size
+    assert num_readers(**hub, limit=1000) == 1
     monkeypatch.undo()
-    assert num_readers() == 2  # four small files
-    assert num_readers(path=str(source / "a.jsonl")) == 1
+    assert num_readers() == 1  # four small files

@@ -53,8 +53,8 @@ def test_lines_are_cut_anywhere(kind: str, tmp_path: Path, monkeypatch: pytest.M
 @pytest.mark.parametrize(("group", "num_pieces"), [(1, 24), (5, 6), (100, 2)])
 def test_row_groups_of_parquet(group: int, num_pieces: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in "ab":
-        rows = [conversation(i) | {"conversation_id": f"{name}{i}"} for i in range(23)]
-        (tmp_path / f"{name}.parquet").write_bytes(parquet(rows, row_group_size=group))
+        made = [conversation(i) | {"conversation_id": f"{name}{i}"} for i in range(23)]
+        (tmp_path / f"{name}.parquet").write_bytes(parquet(made, row_group_size=group))
     monkeypatch.setattr(pieces, "PIECE_BYTES", 2000)
     config = SourceConfig(path=str(tmp_path))
     found, rows = rows_apart(config)
