@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from stillhouse.pipeline import models
+from stillhouse.pipeline.cluster.files import inputs
 from stillhouse.pipeline.errors import safe_message
 from stillhouse.pipeline.folder import Folder, keys, open_folder
 from stillhouse.schemas.config import Config, TeacherConfig, is_local_path
@@ -36,6 +37,7 @@ def look(config: Config, requirements: list[str], mark: str) -> dict[str, Any]:
         "gpus": _gpus(),
         "memory_bytes": _memory_bytes(),
         "disk_free_bytes": _disk_free_bytes(),
+        "missing_inputs": [one.path for one in inputs(config) if not one.is_there],
         "models": {
             model.where: {"has_model": _has_model(model.teacher), "is_cached": _is_cached(model.teacher)}
             for view in config.views()

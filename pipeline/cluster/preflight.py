@@ -17,7 +17,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from stillhouse.pipeline import flow
-from stillhouse.pipeline.cluster import RAYS_COPY, engines
+from stillhouse.pipeline.cluster import RAYS_COPY, engines, files
 from stillhouse.pipeline.cluster.engines import Seen
 from stillhouse.pipeline.cluster.named import Facts, Named, grouped
 from stillhouse.pipeline.cluster.node import ENGINES
@@ -57,7 +57,7 @@ def judge(config: Config, facts: Facts) -> Judgement:
     named = Named([node["address"] for node in facts["nodes"]])
     problems = [f"{named(bad)}: {what}; look into that node's Ray logs" for what, bad in _unanswered(facts)]
     every = engines.seen(config, facts, nodes)
-    for rule in (_python, _packages, _run_dir, _tokens):
+    for rule in (_python, _packages, _run_dir, _tokens, files.missing):
         problems += rule(config, facts, nodes, named)
     problems += _vllm(every, nodes, named)
     problems += dict.fromkeys(text for one in every for text in engines.problems(one, named))

@@ -10,7 +10,7 @@ import logging
 import os
 import secrets
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -145,13 +145,26 @@ def gated(config: Config) -> dict[str, str]:
     import huggingface_hub
 
     ask = huggingface_hub.HfApi()
-    named = [
+    named: list[tuple[str, str, Callable[..., Any]]] = [
         (f"{model.where}.model", model.teacher.model, ask.model_info)
         for model in _every(config).values()
         if not is_local_path(model.teacher.model)
     ]
     if config.source.dataset is not None:
         named.append(("source.dataset", config.source.dataset, ask.dataset_info))
+    decontamination, jailbreaks, semantic = config.decontamination, config.screen.jailbreaks, config.dedupe.semantic
+    sets = {
+        "decontamination.evaluations": [] if decontamination is None else decontamination.evaluations,
+        "screen.jailbreaks.templates": [] if jailbreaks is None else jailbreaks.templates,
+    }
+    named += [
+        (f"{key} ({one.name})", one.dataset, ask.dataset_info)
+        for key, listed in sets.items()
+        for one in listed
+        if one.dataset is not None
+    ]
+    if semantic is not None and not is_local_path(semantic.model):
+        named.append(("dedupe.semantic.model", semantic.model, ask.model_info))
     found = {}
     for key, name, info in named:
         with contextlib.suppress(Exception):  # no hub within reach: what is there is in a cache

@@ -30,7 +30,7 @@ def worker(number: int) -> dict[str, Any]:
         "address": f"10.0.0.{number}", "resources": {"CPU": 32.0, "GPU": 4.0, "memory": 1e11}, "labels": {},
         "host": f"w{number}", "python": "3.11.9", "unmet": {}, "vllm": "0.32.1", "run_dir_problem": None,
         "sees_run_dir": True, "has_token": True, "gpus": [GPU] * 4, "memory_bytes": 256 * 10**9,
-        "disk_free_bytes": 500 * 10**9, "models": {where: dict(FILES) for where in MODELS},
+        "disk_free_bytes": 500 * 10**9, "missing_inputs": [], "models": {where: dict(FILES) for where in MODELS},
     }  # fmt: skip
 
 

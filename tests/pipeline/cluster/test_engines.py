@@ -119,17 +119,27 @@ def test_what_a_node_has_of_every_model(tmp_path: Path) -> None:
 
 
 def test_every_gated_name_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a teacher that is not, a student and a guard that are."""
+    """Of a teacher that is not; a student, a guard and sets of texts that are."""
+    gated = ("org/student", "meta-llama/Llama-Guard-3-8B", "org/exam", "org/templates", "org/vectors")
 
     class Hub:
         def model_info(self, name: str, timeout: float) -> Any:
-            return SimpleNamespace(gated="manual" if name in ("org/student", "meta-llama/Llama-Guard-3-8B") else False)
+            return SimpleNamespace(gated="manual" if name in gated else False)
 
         dataset_info = model_info
 
     monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
-    config = Config.model_validate({**CONFIG, **STUDENT, "screen": guarded()["screen"]})
-    assert probe.gated(config) == {
+    exam, templates = (
+        {"name": name, "dataset": f"org/{name}", "revision": "main", "columns": ["text"]}
+        for name in ("exam", "templates")
+    )
+    raw = {**CONFIG, **STUDENT, "screen": {**guarded()["screen"], "jailbreaks": {"templates": [templates]}}}
+    raw["decontamination"] = {"evaluations": [exam]}
+    raw["dedupe"] = {"semantic": {"model": "org/vectors", "revision": "main"}}
+    assert probe.gated(Config.model_validate(raw)) == {
         "rollout.model": "org/student",
         f"{GUARD}.model": "meta-llama/Llama-Guard-3-8B",
+        "decontamination.evaluations (exam)": "org/exam",
+        "screen.jailbreaks.templates (templates)": "org/templates",
+        "dedupe.semantic.model": "org/vectors",
     }
