@@ -158,6 +158,30 @@ def test_it_fits_and_can_be_read(html: Path, open_page: Opener, width: int, sche
     assert "Targets:" in lead
     faint = page.evaluate(CONTRASTS)
     assert faint == []
+    assert page.evaluate(CROWDED) == []
+
+
+CROWDED = """() => {
+    // Cells of a row whose texts touch, and texts that end outside of their table.
+    const texts = (cell) => {
+        const range = document.createRange();
+        range.selectNodeContents(cell);
+        return [...range.getClientRects()].filter((rect) => rect.width > 0);
+    };
+    const meet = (low, high, gap) => low[0] < high[1] + gap && high[0] < low[1] + gap;
+    const beside = (a, b) => meet([a.top, a.bottom], [b.top, b.bottom], -2);
+    const touch = (a, b) => beside(a, b) && meet([a.left, a.right], [b.left, b.right], 4);
+    const found = new Set();
+    for (const row of document.querySelectorAll(".scroll tr")) {
+        const cells = [...row.children].map(texts);
+        const right = row.closest(".scroll").getBoundingClientRect().right + 1;
+        cells.forEach((one, i) => {
+            if (one.some((a) => a.right > right)) found.add(`outside: ${row.textContent}`);
+            if (cells.slice(i + 1).flat().some((b) => one.some((a) => touch(a, b)))) found.add(row.textContent);
+        });
+    }
+    return [...found];
+}"""
 
 
 CONTRASTS = """() => {
