@@ -11,10 +11,10 @@ prompts are never alike.
 Shape legend: N rows, T distinct readings, P permutations, D dimensions of embeddings.
 """
 
-import hashlib
 import tempfile
 import zlib
 from collections.abc import Iterable, Iterator
+from hashlib import blake2b
 from itertools import accumulate
 from typing import Any
 
@@ -97,24 +97,25 @@ class Sketch:
         read_by_row = [read[end - len(of_row) : end] for of_row, end in zip(texts, end_of, strict=True)]
         different = list(dict.fromkeys(systems))
         reading_of = dict(zip(different, readings(different), strict=True))
-        raw_head = {system: _framed([system.strip()]) for system in different}
-        head = {system: _framed([said]) for system, said in reading_of.items()}
+        raw_head = {system: _with(blake2b(digest_size=16), [system.strip().encode()]) for system in different}
+        head = {system: _with(blake2b(digest_size=16), [said.encode()]) for system, said in reading_of.items()}
+        units_head = {system: _with(blake2b(digest_size=8), [said.encode()]) for system, said in reading_of.items()}
         # With a prefix, prompts under different system prompts have no shingle in common.
-        prefix = {system: zlib.crc32(_blake2b(head[system], 16)) if said else 0 for system, said in reading_of.items()}
+        prefix = {system: zlib.crc32(head[system].digest()) if said else 0 for system, said in reading_of.items()}
 
         text_hashes = [
-            _blake2b(raw_head[system] + _framed([text.strip() for text in of_row]), 16)
+            _with(raw_head[system], [text.strip().encode() for text in of_row]).digest()
             for system, of_row in zip(systems, texts, strict=True)
         ]
         reading_hashes = [
-            _blake2b(head[system] + _framed(of_row), 16) for system, of_row in zip(systems, read_by_row, strict=True)
+            _with(head[system], [text.encode() for text in of_row]).digest()
+            for system, of_row in zip(systems, read_by_row, strict=True)
         ]
         shingles = shingles_of(
             ["\n\n".join(of_row) for of_row in read_by_row], [prefix[system] for system in systems], self.config.ngram
         )
         units_hashes = [
-            _blake2b(head[system] + len(found).to_bytes(8, "little") + found, 8)
-            for system, found in zip(systems, shingles.units, strict=True)
+            _with(units_head[system], [found]).digest() for system, found in zip(systems, shingles.units, strict=True)
         ]
         # CRC-32 is fast and the same everywhere; its bits are mixed before they are permuted.
         signature_NP = self._signatures(shingles.hashes, shingles.num_hashes)
@@ -171,7 +172,7 @@ def assign(sketches: Iterable[pa.Table], config: DedupeConfig) -> Iterator[pa.Ta
             columns["demoted"].append(sketch["demoted"].to_numpy())
             if "embedding" in columns:
                 columns["embedding"].append(_flat(sketch["embedding"]))
-            signatures.write(_flat(sketch["signature"]).tobytes())
+            signatures.write(_flat(sketch["signature"]))
             del sketch
         signatures.flush()
         ids = columns.pop("prompt_id", [])
@@ -260,21 +261,17 @@ def _places(leader_T: NDArray[np.int64]) -> NDArray[np.int64]:
 def _kin(system: str, said: str) -> bytes:
     """The hash of what two prompts must have in common to be of one meaning, whatever their embeddings say."""
     numbers = [unit for unit in units(said) if any(char.isdigit() for char in unit)]
-    return _blake2b(_framed([reading(system), "\n".join(numbers)]), 8)
+    return _with(blake2b(digest_size=8), [reading(system).encode(), "\n".join(numbers).encode()]).digest()
 
 
-def _framed(texts: list[str]) -> bytes:
-    """In UTF-8, each with its length before it, so that ["ab"] and ["a", "b"] differ."""
-    parts = []
+def _with(begun: blake2b, texts: list[bytes]) -> blake2b:
+    """The hash of what `begun` has taken and of the texts, each with its length before it, so that ["ab"] and ["a",
+    "b"] differ."""
+    hashed = begun.copy()  # costs less than to begin anew
     for text in texts:
-        data = text.encode()
-        parts.append(len(data).to_bytes(8, "little"))
-        parts.append(data)
-    return b"".join(parts)
-
-
-def _blake2b(data: bytes, num_bytes: int) -> bytes:
-    return hashlib.blake2b(data, digest_size=num_bytes).digest()
+        hashed.update(len(text).to_bytes(8, "little"))
+        hashed.update(text)
+    return hashed
 
 
 def _flat(column: pa.ChunkedArray) -> NDArray[Any]:
