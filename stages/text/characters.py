@@ -22,7 +22,9 @@ class CharacterTable:
     def take(self, code: NDArray[np.uint8] | NDArray[np.uint32]) -> NDArray[np.uint32]:
         """The number of each code point."""
         if code.dtype != np.uint8:
-            self._learn(np.unique(code[~self._is_known.take(code)]).tolist())
+            unknown = code[~self._is_known.take(code)]
+            if len(unknown):
+                self._learn(np.unique(unknown).tolist())
         numbers: NDArray[np.uint32] = self._table.take(code)
         return numbers
 

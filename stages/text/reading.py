@@ -83,8 +83,9 @@ def in_plain_characters(text: str) -> str:
     text = unicodedata.normalize("NFC", text)
     if "\u3000" in text:
         text = _PARAGRAPH_INDENT.sub("", text)
-    if _TYPED_CHARACTER.search(text):
-        text = unicodedata.normalize("NFC", _TYPED_CHARACTER.sub(lambda match: _TYPED[match[0]], text))
+    text, num_typed = _TYPED_CHARACTER.subn(lambda match: _TYPED[match[0]], text)
+    if num_typed:
+        text = unicodedata.normalize("NFC", text)
     if "\u200c" in text or "\u200d" in text:
         text = _JOINERS_AT_AN_EDGE.sub("", text)
     return text

@@ -20,9 +20,9 @@ from stillhouse.stages.text.reading import (
     CLOSERS,
     END_OF_WORD,
     ENDS,
-    HAN,
     OPERATORS,
     RUN_TOGETHER,
+    UNSPACED,
     in_plain_characters,
     is_word,
     prose,
@@ -77,8 +77,8 @@ _PROPERTIES = CharacterTable(_properties)
 _LOWER = CharacterTable(lambda char: ord(char.lower()) if len(char.lower()) == 1 else ord(char))
 _DROPPED = 0xFF  # what stands for a character that is left out; no text in ASCII holds it
 _WITHOUT_SPACE = bytes(_DROPPED if chr(code).isspace() else code for code in range(256))
-# Lower case of these depends on what is beside them, or is longer.
-_UNEVEN = re.compile("[\u03a3\u0130]")
+# Lower case of the last two depends on what is beside them, or is longer.
+_BY_ITSELF = re.compile(rf"[\u3001\u3002{UNSPACED}\u03a3\u0130]")
 
 
 def readings(texts: Sequence[str]) -> list[str]:
@@ -88,7 +88,7 @@ def readings(texts: Sequence[str]) -> list[str]:
     for number, text in enumerate(plain):
         if text.isascii():
             of_ascii.append(number)
-        elif HAN.search(text) or _UNEVEN.search(text):
+        elif _BY_ITSELF.search(text):
             found[number] = said(text)
         else:
             other.append(number)
@@ -135,7 +135,7 @@ class _Texts:
             self.read_lines()
         self.kept[self.begin_T - 1] = ord(_BETWEEN)
         if self.code.dtype == np.uint8:
-            text = self.kept.tobytes().translate(None, bytes([_DROPPED])).decode("ascii")
+            text = self.kept.tobytes().replace(bytes([_DROPPED]), b"").decode("ascii")
         else:
             text = self.kept[self.kept != self.dropped].tobytes().decode("utf-32-le", "surrogatepass")
         found = text.split(_BETWEEN)[1:]
