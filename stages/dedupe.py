@@ -172,7 +172,7 @@ def assign(sketches: Iterable[pa.Table], config: DedupeConfig) -> Iterator[pa.Ta
             columns["demoted"].append(sketch["demoted"].to_numpy())
             if "embedding" in columns:
                 columns["embedding"].append(_flat(sketch["embedding"]))
-            signatures.write(_flat(sketch["signature"]))
+            signatures.write(_flat(sketch["signature"]).data)
             del sketch
         signatures.flush()
         ids = columns.pop("prompt_id", [])
