@@ -24,6 +24,7 @@ AT_ONCE = 1 << 17
 _BEFORE = "\n" * 8
 """What stands before the first text, for `unit_checksums`."""
 _OF_A_WORD, _BY_ITSELF = 1, 2
+_DROPPED = np.uint8(0xFF)  # no text in UTF-8 holds it
 
 
 def _kind(char: str) -> int:
@@ -89,11 +90,12 @@ def _parts(
     first_N = np.searchsorted(begin_U, begin_N)
     after_N = np.r_[first_N[1:], len(begin_U)]
 
-    # The units, each with a line break before it.
-    parted_B = np.repeat(data_B, is_kept_B.view(np.uint8) + is_start_B.view(np.uint8))
-    end_U = np.cumsum(length_U + 1)
-    parted_B[end_U - length_U - 1] = ord("\n")
-    parted, bounds = parted_B.tobytes(), np.r_[0, end_U]
+    # The units, each with a line break before it: in place of what stands there, or put in beside a symbol.
+    is_beside_U = is_kept_B[begin_U - 1]
+    parted_B = data_B | (~is_kept_B * _DROPPED)
+    parted_B[begin_U[~is_beside_U] - 1] = ord("\n")
+    parted_B = np.insert(parted_B, begin_U[is_beside_U], ord("\n"))
+    parted, bounds = parted_B.tobytes().replace(bytes([_DROPPED]), b""), np.r_[0, np.cumsum(length_U + 1)]
     for i, start, end in zip(numbers, bounds[first_N].tolist(), bounds[after_N].tolist(), strict=True):
         units[i] = parted[start + 1 : end]
 
