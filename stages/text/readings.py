@@ -10,6 +10,7 @@ Shape legend: T texts, L lines that are not empty, W words, of all texts; E word
 import re
 import unicodedata
 from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,6 +75,15 @@ def _properties(char: str) -> int:
 
 
 _PROPERTIES = CharacterTable(_properties)
+
+
+@cache
+def _holding(properties: int) -> NDArray[np.bool_]:
+    """[256]: whether each of the first characters has one of the properties."""
+    holds: NDArray[np.bool_] = (_PROPERTIES.take(np.arange(256, dtype=np.uint8)) & np.uint32(properties)) != 0
+    return holds
+
+
 _LOWER = CharacterTable(lambda char: ord(char.lower()) if len(char.lower()) == 1 else ord(char))
 _DROPPED = 0xFF  # what stands for a character that is left out; no text in ASCII holds it
 _WITHOUT_SPACE = bytes(_DROPPED if chr(code).isspace() else code for code in range(256))
@@ -116,7 +126,8 @@ class _Texts:
             self.kept = np.frombuffer(bytearray(data).translate(_WITHOUT_SPACE), np.uint8)
         else:
             self.code = np.frombuffer(self.joined.encode("utf-32-le", "surrogatepass"), np.uint32)
-            self.low = _PROPERTIES.take(self.code).astype(np.uint8)
+            self.number = _PROPERTIES.take(self.code)
+            self.low = self.number.astype(np.uint8)
             space = (self.low & _SPACE) != 0
             self.kept = np.where(space, self.dropped, self.code)
         edge = np.flatnonzero(space[1:] != space[:-1]) + 1
@@ -145,7 +156,9 @@ class _Texts:
 
     def has(self, properties: int, place: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Whether the character at each place has one of them."""
-        holds: NDArray[np.bool_] = (_PROPERTIES.take(self.code.take(place)) & np.uint32(properties)) != 0
+        if self.code.dtype == np.uint8:
+            return _holding(properties).take(self.code.take(place))
+        holds: NDArray[np.bool_] = (self.number.take(place) & np.uint32(properties)) != 0
         return holds
 
     def beyond(
@@ -153,13 +166,13 @@ class _Texts:
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """From each place on, by `step`, the first whose character has none of the properties; and for which of the
         places it was not found, as it is looked for `_STEPS` far."""
-        place, moving = place.copy(), np.arange(len(place))
+        place, moving = place.copy(), np.flatnonzero(self.has(properties, place))
         for _ in range(_STEPS):
-            moving = moving[self.has(properties, place[moving])]
             if not len(moving):
                 break
             place[moving] += step
-        return place, moving[self.has(properties, place[moving])]
+            moving = moving[self.has(properties, place[moving])]
+        return place, moving
 
     def part(self) -> None:
         """Parts the texts into lines, and finds those that are code."""
