@@ -15,7 +15,7 @@ import tempfile
 import zlib
 from collections.abc import Iterable, Iterator
 from hashlib import blake2b
-from itertools import accumulate
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -87,14 +87,14 @@ class Sketch:
         """`tables.PROMPTS` in, `sketch_schema` out, row for row."""
         num_perm = self.config.num_perm
         systems = [system or "" for system in table["system_prompt"].to_pylist()]
-        turns: list[list[str]] = table["user_turns"].to_pylist()
-        texts = turns
+        texts_of = table["user_turns"]
         if "answers" in table.column_names:
             # With task: score they are part of what is compared: two samples of one prompt are no duplicates.
-            texts = [[*said, *given] for said, given in zip(turns, table["answers"].to_pylist(), strict=True)]
-        read = readings([text for of_row in texts for text in of_row])
-        end_of = accumulate(map(len, texts))
-        read_by_row = [read[end - len(of_row) : end] for of_row, end in zip(texts, end_of, strict=True)]
+            of_rows = zip(texts_of.to_pylist(), table["answers"].to_pylist(), strict=True)
+            texts_of = pa.array([[*said, *given] for said, given in of_rows], texts_of.type)
+        # One list of all texts: a list for each row costs as much as a hash of it.
+        texts, num_of = pc.list_flatten(texts_of).to_pylist(), pc.list_value_length(texts_of).to_pylist()
+        read = readings(texts)
         different = list(dict.fromkeys(systems))
         reading_of = dict(zip(different, readings(different), strict=True))
         raw_head = {system: _with(blake2b(digest_size=16), [system.strip().encode()]) for system in different}
@@ -103,17 +103,11 @@ class Sketch:
         # With a prefix, prompts under different system prompts have no shingle in common.
         prefix = {system: zlib.crc32(head[system].digest()) if said else 0 for system, said in reading_of.items()}
 
-        text_hashes = [
-            _with(raw_head[system], [text.strip().encode() for text in of_row]).digest()
-            for system, of_row in zip(systems, texts, strict=True)
-        ]
-        reading_hashes = [
-            _with(head[system], [text.encode() for text in of_row]).digest()
-            for system, of_row in zip(systems, read_by_row, strict=True)
-        ]
-        shingles = shingles_of(
-            ["\n\n".join(of_row) for of_row in read_by_row], [prefix[system] for system in systems], self.config.ngram
-        )
+        text_hashes = _hashes([raw_head[system] for system in systems], [text.strip() for text in texts], num_of)
+        reading_hashes = _hashes([head[system] for system in systems], read, num_of)
+        following = iter(read)
+        joined = ["\n\n".join(islice(following, num)) for num in num_of]
+        shingles = shingles_of(joined, [prefix[system] for system in systems], self.config.ngram)
         units_hashes = [
             _with(units_head[system], [found]).digest() for system, found in zip(systems, shingles.units, strict=True)
         ]
@@ -130,7 +124,7 @@ class Sketch:
         ]
         if self._embedder is None:
             return pa.table(columns, schema=sketch_schema(num_perm))
-        said = ["\n\n".join(of_row) for of_row in turns]
+        said = ["\n\n".join(of_row) for of_row in table["user_turns"].to_pylist()]
         with self.clock.of(SEMANTIC):
             vector_ND = self._embedder(said)
         columns += [
@@ -264,7 +258,13 @@ def _kin(system: str, said: str) -> bytes:
     return _with(blake2b(digest_size=8), [reading(system).encode(), "\n".join(numbers).encode()]).digest()
 
 
-def _with(begun: blake2b, texts: list[bytes]) -> blake2b:
+def _hashes(heads: list[blake2b], texts: list[str], num_of: list[int]) -> list[bytes]:
+    """Of each row: of what its head has taken and its texts, of which it has `num_of`."""
+    following = map(str.encode, texts)
+    return [_with(head, islice(following, num)).digest() for head, num in zip(heads, num_of, strict=True)]
+
+
+def _with(begun: blake2b, texts: Iterable[bytes]) -> blake2b:
     """The hash of what `begun` has taken and of the texts, each with its length before it, so that ["ab"] and ["a",
     "b"] differ."""
     hashed = begun.copy()  # costs less than to begin anew
