@@ -86,7 +86,6 @@ def _parts(
     data_B, kind_B, is_start_B, begin_N = _characters(texts) if is_ascii else _wide_characters(texts)
     is_kept_B = kind_B != 0
     begin_U = np.flatnonzero(is_start_B)
-    length_U = np.flatnonzero(is_kept_B[:-1] & (is_start_B[1:] | ~is_kept_B[1:])) + 1 - begin_U
     first_N = np.searchsorted(begin_U, begin_N)
     after_N = np.r_[first_N[1:], len(begin_U)]
 
@@ -95,7 +94,9 @@ def _parts(
     parted_B = data_B | (~is_kept_B * _DROPPED)
     parted_B[begin_U[~is_beside_U] - 1] = ord("\n")
     parted_B = np.insert(parted_B, begin_U[is_beside_U], ord("\n"))
-    parted, bounds = parted_B.tobytes().replace(bytes([_DROPPED]), b""), np.r_[0, np.cumsum(length_U + 1)]
+    parted = parted_B.tobytes().replace(bytes([_DROPPED]), b"")
+    bounds = np.r_[np.flatnonzero(np.frombuffer(parted, np.uint8) == ord("\n")), len(parted)]
+    length_U = np.diff(bounds) - 1
     for i, start, end in zip(numbers, bounds[first_N].tolist(), bounds[after_N].tolist(), strict=True):
         units[i] = parted[start + 1 : end]
 
