@@ -312,7 +312,8 @@ class _Texts:
         is_alone_E[many_ends] = True  # or it may be
         alone_W = word_E[is_alone_E & ~self.is_first_W[word_E]]
         start, end = self.start_W[alone_W], self.end_W[alone_W]
-        is_ruled = self.has(_QUESTION, start) | (self.has(_DOT, start) & self.has(_DOT, start + 1))
+        is_ruled = self.has(_QUESTION, start) & self.has(_QUESTION, end - 1)
+        is_ruled |= self.has(_DOT, start) & self.has(_DOT, end - 1) & (end - start > 2)
         self.odd_W = [alone_W[is_ruled & (self.has(_BREAK, end) | self.has(_SPACE | _UPPER, end + 1))]]
 
     def find_run_together(self) -> None:
