@@ -143,11 +143,10 @@ def _wide_characters(texts: list[str]) -> _Characters:
     code_C = np.frombuffer(joined.encode("utf-32-le"), np.uint32)
     kind_C = _KINDS.take(code_C).astype(np.uint8)
     data_B = np.frombuffer(joined.encode(), np.uint8)
-    place_C = np.flatnonzero((data_B & 0xC0) != 0x80)  # where characters begin
+    is_first_B = (data_B & 0xC0) != 0x80  # of a character
+    place_C = np.flatnonzero(is_first_B)
     kind_B = np.repeat(kind_C, np.diff(place_C, append=len(data_B)))
-    is_start_B = np.zeros(len(kind_B), bool)
-    is_start_B[place_C[_starts(kind_C)]] = True
-    return data_B, kind_B, is_start_B, place_C[_begins(folded)]
+    return data_B, kind_B, _starts(kind_B) & is_first_B, place_C[_begins(folded)]
 
 
 def _starts(kind: NDArray[np.uint8]) -> NDArray[np.bool_]:
