@@ -47,6 +47,10 @@ ASSIGNMENT = pa.schema([*list(tables.DEDUPED)[len(tables.PROMPTS) :], tables.DRO
 """What `assign` decides for each row; `mark` appends it to the shard."""
 
 
+_KEPT = 1 << 23
+"""Bytes, half of what a process keeps of freed memory from one shard to the next."""
+
+
 def sketch_schema(num_perm: int, num_dimensions: int | None = None) -> pa.Schema:
     """The columns of a sketch. It has a row for each prompt, without its text. `num_dimensions` is that of the
     embeddings, where there are any."""
@@ -82,6 +86,9 @@ class Sketch:
         self._signatures = Signatures(config.num_perm, config.seed)
         self._embedder = None if config.semantic is None else Embedder(config.semantic)
         self.clock = Clock()
+        # Of what a shard's arrays took, glibc returns to the system what is above a bound, and gets it back page by
+        # page for the next: a tenth of the time. Twice the largest block freed so far is the bound (mallopt(3)).
+        np.empty(_KEPT, np.uint8)
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """`tables.PROMPTS` in, `sketch_schema` out, row for row."""
