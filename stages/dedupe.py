@@ -11,11 +11,11 @@ prompts are never alike.
 Shape legend: N rows, T distinct readings, P permutations, D dimensions of embeddings.
 """
 
-import hashlib
 import tempfile
 import zlib
 from collections.abc import Iterable, Iterator
-from itertools import accumulate
+from hashlib import blake2b
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -45,6 +45,10 @@ SEMANTIC = "semantic_duplicate"
 
 ASSIGNMENT = pa.schema([*list(tables.DEDUPED)[len(tables.PROMPTS) :], tables.DROP_REASON])
 """What `assign` decides for each row; `mark` appends it to the shard."""
+
+
+_KEPT = 1 << 23
+"""Bytes, half of what a process keeps of freed memory from one shard to the next."""
 
 
 def sketch_schema(num_perm: int, num_dimensions: int | None = None) -> pa.Schema:
@@ -82,39 +86,37 @@ class Sketch:
         self._signatures = Signatures(config.num_perm, config.seed)
         self._embedder = None if config.semantic is None else Embedder(config.semantic)
         self.clock = Clock()
+        # Of what a shard's arrays took, glibc returns to the system what is above a bound, and gets it back page by
+        # page for the next: a tenth of the time. Twice the largest block freed so far is the bound (mallopt(3)).
+        np.empty(_KEPT, np.uint8)
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """`tables.PROMPTS` in, `sketch_schema` out, row for row."""
         num_perm = self.config.num_perm
         systems = [system or "" for system in table["system_prompt"].to_pylist()]
-        turns: list[list[str]] = table["user_turns"].to_pylist()
-        texts = turns
+        texts_of = table["user_turns"]
         if "answers" in table.column_names:
             # With task: score they are part of what is compared: two samples of one prompt are no duplicates.
-            texts = [[*said, *given] for said, given in zip(turns, table["answers"].to_pylist(), strict=True)]
-        read = readings([text for of_row in texts for text in of_row])
-        end_of = accumulate(map(len, texts))
-        read_by_row = [read[end - len(of_row) : end] for of_row, end in zip(texts, end_of, strict=True)]
+            of_rows = zip(texts_of.to_pylist(), table["answers"].to_pylist(), strict=True)
+            texts_of = pa.array([[*said, *given] for said, given in of_rows], texts_of.type)
+        # One list of all texts: a list for each row costs as much as a hash of it.
+        texts, num_of = pc.list_flatten(texts_of).to_pylist(), pc.list_value_length(texts_of).to_pylist()
+        read = readings(texts)
         different = list(dict.fromkeys(systems))
         reading_of = dict(zip(different, readings(different), strict=True))
-        raw_head = {system: _framed([system.strip()]) for system in different}
-        head = {system: _framed([said]) for system, said in reading_of.items()}
+        raw_head = {system: _with(blake2b(digest_size=16), [system.strip().encode()]) for system in different}
+        head = {system: _with(blake2b(digest_size=16), [said.encode()]) for system, said in reading_of.items()}
+        units_head = {system: _with(blake2b(digest_size=8), [said.encode()]) for system, said in reading_of.items()}
         # With a prefix, prompts under different system prompts have no shingle in common.
-        prefix = {system: zlib.crc32(_blake2b(head[system], 16)) if said else 0 for system, said in reading_of.items()}
+        prefix = {system: zlib.crc32(head[system].digest()) if said else 0 for system, said in reading_of.items()}
 
-        text_hashes = [
-            _blake2b(raw_head[system] + _framed([text.strip() for text in of_row]), 16)
-            for system, of_row in zip(systems, texts, strict=True)
-        ]
-        reading_hashes = [
-            _blake2b(head[system] + _framed(of_row), 16) for system, of_row in zip(systems, read_by_row, strict=True)
-        ]
-        shingles = shingles_of(
-            ["\n\n".join(of_row) for of_row in read_by_row], [prefix[system] for system in systems], self.config.ngram
-        )
+        text_hashes = _hashes([raw_head[system] for system in systems], [text.strip() for text in texts], num_of)
+        reading_hashes = _hashes([head[system] for system in systems], read, num_of)
+        following = iter(read)
+        joined = ["\n\n".join(islice(following, num)) for num in num_of]
+        shingles = shingles_of(joined, [prefix[system] for system in systems], self.config.ngram)
         units_hashes = [
-            _blake2b(head[system] + len(found).to_bytes(8, "little") + found, 8)
-            for system, found in zip(systems, shingles.units, strict=True)
+            _with(units_head[system], [found]).digest() for system, found in zip(systems, shingles.units, strict=True)
         ]
         # CRC-32 is fast and the same everywhere; its bits are mixed before they are permuted.
         signature_NP = self._signatures(shingles.hashes, shingles.num_hashes)
@@ -129,7 +131,7 @@ class Sketch:
         ]
         if self._embedder is None:
             return pa.table(columns, schema=sketch_schema(num_perm))
-        said = ["\n\n".join(of_row) for of_row in turns]
+        said = ["\n\n".join(of_row) for of_row in table["user_turns"].to_pylist()]
         with self.clock.of(SEMANTIC):
             vector_ND = self._embedder(said)
         columns += [
@@ -171,7 +173,7 @@ def assign(sketches: Iterable[pa.Table], config: DedupeConfig) -> Iterator[pa.Ta
             columns["demoted"].append(sketch["demoted"].to_numpy())
             if "embedding" in columns:
                 columns["embedding"].append(_flat(sketch["embedding"]))
-            signatures.write(_flat(sketch["signature"]).tobytes())
+            signatures.write(_flat(sketch["signature"]).data)
             del sketch
         signatures.flush()
         ids = columns.pop("prompt_id", [])
@@ -260,21 +262,23 @@ def _places(leader_T: NDArray[np.int64]) -> NDArray[np.int64]:
 def _kin(system: str, said: str) -> bytes:
     """The hash of what two prompts must have in common to be of one meaning, whatever their embeddings say."""
     numbers = [unit for unit in units(said) if any(char.isdigit() for char in unit)]
-    return _blake2b(_framed([reading(system), "\n".join(numbers)]), 8)
+    return _with(blake2b(digest_size=8), [reading(system).encode(), "\n".join(numbers).encode()]).digest()
 
 
-def _framed(texts: list[str]) -> bytes:
-    """In UTF-8, each with its length before it, so that ["ab"] and ["a", "b"] differ."""
-    parts = []
+def _hashes(heads: list[blake2b], texts: list[str], num_of: list[int]) -> list[bytes]:
+    """Of each row: of what its head has taken and its texts, of which it has `num_of`."""
+    following = map(str.encode, texts)
+    return [_with(head, islice(following, num)).digest() for head, num in zip(heads, num_of, strict=True)]
+
+
+def _with(begun: blake2b, texts: Iterable[bytes]) -> blake2b:
+    """The hash of what `begun` has taken and of the texts, each with its length before it, so that ["ab"] and ["a",
+    "b"] differ."""
+    hashed = begun.copy()  # costs less than to begin anew
     for text in texts:
-        data = text.encode()
-        parts.append(len(data).to_bytes(8, "little"))
-        parts.append(data)
-    return b"".join(parts)
-
-
-def _blake2b(data: bytes, num_bytes: int) -> bytes:
-    return hashlib.blake2b(data, digest_size=num_bytes).digest()
+        hashed.update(len(text).to_bytes(8, "little"))
+        hashed.update(text)
+    return hashed
 
 
 def _flat(column: pa.ChunkedArray) -> NDArray[Any]:

@@ -6,30 +6,31 @@ import numpy as np
 from numpy.typing import NDArray
 
 _NUM_CODES = 0x110000
+_UNKNOWN = np.uint32(0xFFFFFFFF)
 
 
 class CharacterTable:
-    """A number for each character, from 0 to 2^32 - 1: what `number` says of it, asked when it is first met."""
+    """A number for each character, from 0 to 2^32 - 2: what `number` says of it, asked when it is first met."""
 
     def __init__(self, number: Callable[[str], int]) -> None:
         self._number = number
-        self._table = np.zeros(_NUM_CODES, np.uint32)
-        self._is_known = np.zeros(_NUM_CODES, bool)
+        self._table = np.full(_NUM_CODES, _UNKNOWN)
         self._learn(range(256))
         self.of_ascii = bytes(self._table[:256].astype(np.uint8))
         """The low 8 bits of the numbers of characters below 256, for `bytes.translate`."""
 
     def take(self, code: NDArray[np.uint8] | NDArray[np.uint32]) -> NDArray[np.uint32]:
         """The number of each code point."""
-        if code.dtype != np.uint8:
-            self._learn(np.unique(code[~self._is_known.take(code)]).tolist())
         numbers: NDArray[np.uint32] = self._table.take(code)
+        unknown = code[numbers == _UNKNOWN]
+        if len(unknown):
+            self._learn(np.unique(unknown).tolist())
+            numbers = self._table.take(code)
         return numbers
 
     def _learn(self, codes: Iterable[int]) -> None:
         for code in codes:
             self._table[code] = self._number(chr(code))
-            self._is_known[code] = True
 
 
 def together(numbers: list[int], texts: Sequence[str], at_once: int) -> Iterator[list[int]]:

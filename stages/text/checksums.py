@@ -34,10 +34,12 @@ def _shifts(num: int) -> NDArray[np.uint32]:
 
 
 _SHIFTS = _shifts(_PIECE * (LONGEST + 1) + 1)
-_MOVES = _SHIFTS.ravel()
+_MOVES = [_SHIFTS[:, k].ravel() for k in range(4)]
 _SPACES = np.array([zlib.crc32(b" " + bytes(length)) for length in range(LONGEST + 1)], np.uint32)
 _ZEROS = np.array([zlib.crc32(bytes(length)) for length in range(LONGEST + 1)], np.uint32)
 _SPACES ^= _ZEROS
+_LAST = np.array([2**64 - 2 ** (8 * (8 - length)) for length in range(9)], np.uint64)
+"""What to keep of eight bytes of which the last 0, 1, ... count."""
 _PAIR = np.arange(1 << 16)
 # What two bytes add that 0, 2, ... 14 bytes follow.
 _PAIRS = [_SHIFTS[i + 2, 0][_PAIR & 255] ^ _SHIFTS[i + 1, 0][_PAIR >> 8] for i in range(0, 16, 2)]
@@ -61,7 +63,7 @@ def unit_checksums(
 
 def _eight(words: NDArray[np.uint64], place_U: NDArray[np.int64]) -> NDArray[np.uint64]:
     """The eight bytes at each place, of bytes that are given as eights of them."""
-    word_U, bits_U = place_U >> 3, ((place_U & 7) << 3).astype(np.uint64)
+    word_U, bits_U = place_U >> 3, ((place_U & 7) << 3).view(np.uint64)
     # Of no bits, a shift by all 64 leaves nothing.
     eight_U: NDArray[np.uint64] = words.take(word_U) >> bits_U
     eight_U |= words.take(word_U + 1) << (np.uint64(64) - bits_U)
@@ -70,8 +72,7 @@ def _eight(words: NDArray[np.uint64], place_U: NDArray[np.int64]) -> NDArray[np.
 
 def _sums(eight_U: NDArray[np.uint64], length_U: NDArray[np.int64], num_after: int) -> NDArray[np.uint32]:
     """What the last `length_U` of eight bytes add that 0 or 8 bytes follow."""
-    others_U = (np.maximum(8 - length_U, 0) * 8).astype(np.uint64)
-    pair_U4 = ((eight_U >> others_U) << others_U).view(np.uint16).reshape(-1, 4)  # little-endian
+    pair_U4 = (eight_U & _LAST.take(length_U, mode="clip")).view(np.uint16).reshape(-1, 4)  # little-endian
     tables = _PAIRS[num_after // 2 : num_after // 2 + 4]
     sum_U: NDArray[np.uint32] = tables[0].take(pair_U4[:, 3])
     for k in range(1, 4):
@@ -109,10 +110,9 @@ def _joined(
 
 def moved(crc: NDArray[np.uint32], length: NDArray[np.int64]) -> NDArray[np.uint32]:
     """Checksums moved on by `length` zero bytes, at most `LONGEST`, or those of a piece of a run."""
-    base, rest = length << 10, crc.astype(np.int64)
-    result: NDArray[np.uint32] = _MOVES.take(base + (rest & 255))
-    for _ in range(3):
-        base += 256
-        rest >>= 8
-        result ^= _MOVES.take(base + (rest & 255))
+    place_4U = crc.view(np.uint8).reshape(-1, 4).T.astype(np.int64, order="C")  # little-endian
+    place_4U += length << 8
+    result: NDArray[np.uint32] = _MOVES[0].take(place_4U[0])
+    for k in range(1, 4):
+        result ^= _MOVES[k].take(place_4U[k])
     return result

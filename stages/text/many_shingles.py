@@ -24,6 +24,7 @@ AT_ONCE = 1 << 17
 _BEFORE = "\n" * 8
 """What stands before the first text, for `unit_checksums`."""
 _OF_A_WORD, _BY_ITSELF = 1, 2
+_DROPPED = np.uint8(0xFF)  # no text in UTF-8 holds it
 
 
 def _kind(char: str) -> int:
@@ -85,15 +86,17 @@ def _parts(
     data_B, kind_B, is_start_B, begin_N = _characters(texts) if is_ascii else _wide_characters(texts)
     is_kept_B = kind_B != 0
     begin_U = np.flatnonzero(is_start_B)
-    length_U = np.flatnonzero(is_kept_B[:-1] & (is_start_B[1:] | ~is_kept_B[1:])) + 1 - begin_U
     first_N = np.searchsorted(begin_U, begin_N)
     after_N = np.r_[first_N[1:], len(begin_U)]
 
-    # The units, each with a line break before it.
-    parted_B = np.repeat(data_B, is_kept_B.view(np.uint8) + is_start_B.view(np.uint8))
-    end_U = np.cumsum(length_U + 1)
-    parted_B[end_U - length_U - 1] = ord("\n")
-    parted, bounds = parted_B.tobytes(), np.r_[0, end_U]
+    # The units, each with a line break before it: in place of what stands there, or put in beside a symbol.
+    is_beside_U = is_kept_B[begin_U - 1]
+    parted_B = data_B | (~is_kept_B * _DROPPED)
+    parted_B[begin_U[~is_beside_U] - 1] = ord("\n")
+    parted_B = np.insert(parted_B, begin_U[is_beside_U], ord("\n"))
+    parted = parted_B.tobytes().replace(bytes([_DROPPED]), b"")
+    bounds = np.r_[np.flatnonzero(np.frombuffer(parted, np.uint8) == ord("\n")), len(parted)]
+    length_U = np.diff(bounds) - 1
     for i, start, end in zip(numbers, bounds[first_N].tolist(), bounds[after_N].tolist(), strict=True):
         units[i] = parted[start + 1 : end]
 
@@ -140,11 +143,10 @@ def _wide_characters(texts: list[str]) -> _Characters:
     code_C = np.frombuffer(joined.encode("utf-32-le"), np.uint32)
     kind_C = _KINDS.take(code_C).astype(np.uint8)
     data_B = np.frombuffer(joined.encode(), np.uint8)
-    place_C = np.flatnonzero((data_B & 0xC0) != 0x80)  # where characters begin
+    is_first_B = (data_B & 0xC0) != 0x80  # of a character
+    place_C = np.flatnonzero(is_first_B)
     kind_B = np.repeat(kind_C, np.diff(place_C, append=len(data_B)))
-    is_start_B = np.zeros(len(kind_B), bool)
-    is_start_B[place_C[_starts(kind_C)]] = True
-    return data_B, kind_B, is_start_B, place_C[_begins(folded)]
+    return data_B, kind_B, _starts(kind_B) & is_first_B, place_C[_begins(folded)]
 
 
 def _starts(kind: NDArray[np.uint8]) -> NDArray[np.bool_]:

@@ -100,11 +100,15 @@ def _components(signature_NP: NDArray[np.uint32], row_T: NDArray[np.int64], thre
 
 def _shared(key_T: NDArray[np.uint64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Of each key that several texts have, one text beside each of the others."""
-    order = np.argsort(key_T)
-    key_T = key_T[order]
-    is_first_T = np.r_[True, key_T[1:] != key_T[:-1]]
-    group_E = np.cumsum(is_first_T)[~is_first_T] - 1
-    return order[np.flatnonzero(is_first_T)[group_E]], order[~is_first_T]
+    # Most keys stand alone, already by their low bits; the others are sorted.
+    low_T = (key_T & np.uint64(2 ** len(key_T).bit_length() - 1)).view(np.int64)
+    text_M = np.flatnonzero(np.bincount(low_T)[low_T] > 1)
+    text_M = text_M[np.argsort(key_T[text_M])]
+    key_M = key_T[text_M]
+    is_first_M = np.ones(len(key_M), bool)
+    is_first_M[1:] = key_M[1:] != key_M[:-1]
+    group_E = np.cumsum(is_first_M)[~is_first_M] - 1
+    return text_M[np.flatnonzero(is_first_M)[group_E]], text_M[~is_first_M]
 
 
 def _by_component(component_T: NDArray[np.int32], is_chosen_T: NDArray[np.bool_]) -> NDArray[np.int64]:

@@ -67,6 +67,8 @@ def _typed_variants() -> dict[int, str]:
 
 
 _TYPED = {chr(code): plain for code, plain in _typed_variants().items()}
+_USUAL = "\u2019\u2018\u201c\u201d\u2013\u2014\u2026\xa0\u200b"
+"""Most English texts that are not in ASCII hold none but these, and nine times `replace` is faster than a pattern."""
 _TYPED_CHARACTER = re.compile(f"[{re.escape(''.join(_TYPED))}]")
 
 
@@ -83,8 +85,14 @@ def in_plain_characters(text: str) -> str:
     text = unicodedata.normalize("NFC", text)
     if "\u3000" in text:
         text = _PARAGRAPH_INDENT.sub("", text)
-    if _TYPED_CHARACTER.search(text):
-        text = unicodedata.normalize("NFC", _TYPED_CHARACTER.sub(lambda match: _TYPED[match[0]], text))
+    plain = text
+    for char in _USUAL:
+        plain = plain.replace(char, _TYPED[char])
+    if plain.isascii():
+        return plain
+    text, num_typed = _TYPED_CHARACTER.subn(lambda match: _TYPED[match[0]], text)
+    if num_typed:
+        text = unicodedata.normalize("NFC", text)
     if "\u200c" in text or "\u200d" in text:
         text = _JOINERS_AT_AN_EDGE.sub("", text)
     return text

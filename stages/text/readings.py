@@ -10,6 +10,7 @@ Shape legend: T texts, L lines that are not empty, W words, of all texts; E word
 import re
 import unicodedata
 from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,9 +21,9 @@ from stillhouse.stages.text.reading import (
     CLOSERS,
     END_OF_WORD,
     ENDS,
-    HAN,
     OPERATORS,
     RUN_TOGETHER,
+    UNSPACED,
     in_plain_characters,
     is_word,
     prose,
@@ -74,11 +75,20 @@ def _properties(char: str) -> int:
 
 
 _PROPERTIES = CharacterTable(_properties)
+
+
+@cache
+def _holding(properties: int) -> NDArray[np.bool_]:
+    """[256]: whether each of the first characters has one of the properties."""
+    holds: NDArray[np.bool_] = (_PROPERTIES.take(np.arange(256, dtype=np.uint8)) & np.uint32(properties)) != 0
+    return holds
+
+
 _LOWER = CharacterTable(lambda char: ord(char.lower()) if len(char.lower()) == 1 else ord(char))
 _DROPPED = 0xFF  # what stands for a character that is left out; no text in ASCII holds it
 _WITHOUT_SPACE = bytes(_DROPPED if chr(code).isspace() else code for code in range(256))
-# Lower case of these depends on what is beside them, or is longer.
-_UNEVEN = re.compile("[\u03a3\u0130]")
+# Lower case of the last two depends on what is beside them, or is longer.
+_BY_ITSELF = re.compile(rf"[\u3001\u3002{UNSPACED}\u03a3\u0130]")
 
 
 def readings(texts: Sequence[str]) -> list[str]:
@@ -88,7 +98,7 @@ def readings(texts: Sequence[str]) -> list[str]:
     for number, text in enumerate(plain):
         if text.isascii():
             of_ascii.append(number)
-        elif HAN.search(text) or _UNEVEN.search(text):
+        elif _BY_ITSELF.search(text):
             found[number] = said(text)
         else:
             other.append(number)
@@ -116,7 +126,8 @@ class _Texts:
             self.kept = np.frombuffer(bytearray(data).translate(_WITHOUT_SPACE), np.uint8)
         else:
             self.code = np.frombuffer(self.joined.encode("utf-32-le", "surrogatepass"), np.uint32)
-            self.low = _PROPERTIES.take(self.code).astype(np.uint8)
+            self.number = _PROPERTIES.take(self.code)
+            self.low = self.number.astype(np.uint8)
             space = (self.low & _SPACE) != 0
             self.kept = np.where(space, self.dropped, self.code)
         edge = np.flatnonzero(space[1:] != space[:-1]) + 1
@@ -135,7 +146,7 @@ class _Texts:
             self.read_lines()
         self.kept[self.begin_T - 1] = ord(_BETWEEN)
         if self.code.dtype == np.uint8:
-            text = self.kept.tobytes().translate(None, bytes([_DROPPED])).decode("ascii")
+            text = self.kept.tobytes().replace(bytes([_DROPPED]), b"").decode("ascii")
         else:
             text = self.kept[self.kept != self.dropped].tobytes().decode("utf-32-le", "surrogatepass")
         found = text.split(_BETWEEN)[1:]
@@ -145,7 +156,9 @@ class _Texts:
 
     def has(self, properties: int, place: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Whether the character at each place has one of them."""
-        holds: NDArray[np.bool_] = (_PROPERTIES.take(self.code.take(place)) & np.uint32(properties)) != 0
+        if self.code.dtype == np.uint8:
+            return _holding(properties).take(self.code.take(place))
+        holds: NDArray[np.bool_] = (self.number.take(place) & np.uint32(properties)) != 0
         return holds
 
     def beyond(
@@ -153,13 +166,13 @@ class _Texts:
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """From each place on, by `step`, the first whose character has none of the properties; and for which of the
         places it was not found, as it is looked for `_STEPS` far."""
-        place, moving = place.copy(), np.arange(len(place))
+        place, moving = place.copy(), np.flatnonzero(self.has(properties, place))
         for _ in range(_STEPS):
-            moving = moving[self.has(properties, place[moving])]
             if not len(moving):
                 break
             place[moving] += step
-        return place, moving[self.has(properties, place[moving])]
+            moving = moving[self.has(properties, place[moving])]
+        return place, moving
 
     def part(self) -> None:
         """Parts the texts into lines, and finds those that are code."""
@@ -299,7 +312,8 @@ class _Texts:
         is_alone_E[many_ends] = True  # or it may be
         alone_W = word_E[is_alone_E & ~self.is_first_W[word_E]]
         start, end = self.start_W[alone_W], self.end_W[alone_W]
-        is_ruled = self.has(_QUESTION, start) | (self.has(_DOT, start) & self.has(_DOT, start + 1))
+        is_ruled = self.has(_QUESTION, start) & self.has(_QUESTION, end - 1)
+        is_ruled |= self.has(_DOT, start) & self.has(_DOT, end - 1) & (end - start > 2)
         self.odd_W = [alone_W[is_ruled & (self.has(_BREAK, end) | self.has(_SPACE | _UPPER, end + 1))]]
 
     def find_run_together(self) -> None:

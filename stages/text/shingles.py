@@ -2,11 +2,11 @@
 
 import re
 import unicodedata
+from functools import cache
 from itertools import islice
 
 from stillhouse.stages.text.reading import ENDS, UNSPACED
 
-WORD = re.compile(rf"[^\W{UNSPACED}]+|[{UNSPACED}]")
 UNIT = re.compile(rf"[^\W{UNSPACED}]+|[^\s{ENDS}]")
 
 
@@ -31,4 +31,10 @@ def shingles(reading: str, ngram: int) -> set[bytes]:
 
 def has_words(text: str, num_words: int) -> bool:
     """Whether the text has at least so many words; each character of a script without spaces counts as one."""
-    return num_words == 0 or any(i == num_words for i, _ in enumerate(WORD.finditer(text), start=1))
+    return _words(num_words).match(text) is not None
+
+
+@cache
+def _words(num: int) -> re.Pattern[str]:
+    """So many words with anything between them; what matched once is not tried in another way."""
+    return re.compile(rf"(?:[^\w{UNSPACED}]*+(?:[^\W{UNSPACED}]++|[{UNSPACED}])){{{num}}}")

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 _SCHEME = "affine32"
 """Not left to datasketch's default: stored signatures must stay comparable, and those of two schemes are not."""
 _AT_ONCE = 1 << 15
-"""Hashes that are permuted together: they and their permutation stay in a core's cache."""
+"""Hashes that are permuted together, or those of one longer text: they and their permutation stay in a core's cache."""
 
 
 class Signatures:
@@ -26,25 +26,24 @@ class Signatures:
     def __call__(self, hash_H: NDArray[np.uint32], num_hashes_N: NDArray[np.int64]) -> NDArray[np.uint32]:
         """[N, P] from the hashes of all texts, one text after the other, and how many each has. A text without any has
         the largest value everywhere, as in datasketch."""
-        signature_PN = np.full((len(self._factor_P), len(num_hashes_N)), 0xFFFFFFFF, np.uint32)
+        signature_NP = np.full((len(num_hashes_N), len(self._factor_P)), 0xFFFFFFFF, np.uint32)
         text_M = np.flatnonzero(num_hashes_N)
         end_M = np.cumsum(num_hashes_N[text_M])
         begin_M = end_M - num_hashes_N[text_M]
-        for start in range(0, len(hash_H), _AT_ONCE):
-            mixed = _mixed(hash_H[start : start + _AT_ONCE])
-            permuted = np.empty_like(mixed)
-            # The texts with hashes in this piece; the first and the last may have more outside of it.
-            low = int(np.searchsorted(end_M, start, side="right"))
-            high = int(np.searchsorted(begin_M, start + len(mixed)))
-            offsets = np.maximum(begin_M[low:high] - start, 0)
+        low = 0
+        while low < len(text_M):
+            start = begin_M[low]
+            high = max(int(np.searchsorted(end_M, start + _AT_ONCE, side="right")), low + 1)
+            mixed = _mixed(hash_H[start : end_M[high - 1]])
+            permuted, offsets = np.empty_like(mixed), begin_M[low:high] - start
             least_PM = np.empty((len(self._factor_P), high - low), np.uint32)
             for factor, addend, least_M in zip(self._factor_P, self._addend_P, least_PM, strict=True):
                 np.multiply(mixed, factor, out=permuted)
                 np.add(permuted, addend, out=permuted)
                 np.minimum.reduceat(permuted, offsets, out=least_M)
-            texts = text_M[low:high]
-            signature_PN[:, texts] = np.minimum(signature_PN[:, texts], least_PM)
-        return np.ascontiguousarray(signature_PN.T)
+            signature_NP[text_M[low:high]] = least_PM.T
+            low = high
+        return signature_NP
 
 
 def _mixed(hash_H: NDArray[np.uint32]) -> NDArray[np.uint32]:
