@@ -4,7 +4,7 @@ Keeps user turns and a leading system prompt only, and answers with `task: score
 is looked at. Not deduplication or screening (those are `stages.dedupe` and `stages.screen`).
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -142,7 +142,7 @@ class Ingest:
         self._languages = None if config.ingest.languages is None else frozenset(config.ingest.languages)
         self.clock = Clock()
 
-    def __call__(self, rows: Iterable[Row]) -> Iterator[pa.Table]:
+    def __call__(self, rows: Iterable[Row]) -> Generator[pa.Table]:
         """The shards of a stream that begins with the source's first row. Ids are unique within one call."""
         source = self._config.source
         stream: Iterator[tuple[int, Row]] = enumerate(islice(rows, source.limit))
@@ -157,7 +157,7 @@ class Ingest:
         while some := list(islice(stream, self._config.ingest.rows_per_shard)):
             yield self._table([(number, self._judge(row)) for number, row in some])
 
-    def admit(self, tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    def admit(self, tables: Iterable[pa.Table]) -> Generator[pa.Table]:
         """The shards of a stream whose rows are judged: gives those without an id one, and drops those that repeat an
         earlier row."""
         ids, num_rows = Ids(), self._config.ingest.rows_per_shard

@@ -22,6 +22,14 @@ from stillhouse.stages.teacher.plugin import end_with_parent
 Result = TypeVar("Result")
 
 
+def died(attempts: int) -> RunError:
+    """What is said where no process survives a call."""
+    return RunError(
+        f"a process died {attempts} times over the same work; where it has taken all memory, lower max_workers of the "
+        "stage's resources"
+    )
+
+
 class InOrder(Protocol):
     """How a pool calls a function many times."""
 
@@ -69,10 +77,7 @@ def in_processes(
             except BrokenProcessPool:
                 num_deaths += 1
                 if num_deaths == attempts:
-                    raise RunError(
-                        f"a process died {attempts} times over the same work; where it has taken all memory, lower "
-                        "max_workers of the stage's resources"
-                    ) from None
+                    raise died(attempts) from None
                 executor.shutdown(wait=False)
                 executor = started()
                 waiting = deque((given, None) for given, _ in waiting)

@@ -56,21 +56,21 @@ def ingest(
     number, num_rows = 0, 0
     started = time.monotonic()
     register = purged.read(folder)
-    for marked in made:
-        marked = register.mark(marked)
-        name = keys.shard_name(number)
-        seconds = read.clock.read()
-        result = commit(
-            folder,
-            ShardId("ingest", name, digest),
-            keys.stage_shard("ingest", name, 0),
-            marked,
-            marked.num_rows,
-            time.monotonic() - started,
-            reproducible=True,
-        )
-        yield dataclasses.replace(result, filter_seconds=seconds)
-        number, num_rows, started = number + 1, num_rows + marked.num_rows, time.monotonic()
+    with contextlib.closing(made):  # and with it whoever reads for it
+        for marked in map(register.mark, made):
+            name = keys.shard_name(number)
+            seconds = read.clock.read()
+            result = commit(
+                folder,
+                ShardId("ingest", name, digest),
+                keys.stage_shard("ingest", name, 0),
+                marked,
+                marked.num_rows,
+                time.monotonic() - started,
+                reproducible=True,
+            )
+            yield dataclasses.replace(result, filter_seconds=seconds)
+            number, num_rows, started = number + 1, num_rows + marked.num_rows, time.monotonic()
     if not num_rows:
         raise StageError("ingest: the source has no rows; check source.path and source.limit")
     partition.write(folder, number, num_rows)
@@ -103,19 +103,20 @@ def _judged(
 ) -> Iterator[pa.Table]:
     """The judged rows of pieces, numbered one after the other, up to `source.limit`."""
     num_rows, limit = 0, config.source.limit
-    for table in _judged_apart(config, pieces, read, in_order):
-        if limit is not None:
-            table = table.slice(0, limit - num_rows)
-        numbers = pa.array(range(num_rows, num_rows + len(table)), pa.int64())
-        yield table.set_column(table.schema.get_field_index("source_row"), "source_row", numbers)
-        num_rows += len(table)
-        if num_rows == limit:
-            return
+    with contextlib.closing(_judged_apart(config, pieces, read, in_order)) as judged:
+        for table in judged:
+            if limit is not None:
+                table = table.slice(0, limit - num_rows)
+            numbers = pa.array(range(num_rows, num_rows + len(table)), pa.int64())
+            yield table.set_column(table.schema.get_field_index("source_row"), "source_row", numbers)
+            num_rows += len(table)
+            if num_rows == limit:
+                return
 
 
 def _judged_apart(
     config: Config, pieces: Iterable["Piece"], read: "Ingest", in_order: Callable[..., Generator["_Judged"]]
-) -> Iterator[pa.Table]:
+) -> Generator[pa.Table]:
     for is_large, some in itertools.groupby(pieces, lambda piece: piece.is_large):
         if is_large:
             for piece in some:

@@ -16,7 +16,7 @@ from typing import Any
 
 from stillhouse.pipeline.errors import RunError, safe_message
 from stillhouse.pipeline.run import placement
-from stillhouse.pipeline.run.in_order import InOrder, Result
+from stillhouse.pipeline.run.in_order import InOrder, Result, died
 from stillhouse.pipeline.run.placement import has_room, needed_by, spelled
 from stillhouse.pipeline.run.pool import ACTIVITY_EVERY_S, Job, Task
 from stillhouse.pipeline.run.ray_address import check_address
@@ -205,6 +205,8 @@ def in_tasks(
             result = ray.get(waiting.popleft())
         except ray.exceptions.RayTaskError as error:
             raise error.cause from None
+        except ray.exceptions.RayError:
+            raise died(attempts) from None
         yield result
 
 

@@ -59,6 +59,9 @@ def call(folder, number):
         raise RunError("nine")
     return number, os.getpid()
 
+def die(number):
+    os.kill(os.getpid(), signal.SIGKILL)
+
 @ray.remote(num_cpus=2, max_retries=0)
 def task(folder):
     taken, results, error = [], [], ""
@@ -71,10 +74,13 @@ def task(folder):
             results.append((*result, len(taken)))
     except RunError as raised:
         error = str(raised)
-    return os.getpid(), results, error
+    try:
+        next(in_tasks(die, [(0,)], WorkersConfig(max_workers=2), 2))
+    except RunError as raised:
+        return os.getpid(), results, [error, str(raised)]
 
 ray.init(log_to_driver=False, logging_level="ERROR")
-print(json.dumps(ray.get(task.remote(sys.argv[1]))))
+print("RESULT", json.dumps(ray.get(task.remote(sys.argv[1]))))
 """
 
 
@@ -88,9 +94,12 @@ def test_tasks_of_a_task_have_their_results_in_order(tmp_path: Path, cluster: di
         timeout=120,
         check=True,
     )
-    mine, results, error = json.loads(done.stdout.splitlines()[-1])  # before it Ray tells of the death
+    # Beside it Ray tells of the deaths.
+    (told,) = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
+    mine, results, errors = json.loads(told.removeprefix("RESULT "))
     assert [number for number, _, _ in results] == [*range(9)]
-    assert error == "nine"
+    assert errors[0] == "nine"
+    assert errors[1].startswith("a process died 2 times over the same work")
     assert (tmp_path / "died").exists()
     assert mine not in {pid for _, pid, _ in results}
     assert max(taken - number for number, _, taken in results) == 3
