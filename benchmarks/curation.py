@@ -3,8 +3,8 @@
 The rows are made from the quick start's real conversations: runs of consecutive rounds of one, as many as LMSYS has on
 average (2.0), each row with words of its own in every user turn. A known part of them repeats another row's user turns:
 as they are, typed another way, or with a word changed. Prints wall and CPU seconds of each step, the most memory of all
-processes together (resident pages counted in each process that shares them), how many of the known duplicates were
-dropped, and a hash of everything that was written.
+processes together (resident pages counted in each process that shares them, with and without those of files), how many
+of the known duplicates were dropped, and a hash of everything that was written.
 
 The rows are made once; a smaller number takes the first of them. `libraries` times the plain way beside it, on a sample
 of the same rows: every prompt counted by the tokenizer, and datasketch's MinHash and MinHashLSH over the same shingles.
@@ -165,10 +165,11 @@ def tree(pid: int) -> list[int]:
 
 
 class Watch:
-    """The most memory that a process and all it started held together, and the CPU seconds of each of them."""
+    """The most memory that a process and all it started held together, and the CPU seconds of each of them.
+    `peak_own_bytes` is without the pages of files, which the kernel may take back."""
 
     def __init__(self, pid: int) -> None:
-        self.peak_bytes = 0
+        self.peak_bytes = self.peak_own_bytes = 0
         self.cpu_seconds: dict[int, float] = {}
         self._pid, self._over = pid, threading.Event()
         self._thread = threading.Thread(target=self._watch)
@@ -177,13 +178,16 @@ class Watch:
     def _watch(self) -> None:
         page, tick = resource.getpagesize(), os.sysconf("SC_CLK_TCK")
         while not self._over.wait(0.2):
-            total = 0
+            total = of_files = 0
             for pid in tree(self._pid):
                 with contextlib.suppress(OSError):
                     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
                     self.cpu_seconds[pid] = (int(fields[11]) + int(fields[12])) / tick
-                    total += int(fields[21]) * page
+                    _, resident, shared, *_ = Path(f"/proc/{pid}/statm").read_text().split()
+                    total += int(resident) * page
+                    of_files += int(shared) * page
             self.peak_bytes = max(self.peak_bytes, total)
+            self.peak_own_bytes = max(self.peak_own_bytes, total - of_files)
 
     def end(self) -> None:
         self._over.set()
@@ -202,8 +206,11 @@ def run(folder: Path, num_rows: int, workers: int) -> None:
     seconds = time.monotonic() - started
     watch.end()
     assert code == 0, code
-    cpu, peak = sum(watch.cpu_seconds.values()), watch.peak_bytes / 2**30
-    print(f"{num_rows:,} rows, {workers} workers: {seconds:.0f} s, {cpu:.0f} CPU s, {peak:.2f} GiB at most")
+    cpu, peak, own = sum(watch.cpu_seconds.values()), watch.peak_bytes / 2**30, watch.peak_own_bytes / 2**30
+    print(
+        f"{num_rows:,} rows, {workers} workers: {seconds:.0f} s, {cpu:.0f} CPU s, {peak:.2f} GiB at most, "
+        f"{own:.2f} GiB without pages of files"
+    )
     timeline = pa.concat_tables(pq.read_table(path) for path in (folder / name / "state/timeline").glob("*.parquet"))
     for stage, step in (("ingest", "transform"), ("dedupe", "sketch"), ("dedupe", "transform")):
         ended = [

@@ -1,9 +1,10 @@
 """Files that the configuration names and workers read on their nodes: which they are, and on which nodes they miss."""
 
+import os
 from collections.abc import Iterator
-from glob import glob
-from pathlib import Path
+from glob import iglob
 from typing import NamedTuple
+from urllib.parse import unquote
 
 from stillhouse.pipeline.cluster.named import Facts, Named
 from stillhouse.pipeline.run import placement
@@ -23,15 +24,16 @@ class Input(NamedTuple):
 
     @property
     def is_there(self) -> bool:
-        """Whether this node has it."""
-        return Path(self.path).exists() or bool(glob(self.path, recursive=True))
+        """Whether this node has it, and may look."""
+        return os.path.exists(self.path) or any(iglob(self.path, recursive=True))
 
 
 def inputs(config: Config) -> Iterator[Input]:
     """All that a run of a configuration with absolute paths reads beside models for vLLM (`pipeline.models`)."""
     for where, path, stages in _named(config):
-        if path is not None and "://" not in path.removeprefix("file://"):
-            yield Input(where, path.removeprefix("file://"), stages)
+        scheme, separator, rest = (path or "").rpartition("://")
+        if path and scheme in ("", "file"):
+            yield Input(where, unquote(rest) if separator else path, stages)
 
 
 def _named(config: Config) -> Iterator[tuple[str, str | None, tuple[str, ...]]]:
@@ -54,15 +56,20 @@ def _named(config: Config) -> Iterator[tuple[str, str | None, tuple[str, ...]]]:
 
 
 def missing(config: Config, facts: Facts, nodes: list[Facts], named: Named) -> Iterator[str]:
-    """A sentence for each that is not on a node on which a worker that reads it may be."""
-    for one in inputs(config):
-        lacking = [node for node in nodes if one.path in node["missing_inputs"] and _may_be_on(node, config, one)]
-        if lacking:
-            yield (
-                f"{one.where}: {one.path} is not there on {named(lacking)}, where {' and '.join(one.stages)} may run; "
-                "put it where every node finds it, such as a shared file system or an object store"
-            )
+    """A sentence for each that is not on a node on which a worker that reads it may be. Nodes say under which path they
+    looked: a relative one is another on each."""
+    stages_of = {where: stages for where, _, stages in _named(config)}
+    lacking: dict[tuple[str, str], list[Facts]] = {}
+    for node in nodes:
+        for where, path in node["missing_inputs"]:
+            if _may_be_on(node, config, stages_of.get(where, ())):
+                lacking.setdefault((where, path), []).append(node)
+    for (where, path), bad in lacking.items():
+        yield (
+            f"{where}: {path} is not there on {named(bad)}, where {' and '.join(stages_of[where])} may run; put it "
+            "where every node finds it, such as a shared file system or an object store"
+        )
 
 
-def _may_be_on(node: Facts, config: Config, one: Input) -> bool:
-    return any(placement.has_room(node["resources"], placement.pieces(config, stage)[-1]) for stage in one.stages)
+def _may_be_on(node: Facts, config: Config, stages: tuple[str, ...]) -> bool:
+    return any(placement.has_room(node["resources"], placement.pieces(config, stage)[-1]) for stage in stages)

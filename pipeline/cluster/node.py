@@ -37,7 +37,7 @@ def look(config: Config, requirements: list[str], mark: str) -> dict[str, Any]:
         "gpus": _gpus(),
         "memory_bytes": _memory_bytes(),
         "disk_free_bytes": _disk_free_bytes(),
-        "missing_inputs": [one.path for one in inputs(config) if not one.is_there],
+        "missing_inputs": [(one.where, one.path) for one in inputs(config) if not one.is_there],
         "models": {
             model.where: {"has_model": _has_model(model.teacher), "is_cached": _is_cached(model.teacher)}
             for view in config.views()

@@ -11,6 +11,7 @@ import os
 import secrets
 import sys
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -165,12 +166,15 @@ def gated(config: Config) -> dict[str, str]:
     ]
     if semantic is not None and not is_local_path(semantic.model):
         named.append(("dedupe.semantic.model", semantic.model, ask.model_info))
-    found = {}
-    for key, name, info in named:
+
+    def is_gated(name: str, info: Callable[..., Any]) -> bool:
         with contextlib.suppress(Exception):  # no hub within reach: what is there is in a cache
-            if info(name, timeout=10).gated:
-                found[key] = name
-    return found
+            return bool(info(name, timeout=10).gated)
+        return False
+
+    with ThreadPoolExecutor(len(named) or 1) as pool:  # a firewall that answers nothing takes the timeout of each
+        answers = [*pool.map(lambda one: is_gated(*one[1:]), named)]
+    return {key: name for (key, name, _), gated in zip(named, answers, strict=True) if gated}
 
 
 if __name__ == "__main__":

@@ -4,7 +4,9 @@ import contextlib
 import dataclasses
 import functools
 import itertools
+import math
 import time
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple, cast
 
@@ -46,7 +48,8 @@ def ingest(
     from stillhouse.stages.sources.rules import more_columns
 
     read: Ingest = _build(config) if num_prompt_tokens is None else Ingest(config, num_prompt_tokens)
-    pieces, num_readers = ([], 1) if in_order is None else _pieces(config)
+    is_alone = in_order is None or num_prompt_tokens is not None
+    pieces, num_readers = ([], 1) if is_alone else _pieces(config)
     if in_order is None or num_readers == 1:
         made = read(read_rows(config.source, more_columns=more_columns(config)))
     else:
@@ -90,12 +93,15 @@ def _pieces(config: Config) -> tuple[Iterable["Piece"], int]:
     is_short = source.limit is not None and (source.limit < MIN_ROWS_APART or source.dataset is not None)
     if most == 1 or is_drawn or is_short:
         return [], 1
-    found = pieces.pieces_of(source)
-    first = list(itertools.islice(found, most))
-    sizes = [piece.num_bytes for piece in first]
-    if None not in sizes and sum(size or 0 for size in sizes) < 2 * pieces.PIECE_BYTES:
-        return [], 1
-    return itertools.chain(first, found), len(first)
+    found, num_bytes = pieces.pieces_of(source), 0.0
+    first: list[Piece] = []
+    for piece in found:
+        first.append(piece)
+        num_bytes += math.inf if piece.num_bytes is None else piece.num_bytes
+        if len(first) >= most and num_bytes >= 2 * pieces.PIECE_BYTES:
+            break
+    num_readers = min(len(first), most) if num_bytes >= 2 * pieces.PIECE_BYTES else 1
+    return itertools.chain(first, found), num_readers
 
 
 def _judged(
@@ -117,21 +123,31 @@ def _judged(
 def _judged_apart(
     config: Config, pieces: Iterable["Piece"], read: "Ingest", in_order: Callable[..., Generator["_Judged"]]
 ) -> Generator[pa.Table]:
-    for is_large, some in itertools.groupby(pieces, lambda piece: piece.is_large):
-        if is_large:
-            for piece in some:
-                yield from read.judge(enumerate(_rows(config, piece)))
-            continue
-        arguments = ((config, piece) for piece in some)
-        with contextlib.closing(in_order(_judge, arguments, attempts=config.resources.max_attempts)) as judged:
-            for tables, seconds in judged:
-                read.clock.add(seconds)
-                yield from tables
+    asked: deque[Piece] = deque()
+
+    def arguments() -> Iterator[tuple[Config, "Piece"]]:
+        for piece in pieces:
+            asked.append(piece)
+            yield config, piece
+
+    with contextlib.closing(in_order(_judge, arguments(), attempts=config.resources.max_attempts)) as judged:
+        for tables, seconds, is_whole in judged:
+            piece = asked.popleft()
+            read.clock.add(seconds)
+            yield from tables
+            if not is_whole:
+                rows = itertools.islice(_rows(config, piece), sum(map(len, tables)), None)
+                yield from read.judge(enumerate(rows))
+
+
+MAX_JUDGED_BYTES = 256 << 20
+"""What a reader holds of a piece. The rest of it is read by who gives rows their ids, row by row."""
 
 
 class _Judged(NamedTuple):
     tables: list[pa.Table]
     filter_seconds: dict[str, float]
+    is_whole: bool
 
 
 _built: list[tuple[Config, "Ingest"]] = []  # the last one of this process, because a tokenizer takes a second to load
@@ -141,9 +157,13 @@ def _judge(config: Config, piece: "Piece") -> _Judged:
     """The rows of a piece, in a process that may have judged others."""
     if not _built or _built[0][0] != config:
         _built[:] = [(config, _build(config))]
-    ingest = _built[0][1]
-    tables = list(ingest.judge(enumerate(_rows(config, piece))))
-    return _Judged(tables, ingest.clock.read())
+    ingest, tables, num_bytes = _built[0][1], list[pa.Table](), 0
+    for table in ingest.judge(enumerate(_rows(config, piece))):
+        tables.append(table)
+        num_bytes += table.nbytes
+        if num_bytes > MAX_JUDGED_BYTES:
+            return _Judged(tables, ingest.clock.read(), is_whole=False)
+    return _Judged(tables, ingest.clock.read(), is_whole=True)
 
 
 def _rows(config: Config, piece: "Piece") -> Iterator["Row"]:

@@ -16,7 +16,7 @@ from typing import Any
 
 from stillhouse.pipeline.errors import RunError, safe_message
 from stillhouse.pipeline.run import placement
-from stillhouse.pipeline.run.in_order import InOrder, Result, died
+from stillhouse.pipeline.run.in_order import InOrder, Result, called, died
 from stillhouse.pipeline.run.placement import has_room, needed_by, spelled
 from stillhouse.pipeline.run.pool import ACTIVITY_EVERY_S, Job, Task
 from stillhouse.pipeline.run.ray_address import check_address
@@ -193,20 +193,22 @@ def in_tasks(
     """`InOrder` of a Ray task: each call is a task too. While this one waits for them, they may have its place."""
     import ray
 
-    remote = ray.remote(function).options(
-        num_cpus=workers.num_cpus, resources=workers.resources, max_retries=attempts - 1
-    )
+    remote = ray.remote(called).options(num_cpus=workers.num_cpus, max_retries=attempts - 1)
     to_do, waiting = iter(arguments), deque[Any]()
     while True:
-        waiting.extend(remote.remote(*given) for given in islice(to_do, workers.max_workers + 1 - len(waiting)))
+        made, _ = ray.wait([*waiting], num_returns=len(waiting), timeout=0) if waiting else ([], [])
+        most = min(workers.max_workers - (len(waiting) - len(made)), 2 * workers.max_workers - len(waiting))
+        waiting.extend(remote.remote(function, *given) for given in islice(to_do, most))
         if not waiting:
             return
         try:
             result = ray.get(waiting.popleft())
         except ray.exceptions.RayTaskError as error:
             raise error.cause from None
-        except ray.exceptions.RayError:
+        except (ray.exceptions.WorkerCrashedError, ray.exceptions.NodeDiedError, ray.exceptions.OutOfMemoryError):
             raise died(attempts) from None
+        except ray.exceptions.RayError as error:
+            raise RunError(_gave_up("a task", error)) from None
         yield result
 
 
@@ -228,6 +230,8 @@ def _explained(what: str) -> Iterator[None]:
     except ray.exceptions.RayTaskError as error:
         raise RunError(safe_message(error.cause)) from None
     except ray.exceptions.RayError as error:
-        raise RunError(
-            f"{what}: Ray gave up ({type(error).__name__}); run again to go on with what is missing"
-        ) from None
+        raise RunError(_gave_up(what, error)) from None
+
+
+def _gave_up(what: str, error: Exception) -> str:
+    return f"{what}: Ray gave up ({type(error).__name__}); run again to go on with what is missing"

@@ -9,7 +9,6 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from stillhouse.schemas.config.curation import EvaluationConfig, SemanticConfig
-from stillhouse.schemas.config.data import DetoxifyConfig
 from stillhouse.schemas.config.guards import GuardConfig
 from stillhouse.schemas.config.run import Config
 from stillhouse.schemas.config.section import ConfigError, is_local_path
@@ -156,10 +155,6 @@ def absolute(config: Config) -> Config:
     def local(section: Model) -> Model:
         return section.model_copy(update={"model": fix(section.model)}) if is_local_path(section.model) else section
 
-    def placed(detoxify: DetoxifyConfig) -> DetoxifyConfig:
-        paths = {"checkpoint": detoxify.checkpoint, "huggingface_config_path": detoxify.huggingface_config_path}
-        return detoxify.model_copy(update={key: fix(path) for key, path in paths.items() if path is not None})
-
     source, decontamination = config.source, config.decontamination
     screen, dedupe = config.screen, config.dedupe
     if source.path is not None:
@@ -170,10 +165,7 @@ def absolute(config: Config) -> Config:
     if screen.jailbreaks is not None:
         jailbreaks = screen.jailbreaks.model_copy(update={"templates": moved(screen.jailbreaks.templates)})
         screen = screen.model_copy(update={"jailbreaks": jailbreaks})
-    classifiers = [
-        local(one) if isinstance(one, GuardConfig) else placed(one) if isinstance(one, DetoxifyConfig) else one
-        for one in screen.classifiers
-    ]
+    classifiers = [local(one) if isinstance(one, GuardConfig) else one for one in screen.classifiers]
     screen = screen.model_copy(update={"classifiers": classifiers})
     if dedupe.semantic is not None:
         dedupe = dedupe.model_copy(update={"semantic": local(dedupe.semantic)})

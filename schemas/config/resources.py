@@ -1,6 +1,6 @@
 """What the workers of each stage may use."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
@@ -31,7 +31,7 @@ class WorkersConfig(Section):
 
 class ResourcesConfig(Section):
     ingest: WorkersConfig = WorkersConfig(max_workers=2)
-    """One gives rows their ids and writes the shards; the others read pieces of a large source for it."""
+    """They read pieces of a large source, for one more that gives rows their ids and writes the shards."""
     dedupe: WorkersConfig = WorkersConfig(max_workers=2)
     screen: WorkersConfig = WorkersConfig()
     balance: WorkersConfig = WorkersConfig()
@@ -44,3 +44,24 @@ class ResourcesConfig(Section):
     """Of single `teachers`, by their names, in the place of `generate` or `score`: engines of another size."""
     max_attempts: Count = 3
     """Attempts at a shard before it is set aside (one of generate or score is then first made in parts)."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_defaults(cls, raw: Any) -> Any:
+        """A stage of which some keys are given has its own defaults for the others."""
+        if not isinstance(raw, dict):
+            return raw
+        filled = dict(raw)
+        for name, field in cls.model_fields.items():
+            if isinstance(field.default, WorkersConfig) and isinstance(raw.get(name), dict):
+                filled[name] = field.default.model_dump(exclude_defaults=True) | raw[name]
+        return filled
+
+    @model_validator(mode="after")
+    def _of_ingest(self) -> "ResourcesConfig":
+        if self.ingest.resources:
+            raise ValueError(
+                "ingest.resources: the tasks of ingest go to any node; put the source where every node finds it, and "
+                "remove this key"
+            )
+        return self

@@ -41,8 +41,8 @@ def read_json(name: str, stream: "Reader", spelling: Spelling) -> Iterator[Row]:
 
 
 def parts_of_json(name: str, stream: "Reader", spelling: Spelling, num_bytes: int) -> list[Part]:
-    """So many bytes each of a file of one row a line, wherever they end. None of other files, and of what is no JSON
-    of rows: reading says so."""
+    """Parts of a file of one row a line, wherever they end; JSON takes four times the bytes of Parquet, so these have
+    four times `num_bytes`. None of other files, and of what is no JSON of rows: reading says so."""
     head = Head(stream)
     try:
         layout = layout_of(name, head.data, head.is_whole, spelling)
@@ -50,6 +50,7 @@ def parts_of_json(name: str, stream: "Reader", spelling: Spelling, num_bytes: in
         return []
     if layout.kind != LINES:
         return []
+    num_bytes *= 4
     size = stream.seek(0, 2)
     ends = [*range(num_bytes, size - num_bytes // 2, num_bytes), size]
     return [Part(begin, end, end - begin) for begin, end in zip([0, *ends], ends, strict=False)]
@@ -58,24 +59,32 @@ def parts_of_json(name: str, stream: "Reader", spelling: Spelling, num_bytes: in
 def read_lines(name: str, stream: "Reader", spelling: Spelling, part: Part) -> Iterator[Row]:
     """The rows of those lines that begin in a part of a file."""
     if part.begin == 0:
-        stream.seek(len(BOM) if stream.peek(len(BOM)).startswith(BOM) else 0)
+        at = len(BOM) if stream.peek(len(BOM)).startswith(BOM) else 0
+        stream.seek(at)
     else:
         stream.seek(part.begin - 1)  # after a line break a line begins
-        _skip_line(stream)
-    return _read_lines(stream, part.end)
+        at = _past_line(stream, part.begin - 1, part.end)
+    return _read_lines(stream, at, part.end)
 
 
-def _skip_line(stream: "Reader") -> None:
-    while (line := stream.readline(READ_BYTES)) and not line.endswith(b"\n"):
-        pass
+def _past_line(stream: "Reader", at: int, end: int | None) -> int:
+    """The place after the rest of a line, of which a stream is at `at`; or one past `end`, where no other line begins
+    before it."""
+    while (end is None or at < end) and (line := stream.readline(READ_BYTES)):
+        at += len(line)
+        if line.endswith(b"\n"):
+            break
+    return at
 
 
-def _read_lines(stream: "Reader", end: int | None = None) -> Iterator[Row]:
-    """One JSON value per line that begins before `end`; a blank line is not a row."""
-    while (end is None or stream.tell() < end) and (line := stream.readline(MAX_ROW_BYTES + 1)):
+def _read_lines(stream: "Reader", at: int = 0, end: int | None = None) -> Iterator[Row]:
+    """One JSON value per line that begins before `end`; a blank line is not a row. The stream is at `at`: asking it
+    after each line would have an object store's client fetch the same bytes again."""
+    while (end is None or at < end) and (line := stream.readline(MAX_ROW_BYTES + 1)):
+        at += len(line)
         if len(line) > MAX_ROW_BYTES:
             if not line.endswith(b"\n"):
-                _skip_line(stream)
+                at = _past_line(stream, at, end)
             yield Row(None, ROW_TOO_LARGE)
         elif line := line.strip():
             row = parse_bytes(line)

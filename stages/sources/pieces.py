@@ -7,14 +7,10 @@ from stillhouse.schemas.config import SourceConfig
 from stillhouse.stages.sources import formats
 from stillhouse.stages.sources.conversation import Spelling
 from stillhouse.stages.sources.files import File, files_of
-from stillhouse.stages.sources.row import Part, Row
+from stillhouse.stages.sources.row import Part, Row, SourceError
 
 PIECE_BYTES = 16 << 20
-"""Of a file, about: so many hold ten thousand conversations, which take a process a second."""
-LARGE_BYTES = 256 << 20
-"""More than this is read row by row, by who gives rows their ids, because a piece that is read elsewhere is held in
-memory."""
-LARGE_COMPRESSED_BYTES = 64 << 20
+"""Of a Parquet file, about: so many hold ten thousand conversations, which take a process a second."""
 
 
 class Piece(NamedTuple):
@@ -22,8 +18,6 @@ class Piece(NamedTuple):
 
     file: File
     part: Part | None = None
-    is_large: bool = False
-    """More than is held in memory."""
 
     @property
     def num_bytes(self) -> int | None:
@@ -38,16 +32,17 @@ def pieces_of(config: SourceConfig) -> Iterator[Piece]:
     """The pieces of a source, in order: small files, row groups of Parquet and lines of JSON. Their rows are those of
     `read_rows`. Files of a hub are not taken apart: each is downloaded by who reads it."""
     spelling = Spelling(config)
-    for file in files_of(config):
+    for file in list(files_of(config)):  # all of them, because what is not there is said now
         yield from [Piece(file)] if file.num_bytes is None else _of_file(file, file.num_bytes, spelling)
 
 
 def _of_file(file: File, num_bytes: int, spelling: Spelling) -> list[Piece]:
     kind, compression = formats.format_of(file.name)
-    largest = LARGE_COMPRESSED_BYTES if compression else LARGE_BYTES
-    whole = Piece(file, is_large=num_bytes > largest)
     if compression or kind.parts_of is None or num_bytes < 2 * PIECE_BYTES:
-        return [whole]
-    with file.open() as stream:
-        parts = kind.parts_of(file.name, stream, spelling, PIECE_BYTES)
-    return [Piece(file, part, is_large=part.num_bytes > largest) for part in parts] or [whole]
+        return [Piece(file)]
+    try:
+        with file.open() as stream:
+            parts = kind.parts_of(file.name, stream, spelling, PIECE_BYTES)
+    except SourceError:  # said when it is read, in its turn
+        parts = []
+    return [Piece(file, part) for part in parts] or [Piece(file)]

@@ -11,6 +11,8 @@ from stillhouse.schemas.config import Config, absolute
 from tests.support.cluster_facts import CONFIG
 
 NAMES = ("rows", "sets/gsm8k.jsonl", "sets/dan.jsonl", "detoxify.ckpt", "roberta", "potion")
+OF_DETOXIFY = ("detoxify.ckpt", "roberta")
+"""As the configuration has them: their paths decide its hash."""
 
 
 @pytest.fixture
@@ -37,11 +39,19 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
 
 
 def test_each_is_found_or_missed(config: Config, tmp_path: Path) -> None:
-    expected = {str(tmp_path / name) for name in NAMES} - {str(tmp_path / "rows")} | {str(tmp_path / "rows/*.parquet")}
+    named = {str(tmp_path / name) for name in NAMES} - {str(tmp_path / name) for name in ("rows", *OF_DETOXIFY)}
+    expected = named | {str(tmp_path / "rows/*.parquet"), *OF_DETOXIFY}
     assert {one.path for one in inputs(config)} == expected
-    assert set(node.look(config, [], "mark")["missing_inputs"]) == expected
+    assert {path for _, path in node.look(config, [], "mark")["missing_inputs"]} == expected
     for name in NAMES:
         (tmp_path / name).mkdir(parents=True)
-    assert node.look(config, [], "mark")["missing_inputs"] == [str(tmp_path / "rows/*.parquet")]
+    assert node.look(config, [], "mark")["missing_inputs"] == [("source.path", str(tmp_path / "rows/*.parquet"))]
     (tmp_path / "rows/a.parquet").touch()
+    assert node.look(config, [], "mark")["missing_inputs"] == []
+
+
+def test_a_url_of_a_file_is_a_path(tmp_path: Path) -> None:
+    (tmp_path / "my chats").mkdir()
+    config = Config.model_validate({**CONFIG, "source": {"path": f"file://{tmp_path}/my%20chats"}})
+    assert [one.path for one in inputs(config)] == [str(tmp_path / "my chats")]
     assert node.look(config, [], "mark")["missing_inputs"] == []

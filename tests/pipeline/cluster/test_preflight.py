@@ -70,11 +70,12 @@ WRONG: dict[str, tuple[Callable[[dict[str, Any]], Any], dict[str, Any], str]] = 
         "teacher.model: /models/x is no folder with a model on node 10.0.0.3; put the weights where every node finds",
     ),
     "the source is not on a node": (
-        on(3, missing_inputs=["/data/b.parquet"]), {"source": {"path": ["/data/a.parquet", "/data/b.parquet"]}},
+        on(3, missing_inputs=[("source.path", "/data/b.parquet")]),
+        {"source": {"path": ["/data/a.parquet", "/data/b.parquet"]}},
         "source.path: /data/b.parquet is not there on node 10.0.0.3, where ingest may run; put it where every node",
     ),
     "a checkpoint is not on a node": (
-        everywhere(missing_inputs=["/models/detoxify.ckpt"]),
+        everywhere(missing_inputs=[("screen.classifiers (detoxify).checkpoint", "/models/detoxify.ckpt")]),
         {"screen": {"classifiers": [{"name": "detoxify", "checkpoint": "/models/detoxify.ckpt",
                                      "trust_checkpoint": True}]},
          "resources": {"generate": {"num_gpus": 2}, "screen": {"num_gpus": 1}, "review": {"num_gpus": 1}}},

@@ -283,7 +283,7 @@ def test_pieces_of_a_source(bucket: str, monkeypatch: pytest.MonkeyPatch) -> Non
     lines = [json.dumps({"id": n, "messages": [{"role": "user", "content": f"hello {n}"}]}) for n in range(900)]
     open_folder(f"{bucket}/pieces").put("a.jsonl", "\n".join(lines).encode())
     config = SourceConfig(path=f"{bucket}/pieces/a.jsonl")
-    monkeypatch.setattr(pieces, "PIECE_BYTES", 10_000)
+    monkeypatch.setattr(pieces, "PIECE_BYTES", 2_500)
     found = list(pieces.pieces_of(config))
     assert len(found) == 6
     workers = WorkersConfig(max_workers=2, num_cpus=0.1)

@@ -1,10 +1,12 @@
 """Calls in other processes: their order, how far ahead, deaths, errors, and that none outlives who called."""
 
 import multiprocessing
+import multiprocessing.connection
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -52,6 +54,44 @@ def fail(number: int) -> int:
     return number
 
 
+class OddError(Exception):
+    """Cannot be made again by its arguments, and holds what nobody may see."""
+
+    def __init__(self, text: str, more: object) -> None:
+        super().__init__(text)
+        self.more = more
+
+
+def fail_oddly(text: str) -> None:
+    raise OddError(text, lambda: None)
+
+
+class Torn:
+    """Ends the process that sends it when half of it has gone; or keeps it there."""
+
+    def __init__(self, ends: bool) -> None:
+        self.ends = ends
+
+    def __reduce__(self) -> tuple[type[bytes], tuple[bytes]]:
+        send = multiprocessing.connection.Connection._send  # type: ignore[attr-defined]
+
+        def torn(connection: object, data: bytes, *others: object) -> None:
+            send(connection, bytes(data)[: len(data) // 2], *others)
+            if self.ends:
+                os.kill(os.getpid(), signal.SIGKILL)
+            time.sleep(60)
+
+        multiprocessing.connection.Connection._send = torn  # type: ignore[attr-defined]
+        return bytes, (bytes(1_000_000),)
+
+
+def send_torn(folder: str, number: int, ends: bool) -> object:
+    if number == 3 and not (Path(folder) / "torn").exists():
+        (Path(folder) / "torn").mkdir()
+        return Torn(ends)
+    return number
+
+
 def environment(name: str) -> str | None:
     return os.environ.get(name)
 
@@ -67,7 +107,7 @@ def test_results_come_in_order_and_calls_are_made_a_little_ahead(monkeypatch: py
     results = in_processes(slow_at_first, numbers(), TWO, 3)
     first, pid = next(results)
     assert first == 0
-    assert len(taken) == 3
+    assert len(taken) == 4
     rest = list(results)
     assert [number for number, _ in rest] == [*range(1, 9)]
     assert os.getpid() not in {pid, *(of for _, of in rest)}
@@ -87,11 +127,29 @@ def test_a_call_that_ends_its_process_each_time_ends_the_run_with_a_sentence() -
     assert multiprocessing.active_children() == []
 
 
+def test_a_process_that_dies_amid_a_result(tmp_path: Path) -> None:
+    arguments = ((str(tmp_path), n, True) for n in range(7))
+    assert list(in_processes(send_torn, arguments, TWO, 2)) == [*range(7)]
+
+
+def test_whoever_stops_listening_amid_a_result_leaves_no_process(tmp_path: Path) -> None:
+    results = in_processes(send_torn, ((str(tmp_path), n, False) for n in range(7)), TWO, 2)
+    assert [next(results) for _ in range(3)] == [0, 1, 2]
+    until = time.monotonic() + 20
+    while not (tmp_path / "torn").exists() and time.monotonic() < until:
+        time.sleep(0.05)
+    results.close()
+    assert multiprocessing.active_children() == []
+    assert [thread.name for thread in threading.enumerate() if "_listen" in thread.name] == []
+
+
 def test_an_error_comes_in_its_turn() -> None:
     results, seen = in_processes(fail, ((n,) for n in range(5)), TWO, 3), list[int]()
-    with pytest.raises(SourceError, match=r"b\.jsonl: is HTML or XML"):
+    with pytest.raises(RunError, match=r"b\.jsonl: is HTML or XML"):
         seen.extend(results)
-    assert len(seen) <= 2
+    assert seen == [0, 1]
+    with pytest.raises(RunError, match=r"^OddError at test_in_order\.py:\d+$"):
+        list(in_processes(fail_oddly, [("secret",)], TWO, 3))
 
 
 def test_whoever_stops_listening_leaves_no_process() -> None:

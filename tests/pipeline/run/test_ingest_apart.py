@@ -52,9 +52,8 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pieces of some ten rows, the compressed file too large to be one; and a test's own processes on few cores."""
-    monkeypatch.setattr(pieces, "PIECE_BYTES", 1500)
-    monkeypatch.setattr(pieces, "LARGE_COMPRESSED_BYTES", 100)
+    """Pieces of some ten rows, so that limits of the source are far from its beginning."""
+    monkeypatch.setattr(pieces, "PIECE_BYTES", 400)
     monkeypatch.setattr(partition, "MIN_ROWS_APART", 1)
 
 
@@ -126,6 +125,32 @@ def test_the_bytes_are_those_of_one_process(
         assert not any(b"@web.de" in data for data in apart.values())
 
 
+def test_what_a_reader_cannot_hold_is_read_by_who_gives_ids(
+    source: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def made(most: int) -> tuple[dict[str, bytes], list[Any]]:
+        monkeypatch.setattr(partition, "MAX_JUDGED_BYTES", most)
+        raw = make_raw_config(tmp_path) | {"run_dir": str(tmp_path / "run" / str(most)), "personal": {}}
+        raw["source"] = {"path": str(source), "name": "files"}
+        config, results = Config.model_validate(raw), []
+
+        def kept(*given: Any, **others: Any) -> Any:
+            for result in sent(*given, **others):
+                results.append(result)
+                yield result
+
+        open_run(config)
+        list(ingest(config, in_order=kept))
+        return contents(Path(config.run_dir)), results
+
+    whole, results = made(10**9)
+    assert all(result.is_whole for result in results)
+    parts, results = made(1)
+    assert all(sum(map(len, result.tables)) <= 10 for result in results)
+    assert not all(result.is_whole for result in results)
+    assert parts == whole
+
+
 def test_a_file_that_cannot_be_read_ends_ingest_in_its_turn(source: Path, weights: Path, tmp_path: Path) -> None:
     (tmp_path / "source").mkdir()
     (tmp_path / "source/a.jsonl").write_bytes(lines("a"))
@@ -150,6 +175,8 @@ def test_a_small_source_or_limit_starts_no_process(source: Path, monkeypatch: py
         raw["source"] = {"path": str(source), **keys}
         return partition._pieces(Config.model_validate(raw))[1]
 
+    assert num_readers() == 4
+    monkeypatch.setattr(pieces, "PIECE_BYTES", 4000)  # of four files the first two have less than twice as much
     assert num_readers() == 4
     monkeypatch.setattr(partition, "MIN_ROWS_APART", 1000)
     assert num_readers(limit=1000) == 4

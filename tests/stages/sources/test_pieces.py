@@ -1,5 +1,6 @@
 """Pieces of a source: their rows are the source's, wherever it is cut, whatever is wrong with it."""
 
+import io
 import pickle
 from itertools import pairwise
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from stillhouse.schemas.config import SourceConfig
-from stillhouse.stages.sources import Row, json_rows, pieces, read_rows
+from stillhouse.stages.sources import Row, SourceError, json_rows, pieces, read_rows
 from stillhouse.stages.sources.conversation import Spelling
 from stillhouse.stages.sources.pieces import Piece, pieces_of
 from tests.support.source_files import COMPRESS, ROWS, array, conversation, jsonl, parquet
@@ -43,7 +44,7 @@ def test_lines_are_cut_anywhere(kind: str, tmp_path: Path, monkeypatch: pytest.M
     config = SourceConfig(path=str(tmp_path))
     expected = list(read_rows(config))
     assert len(expected) >= len(ROWS)
-    for num_bytes in (4, 7, 100, 997, len(ODD_LINES[kind]) // 2 - 1):
+    for num_bytes in (1, 2, 25, 249, len(ODD_LINES[kind]) // 8 - 1):
         monkeypatch.setattr(pieces, "PIECE_BYTES", num_bytes)
         found, rows = rows_apart(config)
         assert rows == expected, num_bytes
@@ -96,16 +97,42 @@ def test_what_is_wrong_with_a_file_is_said_where_it_is_read(tmp_path: Path, monk
         list(damaged.rows(Spelling(config)))
 
 
-def test_what_is_more_than_memory_should_hold_is_marked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_line_longer_than_pieces_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By each piece no further than to its end."""
+    monkeypatch.setattr(json_rows, "READ_BYTES", 100)
     monkeypatch.setattr(pieces, "PIECE_BYTES", 500)
-    monkeypatch.setattr(pieces, "LARGE_BYTES", 1500)
-    monkeypatch.setattr(pieces, "LARGE_COMPRESSED_BYTES", 300)
+    (tmp_path / "a.jsonl").write_bytes(LINES + b'{"id": "' + b"x" * 50_000 + b'"}\n' + LINES)
+    config = SourceConfig(path=str(tmp_path))
+    found = list(pieces_of(config))
+    assert len(found) > 20
+    num_bytes, rows = 0, []
+    for piece in found:
+        assert piece.part is not None
+        with Counted(tmp_path / "a.jsonl") as stream:
+            rows += list(json_rows.read_lines("a.jsonl", stream, Spelling(config), piece.part))
+            num_bytes += stream.num_bytes
+    assert rows == list(read_rows(config))
+    assert num_bytes < 1.3 * (tmp_path / "a.jsonl").stat().st_size
+
+
+class Counted(io.BufferedReader):
+    """Counts the bytes that lines take, and is never asked where it is."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path.open("rb", buffering=0))
+        self.num_bytes = 0
+
+    def readline(self, size: int | None = -1, /) -> bytes:
+        line = super().readline(-1 if size is None else size)
+        self.num_bytes += len(line)
+        return line
+
+    def tell(self) -> int:
+        raise AssertionError("an object store's client would throw away what it has read ahead")
+
+
+def test_a_path_that_is_not_there_is_told_before_anything_is_read(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(LINES)
-    (tmp_path / "b.json").write_bytes(array(ROWS))
-    (tmp_path / "c.json").write_bytes(array(ROWS[:2]))
-    (tmp_path / "d.jsonl.gz").write_bytes(COMPRESS["gz"](LINES))
-    (tmp_path / "e.parquet").write_bytes(parquet(ROWS * 20, compression="none", use_dictionary=False))
-    found = list(pieces_of(SourceConfig(path=str(tmp_path))))
-    marked = {Path(piece.file.name).name: piece.is_large for piece in found}
-    assert marked == {"a.jsonl": False, "b.json": True, "c.json": False, "d.jsonl.gz": True, "e.parquet": True}
-    assert sum(Path(piece.file.name).name == "a.jsonl" for piece in found) > 3
+    config = SourceConfig(path=[str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl")])
+    with pytest.raises(SourceError, match=r"b\.jsonl: does not exist"):
+        next(pieces_of(config))
