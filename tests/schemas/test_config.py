@@ -188,3 +188,16 @@ def test_a_manifest_gives_its_configuration_again(path: Path, monkeypatch: pytes
     mine = {key: value for key, value in deciding_values(again).items() if key.startswith(sections)}
     assert json.loads(json.dumps(mine)) == {key: value for key, value in written.items() if key.startswith(sections)}
     assert again.source.columns.id == "own.id"
+
+
+def test_a_stage_keeps_its_own_defaults_where_some_of_its_keys_are_given(raw_config: dict[str, Any]) -> None:
+    resources = {"generate": {"num_gpus": 2}, "ingest": {"num_cpus": 4}, "publish": {"max_workers": 1}}
+    found = Config.model_validate({**raw_config, "resources": resources}).resources
+    assert (found.generate.num_gpus, found.generate.shards_in_flight) == (2, 2)
+    assert (found.ingest.num_cpus, found.ingest.max_workers) == (4, 2)
+    assert (found.publish.max_workers, found.dedupe.max_workers, found.score.shards_in_flight) == (1, 2, 2)
+
+
+def test_custom_resources_of_ingest_are_refused(raw_config: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"ingest\.resources: the tasks of ingest go to any node"):
+        Config.model_validate({**raw_config, "resources": {"ingest": {"resources": {"data": 1}}}})
