@@ -11,7 +11,8 @@ import pytest
 import yaml
 
 from stillhouse.pipeline import cli
-from stillhouse.pipeline.look import models
+from stillhouse.pipeline.look import check, models
+from stillhouse.schemas.config import Config
 from tests.support.data import TEACHER
 from tests.support.source_rows import assistant, lmsys, user
 
@@ -143,6 +144,16 @@ def test_a_student_is_looked_at(looked: Any, raw_config: dict[str, Any], tmp_pat
         "teacher.max_model_len: 512 exceeds the 256 positions that the student was made for (max_position_embeddings); "
         "lower it",
     ]
+
+
+def test_a_students_engine_counts(raw_config: dict[str, Any], tmp_path: Path) -> None:
+    student = {"model": like_the_teacher(tmp_path / "student"), "sampling": {"max_tokens": 24}}
+    hours = []
+    for parallel in (1, 4):
+        rollout = {**student, "engine": {"tensor_parallel_size": parallel}}
+        config = Config.model_validate(raw_config | {"task": "score", "sampling": {}, "rollout": rollout})
+        hours.append(check.check(config, rows=60, tokens_per_second=0.01)["estimate"]["max_gpu_hours"])
+    assert hours[1] == pytest.approx(5 / 2 * hours[0], rel=0.01)
 
 
 GUARD = {"name": "guard", "preset": "llama-guard-3", "model": str(TEACHER), "max_model_len": 512}
