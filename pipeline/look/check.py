@@ -96,14 +96,14 @@ def look(config: Config, rows: int, tokens_per_second: float) -> tuple[dict[str,
 
 
 def _gpus(config: Config, result: dict[str, Any]) -> float:
-    """GPUs of an engine; with several teachers of each by its share of the rows, which in a mixture is all of them. With
-    `rollout` the student's too, which writes what the teacher scores."""
+    """GPUs of an engine; with several teachers of each by its share of the rows, which in a mixture is all of them.
+    With `rollout` the student's too, which writes what the teacher scores."""
     student = 0.0 if config.rollout is None else float(num_parallel(config.writer.teacher.engine))
     of_each = {getattr(view.teacher, "name", None): num_parallel(view.teacher.engine) for view in config.views()}
     rows = result.get("teachers")
     if rows is None:
         return student + sum(of_each.values())
-    return student + sum(of_each[name] * rows[name] for name in rows) / max(sum(rows.values()), 1)
+    return student + float(sum(of_each[name] * rows[name] for name in rows) / max(sum(rows.values()), 1))
 
 
 def _answer_tokens(config: Config, kept: pa.Table) -> float:
