@@ -105,6 +105,7 @@ def test_tasks_of_a_task_have_their_results_in_order(tmp_path: Path, cluster: di
     assert max(taken - number for number, _, taken in results) == 3
 
 
+@pytest.mark.slow
 def test_a_large_source_is_read_by_several_tasks(tmp_path: Path, cluster: dict[str, Any]) -> None:
     (tmp_path / "source").mkdir()
     answer = {"role": "assistant", "content": "Because. " * 70_000}
