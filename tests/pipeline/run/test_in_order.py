@@ -164,7 +164,7 @@ def test_whoever_stops_listening_leaves_no_process() -> None:
 def test_processes_end_with_one_that_is_killed() -> None:
     script = (
         "import tests.pipeline.run.test_in_order as t; from stillhouse.pipeline.run.in_order import in_processes\n"
-        "for _ in in_processes(t.slow_at_first, ((n,) for n in range(10**9)), t.TWO, 3): print(flush=True)"
+        "for _ in in_processes(t.last, ((n,) for n in range(10**9)), t.TWO, 3): print(flush=True)"
     )
     parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
     assert parent.stdout is not None
