@@ -8,7 +8,7 @@ from urllib.parse import unquote
 
 from stillhouse.pipeline.cluster.named import Facts, Named
 from stillhouse.pipeline.run import placement
-from stillhouse.schemas.config import Config, DetoxifyConfig, is_local_path
+from stillhouse.schemas.config import Config, DetoxifyConfig, EvaluationConfig, is_local_path
 
 SCREENING = ("screen", "review")
 
@@ -40,12 +40,8 @@ def _named(config: Config) -> Iterator[tuple[str, str | None, tuple[str, ...]]]:
     paths = config.source.path
     for path in [paths] if isinstance(paths, str) else paths or []:
         yield "source.path", path, ("ingest",)
-    if config.decontamination is not None:
-        for one in config.decontamination.evaluations:
-            yield f"decontamination.evaluations ({one.name})", one.path, SCREENING
-    if config.screen.jailbreaks is not None:
-        for one in config.screen.jailbreaks.templates:
-            yield f"screen.jailbreaks.templates ({one.name})", one.path, ("screen",)
+    for where, one, stages in sets(config):
+        yield where, one.path, stages
     for classifier in config.screen.classifiers:
         if isinstance(classifier, DetoxifyConfig):
             where = "screen.classifiers (detoxify)"
@@ -53,6 +49,16 @@ def _named(config: Config) -> Iterator[tuple[str, str | None, tuple[str, ...]]]:
             yield f"{where}.huggingface_config_path", classifier.huggingface_config_path, SCREENING
     if config.dedupe.semantic is not None and is_local_path(config.dedupe.semantic.model):
         yield "dedupe.semantic.model", config.dedupe.semantic.model, ("dedupe",)
+
+
+def sets(config: Config) -> Iterator[tuple[str, EvaluationConfig, tuple[str, ...]]]:
+    """All sets of texts, by their keys, and the stages that look for them."""
+    if config.decontamination is not None:
+        for one in config.decontamination.evaluations:
+            yield f"decontamination.evaluations ({one.name})", one, SCREENING
+    if config.screen.jailbreaks is not None:
+        for one in config.screen.jailbreaks.templates:
+            yield f"screen.jailbreaks.templates ({one.name})", one, ("screen",)
 
 
 def missing(config: Config, facts: Facts, nodes: list[Facts], named: Named) -> Iterator[str]:

@@ -18,6 +18,7 @@ from typing import Any
 import yaml
 
 from stillhouse.pipeline import models
+from stillhouse.pipeline.cluster.files import sets
 from stillhouse.pipeline.cluster.node import look, missing_folders, open_preflight, remove_folders
 from stillhouse.pipeline.errors import safe_message
 from stillhouse.pipeline.folder import keys
@@ -153,17 +154,8 @@ def gated(config: Config) -> dict[str, str]:
     ]
     if config.source.dataset is not None:
         named.append(("source.dataset", config.source.dataset, ask.dataset_info))
-    decontamination, jailbreaks, semantic = config.decontamination, config.screen.jailbreaks, config.dedupe.semantic
-    sets = {
-        "decontamination.evaluations": [] if decontamination is None else decontamination.evaluations,
-        "screen.jailbreaks.templates": [] if jailbreaks is None else jailbreaks.templates,
-    }
-    named += [
-        (f"{key} ({one.name})", one.dataset, ask.dataset_info)
-        for key, listed in sets.items()
-        for one in listed
-        if one.dataset is not None
-    ]
+    named += [(where, one.dataset, ask.dataset_info) for where, one, _ in sets(config) if one.dataset is not None]
+    semantic = config.dedupe.semantic
     if semantic is not None and not is_local_path(semantic.model):
         named.append(("dedupe.semantic.model", semantic.model, ask.model_info))
 

@@ -62,6 +62,15 @@ def num_at_once(workers: WorkersConfig) -> int:
     return max(1, min(workers.max_workers, fit))
 
 
+def begin(environment: dict[str, str]) -> None:
+    """What each process does first that the server has forked for another."""
+    # Ctrl-C reaches every process of a terminal; the one that started this says when to end.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.environ.clear()
+    os.environ.update(environment)  # the server's is that of when it was started
+    keep_pandas_out()
+
+
 def in_processes(
     function: Callable[..., Result], arguments: Iterable[tuple[Any, ...]], workers: WorkersConfig, attempts: int
 ) -> Generator[Result]:
@@ -158,12 +167,8 @@ class _Process:
 
 
 def _serve(pipe: Any, function: Callable[..., Any], environment: dict[str, str]) -> None:
-    # Ctrl-C reaches every process of a terminal; the one that called says when to end.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     end_with_parent()
-    os.environ.clear()
-    os.environ.update(environment)  # the server's, which forked this process, is that of when it was started
-    keep_pandas_out()
+    begin(environment)
     with contextlib.suppress(EOFError, OSError):
         while True:
             number, given = pipe.recv()

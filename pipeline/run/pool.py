@@ -9,7 +9,6 @@ import multiprocessing.connection
 import multiprocessing.forkserver
 import os
 import secrets
-import signal
 import threading
 import time
 from collections import deque
@@ -19,10 +18,9 @@ from glob import glob
 from typing import Any, Protocol
 
 from stillhouse.pipeline.errors import RunError, safe_message
-from stillhouse.pipeline.run.in_order import InOrder, in_processes
+from stillhouse.pipeline.run.in_order import InOrder, begin, in_processes, num_at_once
 from stillhouse.pipeline.run.result import Activity, ShardResult
 from stillhouse.pipeline.run.worker import Worker
-from stillhouse.schemas.arrow import keep_pandas_out
 from stillhouse.schemas.config import Config, WorkersConfig
 
 CLOSE_TIMEOUT_S = 60.0
@@ -218,11 +216,11 @@ def _ready(workers: list[_Process]) -> list[_Process]:
 def _num_workers(job: Job, num_shards: int, gpus: list[str]) -> int:
     """How many workers this machine has room for, one at least."""
     resources = job.resources
-    fit = int((os.cpu_count() or 1) / resources.num_cpus) if resources.num_cpus else num_shards
+    fit = num_at_once(resources)
     if resources.num_gpus:
         _check_gpus(job.stage, resources.num_gpus, gpus)
         fit = min(fit, _num_sharing(resources.num_gpus) * len(gpus) // max(1, int(resources.num_gpus))) or 1
-    return max(1, min(resources.max_workers, num_shards, fit))
+    return max(1, min(num_shards, fit))
 
 
 def _check_gpus(stage: str, num_gpus: float, gpus: list[str]) -> None:
@@ -263,12 +261,8 @@ def _num_sharing(num_gpus: float) -> int:
 
 def _serve(pipe: Any, job: Job, name: str, environment: dict[str, str]) -> None:
     """Does shards whose names come over the pipe, until None comes or the driver is gone."""
-    # Ctrl-C reaches every process of a terminal; the driver says when to end.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    os.environ.clear()
-    os.environ.update(environment)  # the server's is that of when it was started
+    begin(environment)
     logging.basicConfig(level=logging.WARNING)
-    keep_pandas_out()
     lock = threading.Lock()
 
     def send(kind: str, values: dict[str, Any]) -> None:
