@@ -37,8 +37,7 @@ def inputs(config: Config) -> Iterator[Input]:
 
 
 def _named(config: Config) -> Iterator[tuple[str, str | None, tuple[str, ...]]]:
-    paths = config.source.path
-    for path in [paths] if isinstance(paths, str) else paths or []:
+    for path in config.source.paths:
         yield "source.path", path, ("ingest",)
     for where, one, stages in sets(config):
         yield where, one.path, stages

@@ -40,9 +40,8 @@ def check_given_ids(config: Config) -> None:
 
 def _of_source(config: Config) -> dict[str, str]:
     """The digest of the tokenizer that each path of the source was made with; nothing where one is of no dataset."""
-    paths = config.source.path or []
     found = {}
-    for path in [paths] if isinstance(paths, str) else paths:
+    for path in config.source.paths:
         folder = path.rstrip("/")
         for _ in range(3):  # a dataset's folder, or its data/, or files in that
             is_folder = folder.strip("/") and "*" not in folder and not is_known(folder) and not folder.endswith(":/")

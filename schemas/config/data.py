@@ -61,8 +61,9 @@ class SourceConfig(Section):
     @field_validator("path")
     @classmethod
     def _known_locations(cls, path: str | list[str] | None) -> str | list[str] | None:
-        for location in [path] if isinstance(path, str) else path or []:
-            checked_location(location)
+        if path is not None:
+            for location in [path] if isinstance(path, str) else path or [""]:
+                checked_location(location)
         return path
 
     @model_validator(mode="after")
@@ -74,6 +75,11 @@ class SourceConfig(Section):
         if self.dataset is None and (self.config is not None or self.split is not None):
             raise ValueError("`config` and `split` are of a hub `dataset`; with `path`, name the files")
         return self
+
+    @property
+    def paths(self) -> list[str]:
+        """`path` as a list; empty with `dataset`."""
+        return [self.path] if isinstance(self.path, str) else self.path or []
 
 
 class IngestConfig(Section):

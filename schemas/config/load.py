@@ -158,8 +158,7 @@ def absolute(config: Config) -> Config:
     source, decontamination = config.source, config.decontamination
     screen, dedupe = config.screen, config.dedupe
     if source.path is not None:
-        paths = [source.path] if isinstance(source.path, str) else source.path
-        source = source.model_copy(update={"path": [fix(path) for path in paths]})
+        source = source.model_copy(update={"path": [fix(path) for path in source.paths]})
     if decontamination is not None:
         decontamination = decontamination.model_copy(update={"evaluations": moved(decontamination.evaluations)})
     if screen.jailbreaks is not None:

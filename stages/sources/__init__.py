@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from stillhouse.schemas.config import SourceConfig
 from stillhouse.stages.sources import formats
 from stillhouse.stages.sources.conversation import Spelling
-from stillhouse.stages.sources.files import files_of, paths_of
+from stillhouse.stages.sources.files import files_of
 from stillhouse.stages.sources.pieces import Piece
 from stillhouse.stages.sources.row import Row, SourceError
 
@@ -54,5 +54,5 @@ def source_name(config: SourceConfig) -> str:
         return config.name
     if config.dataset is not None:
         return config.dataset
-    path = paths_of(config)[0]
+    path = config.paths[0]
     return path.rstrip("/").rpartition("/")[2] or path

@@ -41,13 +41,6 @@ class File(NamedTuple):
     """Its size, where that is known without asking a hub."""
 
 
-def paths_of(config: SourceConfig) -> list[str]:
-    paths = [config.path] if isinstance(config.path, str) else config.path or []
-    if not paths or not all(paths):
-        raise SourceError("source.path: is empty; name a file, folder, glob or URL")
-    return paths
-
-
 def files_of(config: SourceConfig) -> Iterator[File]:
     """The data files of a source, in the order in which they are read. All of their names have a known suffix."""
     if config.dataset is not None:
@@ -56,7 +49,7 @@ def files_of(config: SourceConfig) -> Iterator[File]:
         where = f"{dataset}@{config.revision}"
         yield from (File(f"{where}/{name}", partial(_open_hub, dataset, commit, name)) for name in names)
         return
-    for path in paths_of(config):
+    for path in config.paths:
         yield from _store_files(path) if "://" in path else _local_files(path)
 
 
