@@ -11,6 +11,12 @@ scores mean nothing.
 
     python -m benchmarks.filters run FOLDER [--rows 400] [--write] [--detoxify]
     python -m benchmarks.filters speed [--rows 4000]
+
+`labelled` says how well the classifiers of a configuration (`screen.classifiers`: Detoxify, guard models,
+profanity-check) tell prompts that people marked: those of `tests/stages/filters/labelled/unsafe.tsv`, or lines of your
+own, each a language, a kind (`no` is a safe prompt) and a prompt, with tabs between them.
+
+    python -m benchmarks.filters labelled CONFIG [--lines FILE]
 """
 
 import argparse
@@ -29,6 +35,7 @@ import pyarrow.parquet as pq
 from benchmarks.verification import Quick
 from stillhouse.stages.teacher import Answer
 from tests.support.data import CONVERSATIONS, TEACHER
+from tests.support.labelled import FOLDER, classified, lines
 from tests.support.static_model import make_static_model
 from tests.support.tiny_bert import make_tiny
 
@@ -180,6 +187,34 @@ def speed(num_rows: int) -> dict[str, Any]:
     }
 
 
+def labelled(config_path: Path, path: Path) -> dict[str, Any]:
+    """What each classifier takes at its thresholds: by language found and right of all found, and of all there are; and
+    how many of each kind."""
+    from stillhouse.schemas.config import load_config
+    from stillhouse.stages.filters import combined, read_by
+
+    rows, told = lines(path), dict[str, Any]()
+    kinds = list(dict.fromkeys(row[1] for row in rows))
+    for config in read_by(load_config(config_path).screen.classifiers, "prompts"):
+        classifier = combined([config])
+        try:
+            started = time.monotonic()
+            by_language = classified(classifier, rows)
+            seconds = time.monotonic() - started
+            by_kind = classified(classifier, [[kind, *rest] for _, kind, *rest in rows])
+        finally:
+            classifier.close()
+        told[classifier.labels[0]] = {
+            "thresholds": classifier.thresholds,
+            "rows/s": round(len(rows) / seconds, 1),
+            "by language": {name: f"{a}/{a + b}; {a}/{a + c}" for name, (a, b, c) in by_language.items()},
+            "taken": {
+                kind: f"{sum(by_kind.get(kind, (0, 0, 0))[:2])}/{sum(r[1] == kind for r in rows)}" for kind in kinds
+            },
+        }
+    return told
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="what", required=True)
@@ -190,8 +225,13 @@ def main() -> None:
     of_run.add_argument("--detoxify", action="store_true")
     of_speed = commands.add_parser("speed")
     of_speed.add_argument("--rows", type=int, default=4000)
+    of_labelled = commands.add_parser("labelled")
+    of_labelled.add_argument("config", type=Path)
+    of_labelled.add_argument("--lines", type=Path, default=FOLDER / "unsafe.tsv")
     arguments = parser.parse_args()
-    if arguments.what == "run":
+    if arguments.what == "labelled":
+        print(json.dumps(labelled(arguments.config, arguments.lines), indent=1))
+    elif arguments.what == "run":
         run(arguments.folder.resolve(), arguments.rows, writes=arguments.write, has_detoxify=arguments.detoxify)
     else:
         print(json.dumps(speed(arguments.rows), indent=1))

@@ -237,18 +237,24 @@ def mark(table: pa.Table, assignment: pa.Table) -> pa.Table:
 def _distinct(hash_N2: NDArray[np.uint64], order_N: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Number the distinct hashes by their first row in `order_N`. Returns the number of each row's hash, and each
     hash's first row."""
-    place_N = np.empty_like(order_N)
-    place_N[order_N] = np.arange(len(order_N))
-    by_hash = np.lexsort((place_N, *hash_N2.T))
-    sorted_N2 = hash_N2[by_hash]
-    new = np.r_[True, (sorted_N2[1:] != sorted_N2[:-1]).any(axis=1)]
-    first_T = by_hash[new]
-    by_place = np.argsort(place_N[first_T])
+    # Positions in `order_N`, by hash; those of one hash stay in order.
+    at_N = np.lexsort([column_N[order_N] for column_N in hash_N2.T])
+    by_hash = order_N[at_N]
+    is_new_N = np.zeros(len(at_N), bool)
+    is_new_N[0] = True
+    for column_N in hash_N2.T:
+        sorted_N = column_N[by_hash]
+        is_new_N[1:] |= sorted_N[1:] != sorted_N[:-1]
+    first_at_T = at_N[is_new_N]
+    del at_N, sorted_N
+    by_place = np.argsort(first_at_T)
+    first_T = order_N[first_at_T[by_place]]
     number_T = np.empty_like(by_place)
     number_T[by_place] = np.arange(len(by_place))
-    number_N = np.empty_like(order_N)
-    number_N[by_hash] = number_T[np.cumsum(new) - 1]
-    return number_N, first_T[by_place]
+    del first_at_T, by_place
+    number_N = np.empty(len(by_hash), np.int64)
+    number_N[by_hash] = number_T[np.cumsum(is_new_N) - 1]
+    return number_N, first_T
 
 
 def _places(leader_T: NDArray[np.int64]) -> NDArray[np.int64]:

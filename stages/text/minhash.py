@@ -9,6 +9,7 @@ candidates or components, E pairs.
 
 import tempfile
 from collections.abc import Iterator
+from itertools import pairwise
 from math import ceil
 
 import numpy as np
@@ -51,10 +52,10 @@ def leaders(
     the same are not alike: all that tells them apart is what shingles leave out, and it means something, or they would
     have one `reading`. `units_T` are the hashes of their units. Text t has the signature `row_T[t]`, by default t.
 
-    Signatures may be on disk (`np.memmap`), where 8 bytes for each of them and each band are written as well, to a
-    temporary file. Texts that bands join directly or through others are compared by themselves, about
-    `COMPARED_AT_ONCE` at a time: others cannot change their leaders. Memory: 60 bytes for each text, and 1.3 kB for
-    each that is compared at once. Raises OSError where the disk is full.
+    Signatures may be on disk (`np.memmap`). To temporary files are written 8 bytes for each of them and each band, and
+    after that once more the signatures of texts that share a band. Texts that bands join directly or through others are
+    compared by themselves, about `COMPARED_AT_ONCE` at a time: others cannot change their leaders. Memory: 60 bytes for
+    each text, and 1.3 kB for each that is compared at once. Raises OSError where the disk is full.
 
     With `meanings`, a text that is like no earlier leader has the first that means the same. Then all texts are
     compared together: what bands do not join, meanings may.
@@ -65,20 +66,27 @@ def leaders(
         return _leaders(np.asarray(signature_NP[row_T]), units_T, threshold, meanings)
     component_T = _components(signature_NP, row_T, threshold)
     size_T = np.bincount(component_T)[component_T]
-    _lead_pairs(leader_T, _by_component(component_T, size_T == 2), signature_NP, units_T, threshold, row_T)
-    for text_M in _batches(component_T, size_T > 2):
-        among_M = _leaders(np.asarray(signature_NP[row_T[text_M]]), units_T[text_M], threshold)
+    batches = [*_batches(component_T, size_T == 2), *_batches(component_T, size_T > 2)]
+    read = _read(signature_NP, [row_T[text_M] for text_M in batches])
+    for text_M in batches:
+        if size_T[text_M[0]] == 2:
+            among_M = _pair_leaders(next(read), units_T[text_M], threshold, component_T[text_M])
+        else:
+            among_M = _leaders(next(read), units_T[text_M], threshold)
         leader_T[text_M] = text_M[among_M]
     return leader_T
 
 
 def _components(signature_NP: NDArray[np.uint32], row_T: NDArray[np.int64], threshold: float) -> NDArray[np.int32]:
-    """[T]: a number for all texts that shared bands join, directly or through others."""
+    """[T]: a number for all texts that shared bands join, directly or through others; now and then a collision of
+    hashes, too."""
     num_rows, num_perm = signature_NP.shape
     num_bands, width = bands(threshold, num_perm)
     component_T = np.arange(len(row_T), dtype=np.int32)
     if num_rows == 0:
         return component_T
+    order_T = np.argsort(row_T)  # the order of the disk: keys are then read one after the other
+    row_T = row_T[order_T]
     with tempfile.TemporaryFile() as file:
         # Written, not mapped: a full disk is then an error, and not the end of the process.
         for start in range(0, num_rows, _AT_ONCE):
@@ -95,43 +103,55 @@ def _components(signature_NP: NDArray[np.uint32], row_T: NDArray[np.int64], thre
                 num = int(component_T.max()) + 1
                 graph = coo_array((np.ones(int(new_E.sum()), np.bool_), (from_E[new_E], to_E[new_E])), shape=(num, num))
                 component_T = connected_components(graph, directed=False)[1][component_T]
-    return component_T
+    found_T = np.empty_like(component_T)
+    found_T[order_T] = component_T
+    return found_T
 
 
 def _shared(key_T: NDArray[np.uint64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Of each key that several texts have, one text beside each of the others."""
     # Most keys stand alone, already by their low bits; the others are sorted.
-    low_T = (key_T & np.uint64(2 ** len(key_T).bit_length() - 1)).view(np.int64)
-    text_M = np.flatnonzero(np.bincount(low_T)[low_T] > 1)
-    text_M = text_M[np.argsort(key_T[text_M])]
-    key_M = key_T[text_M]
-    is_first_M = np.ones(len(key_M), bool)
-    is_first_M[1:] = key_M[1:] != key_M[:-1]
+    num_bits = len(key_T).bit_length()
+    last_L, is_shared_L = np.empty(1 << num_bits, np.int32), np.zeros(1 << num_bits, bool)
+    for text_S, low_S in _low_bits(key_T, num_bits):
+        last_L[low_S] = text_S
+    for text_S, low_S in _low_bits(key_T, num_bits):
+        is_shared_L[low_S[last_L[low_S] != text_S]] = True
+    del last_L
+    text_M = np.concatenate([text_S[is_shared_L[low_S]] for text_S, low_S in _low_bits(key_T, num_bits)])
+    del is_shared_L
+    # Sorted are numbers with the key's high bits and the text: several times as fast as finding the keys' order.
+    low = np.uint64((1 << num_bits) - 1)
+    packed_M = key_T[text_M] & ~low | text_M.view(np.uint64)
+    packed_M.sort()
+    text_M = (packed_M & low).view(np.int64)
+    packed_M >>= np.uint64(num_bits)
+    is_first_M = np.ones(len(packed_M), bool)
+    is_first_M[1:] = packed_M[1:] != packed_M[:-1]
     group_E = np.cumsum(is_first_M)[~is_first_M] - 1
     return text_M[np.flatnonzero(is_first_M)[group_E]], text_M[~is_first_M]
 
 
-def _by_component(component_T: NDArray[np.int32], is_chosen_T: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """The chosen texts, component after component, in order."""
-    text_M = np.flatnonzero(is_chosen_T)
-    return text_M[np.argsort(component_T[text_M], kind="stable")]
+def _low_bits(key_T: NDArray[np.uint64], num_bits: int) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """All texts and the low bits of their keys, some at a time."""
+    for start in range(0, len(key_T), _AT_ONCE):
+        low_S = (key_T[start : start + _AT_ONCE] & np.uint64((1 << num_bits) - 1)).view(np.int64)
+        yield np.arange(start, start + len(low_S)), low_S
 
 
-def _lead_pairs(
-    leader_T: NDArray[np.int64],
-    text_M: NDArray[np.int64],
-    signature_NP: NDArray[np.uint32],
-    units_T: NDArray[np.uint64],
-    threshold: float,
-    row_T: NDArray[np.int64],
-) -> None:
+def _pair_leaders(
+    signature_NP: NDArray[np.uint32], units_N: NDArray[np.uint64], threshold: float, component_N: NDArray[np.int32]
+) -> NDArray[np.int64]:
     """`_leaders` of components of two texts, which most components are: of all of them at once."""
+    leader_N = np.arange(len(units_N))
     num_equal = _least_equal(threshold, signature_NP.shape[1])
-    for start in range(0, len(text_M), _AT_ONCE):
-        first, second = text_M[start : start + _AT_ONCE].reshape(-1, 2).T
-        is_like = np.count_nonzero(signature_NP[row_T[first]] == signature_NP[row_T[second]], axis=1) >= num_equal
-        is_like &= units_T[first] != units_T[second]
-        leader_T[second[is_like]] = first[is_like]
+    first_C, second_C = np.argsort(component_N, kind="stable").reshape(-1, 2).T
+    for start in range(0, len(first_C), _AT_ONCE):
+        first, second = first_C[start : start + _AT_ONCE], second_C[start : start + _AT_ONCE]
+        is_like = np.count_nonzero(signature_NP[first] == signature_NP[second], axis=1) >= num_equal
+        is_like &= units_N[first] != units_N[second]
+        leader_N[second[is_like]] = first[is_like]
+    return leader_N
 
 
 def _least_equal(threshold: float, num_perm: int) -> int:
@@ -142,7 +162,8 @@ def _least_equal(threshold: float, num_perm: int) -> int:
 def _batches(component_T: NDArray[np.int32], is_chosen_T: NDArray[np.bool_]) -> Iterator[NDArray[np.int64]]:
     """The chosen texts, in order; of each component all, and as many components as hold `COMPARED_AT_ONCE` texts, or a
     single larger one."""
-    text_M = _by_component(component_T, is_chosen_T)
+    text_M = np.flatnonzero(is_chosen_T)
+    text_M = text_M[np.argsort(component_T[text_M], kind="stable")]
     end_C = np.flatnonzero(np.diff(component_T[text_M], append=-1)) + 1
     begin = 0
     while begin < len(text_M):
@@ -150,6 +171,43 @@ def _batches(component_T: NDArray[np.int32], is_chosen_T: NDArray[np.bool_]) -> 
         end = int(end_C[max(most, np.searchsorted(end_C, begin, side="right"))])
         yield np.sort(text_M[begin:end])
         begin = end
+
+
+def _read(signature_NP: NDArray[np.uint32], batches: list[NDArray[np.int64]]) -> Iterator[NDArray[np.uint32]]:
+    """The signatures [M, P] of each batch of rows.
+
+    They are read once, in the order of the disk, and written batch after batch to a temporary file. Each batch alone
+    would be read from all over the disk: at 100,000,000 rows, as good as all of it for each of 50 batches.
+    """
+    if not batches:
+        return
+    row_C = np.concatenate(batches)
+    batch_C = np.repeat(np.arange(len(batches), dtype=np.int32), [len(rows) for rows in batches])
+    place_B = np.cumsum([0] + [len(rows) for rows in batches])
+    order_C = np.argsort(row_C)
+    num_perm = signature_NP.shape[1]
+    with tempfile.TemporaryFile() as file:
+        written_B = place_B.copy()
+        for start in range(0, len(order_C), 4 * _AT_ONCE):
+            some_S = order_C[start : start + 4 * _AT_ONCE]
+            some_S = some_S[np.argsort(batch_C[some_S], kind="stable")]
+            signature_SP = np.asarray(signature_NP[row_C[some_S]])
+            end_B = np.searchsorted(batch_C[some_S], np.arange(len(batches)), side="right").tolist()
+            for batch, (begin, end) in enumerate(pairwise([0, *end_B])):
+                if begin < end:
+                    file.seek(int(written_B[batch]) * num_perm * 4)
+                    file.write(signature_SP[begin:end].data)
+                    written_B[batch] += end - begin
+        del row_C, batch_C, order_C
+        for rows, place in zip(batches, place_B.tolist(), strict=False):
+            file.seek(place * num_perm * 4)
+            order_M, signature_MP = np.argsort(rows), np.empty((len(rows), num_perm), np.uint32)
+            for start in range(0, len(rows), _AT_ONCE):
+                some_S = order_M[start : start + _AT_ONCE]
+                signature_SP = np.frombuffer(file.read(len(some_S) * num_perm * 4), np.uint32)
+                signature_MP[some_S] = signature_SP.reshape(-1, num_perm)
+            yield signature_MP
+            del signature_MP  # before the next one is read
 
 
 def _leaders(

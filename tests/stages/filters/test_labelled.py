@@ -4,39 +4,22 @@ The sets were written for these tests, not taken from answers of models: figures
 their share in a data set.
 """
 
-from collections import defaultdict
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
 from stillhouse.schemas.config import DecontaminationConfig, IdentityConfig, JailbreaksConfig, ProfanityCheckConfig
-from stillhouse.stages.filters import load, refusals
+from stillhouse.stages.filters import Combined, combined, refusals
 from stillhouse.stages.filters.contamination import Contamination
 from stillhouse.stages.filters.identity import Identity
 from stillhouse.stages.filters.low_information import is_low
+from tests.support import labelled
 from tests.support.data import ROOT
-
-FOLDER = Path(__file__).parent / "labelled"
-Scores = dict[str, tuple[int, int, int]]
-"""By language: found and right, found and wrong, not found."""
+from tests.support.labelled import FOLDER, Scores, scores
 
 
 def lines(name: str) -> list[list[str]]:
-    return [line.split("\t") for line in (FOLDER / f"{name}.tsv").read_text(encoding="utf-8").splitlines()]
-
-
-def scores(
-    rows: list[list[str]], is_right: Callable[[list[str]], bool], is_found: Callable[[list[str]], bool]
-) -> Scores:
-    found: dict[str, list[int]] = defaultdict(lambda: [0, 0, 0])
-    for row in rows:
-        right, said = is_right(row), is_found(row)
-        if right or said:
-            found[row[0]][0 if right and said else 1 if said else 2] += 1
-            if right != said:
-                print(row)
-    return {language: (a, b, c) for language, (a, b, c) in found.items()}
+    return labelled.lines(FOLDER / f"{name}.tsv")
 
 
 def identity() -> Scores:
@@ -82,15 +65,24 @@ def test_items_are_found_unless_they_are_told_in_other_words(name: str, language
     assert set(found.values()) == {(3, 0, 1)}, "three of four ways, and nothing else"
 
 
+def profanity(threshold: float) -> Combined:
+    return combined([ProfanityCheckConfig(name="profanity-check", thresholds={"profanity": threshold})])
+
+
 def test_profanity_is_told_in_english_alone() -> None:
     """A word with another meaning is taken too: a breeder's."""
-    rows = lines("profanity")
-    judged = load(ProfanityCheckConfig(name="profanity-check")).score([row[2] for row in rows])[:, 0]
-    score = {row[2]: float(value) for row, value in zip(rows, judged, strict=True)}
-    found = scores(rows, lambda row: row[1] == "yes", lambda row: score[row[2]] >= 0.9)
+    found = labelled.classified(profanity(0.9), lines("profanity"))
     assert found.pop("en") == (14, 1, 0)
     assert set(found.values()) == {(0, 0, 3)}
     assert len(found) == 6
+
+
+def test_profanity_is_not_all_that_is_unsafe() -> None:
+    """Requests pass, and so do threats and insults without a swear word."""
+    found = labelled.classified(profanity(0.9), lines("unsafe"))
+    assert len(found) == 11
+    assert found.pop("en") == (3, 0, 3)
+    assert set(found.values()) == {(0, 0, 3)}
 
 
 @pytest.mark.parametrize("name", SETS)
