@@ -2,7 +2,9 @@
 
 import contextlib
 import json
+from collections.abc import Iterator
 from datetime import UTC, date, datetime
+from typing import Any
 
 from stillhouse.pipeline.folder import keys
 from stillhouse.pipeline.folder.certified import parse_object
@@ -25,9 +27,8 @@ def open_run(config: Config) -> Folder:
 def _facts(config: Config) -> bytes:
     """What `run.json` holds of a run that begins now."""
     resolved = config.model_dump(mode="json")
-    for model in (resolved["teacher"], *(resolved["teachers"] or []), resolved["rollout"]):
-        if model is not None:
-            model["env"] = sorted(model["env"])  # names only: the values may be secrets
+    for model in _with_env(resolved):
+        model["env"] = sorted(model["env"])  # names only: the values may be secrets
     facts = {
         "config_hash": config_hash(config),
         "date": config.teacher.date or _today().isoformat(),
@@ -37,9 +38,18 @@ def _facts(config: Config) -> bytes:
     return json.dumps(facts, indent=1, sort_keys=True).encode()
 
 
+def _with_env(value: Any) -> Iterator[dict[str, Any]]:
+    """All sections of a model that have an `env`: teachers, a roll-out's student, guards."""
+    if isinstance(value, dict) and isinstance(value.get("env"), dict | list) and "model" in value:
+        yield value
+    elif isinstance(value, dict | list):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _with_env(part)
+
+
 def config_of(url: str) -> Config:
     """The configuration of the run in a folder, with the folder as it is named now and without the values of
-    `teacher.env`. Raises `ConfigError` where no run is there."""
+    any `env`. Raises `ConfigError` where no run is there."""
     folder = open_folder(url)
     data = folder.get_or_none(keys.RUN)
     if data is None:
@@ -47,11 +57,8 @@ def config_of(url: str) -> Config:
     with contextlib.suppress(ValueError, KeyError, TypeError):
         facts = parse_object(data)
         raw = facts["config"] | {"run_dir": url}
-        for section in ("teacher", "rollout"):
-            if raw.get(section) is not None:
-                raw[section] = raw[section] | {"env": {}}
-        if raw.get("teachers"):
-            raw["teachers"] = [teacher | {"env": {}} for teacher in raw["teachers"]]
+        for model in _with_env(raw):
+            model["env"] = {}
         config = Config.model_validate(raw)
         if config_hash(config) == facts["config_hash"]:
             return config

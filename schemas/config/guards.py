@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from stillhouse.schemas.config.section import Count, Fraction, Section, free
-from stillhouse.schemas.config.teacher import RESERVED_ENGINE_OPTIONS, RESERVED_TEMPLATE_ARGUMENTS, checked_pin
+from stillhouse.schemas.config.teacher import checked_options, checked_pin
 
 _LLAMA = {
     "questions": [{"label": "llama_guard", "yes": ["unsafe"], "no": ["safe"]}],
@@ -137,12 +137,8 @@ class GuardConfig(Section):
     @model_validator(mode="after")
     def _usable(self) -> "GuardConfig":
         checked_pin(self.model, self.revision)
-        given = [self.chat_template_kwargs, *(question.chat_template_kwargs for question in self.questions)]
-        taken = RESERVED_TEMPLATE_ARGUMENTS & {name for variables in given for name in variables}
-        if taken:
-            raise ValueError(f"chat_template_kwargs: {sorted(taken)} are set by Stillhouse; remove them here")
-        if reserved := RESERVED_ENGINE_OPTIONS & set(self.engine):
-            raise ValueError(f"engine: {sorted(reserved)} are set by Stillhouse from other keys; remove them here")
+        questions = (question.chat_template_kwargs for question in self.questions)
+        checked_options(self.engine, self.chat_template_kwargs, *questions)
         for question in self.questions:
             if both := {word.casefold() for word in question.yes} & {word.casefold() for word in question.no}:
                 raise ValueError(f"questions ({question.label}): {sorted(both)} stand for yes and for no; choose one")

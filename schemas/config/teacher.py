@@ -80,6 +80,24 @@ def _day(value: object) -> str:
         raise ValueError(f"{value!r} is no day; write it as 2026-11-25") from None
 
 
+def checked_options(engine: Mapping[str, Any], *variables: Mapping[str, Any]) -> None:
+    """Raises ValueError for options of an engine, or variables of a chat template, that are not the user's to set."""
+    for given in variables:
+        if taken := RESERVED_TEMPLATE_ARGUMENTS & set(given):
+            raise ValueError(f"chat_template_kwargs: {sorted(taken)} are set by Stillhouse; remove them here")
+        try:
+            json.dumps(given)
+        except TypeError:
+            raise ValueError(
+                "chat_template_kwargs: holds something other than text, numbers, lists and mappings; put a date in "
+                "quotes"
+            ) from None
+    if "hf_token" in engine:
+        raise ValueError("engine: hf_token would be written into the manifest; set HF_TOKEN in the environment")
+    if reserved := RESERVED_ENGINE_OPTIONS & set(engine):
+        raise ValueError(f"engine: {sorted(reserved)} are set by Stillhouse from other keys; remove them here")
+
+
 def checked_pin(model: str, revision: str | None) -> None:
     """Raises ValueError for a model of the hub without a `revision`."""
     if revision is None and not is_local_path(model):
@@ -124,20 +142,7 @@ class TeacherConfig(Section):
     @model_validator(mode="after")
     def _pinned(self) -> "TeacherConfig":
         checked_pin(self.model, self.revision)
-        if taken := RESERVED_TEMPLATE_ARGUMENTS & set(self.chat_template_kwargs):
-            raise ValueError(f"chat_template_kwargs: {sorted(taken)} are set by Stillhouse; remove them here")
-        try:
-            json.dumps(self.chat_template_kwargs)
-        except TypeError:
-            raise ValueError(
-                "chat_template_kwargs: holds something other than text, numbers, lists and mappings; put a date in "
-                "quotes"
-            ) from None
-        if "hf_token" in self.engine:
-            raise ValueError("engine: hf_token would be written into the manifest; set HF_TOKEN in the environment")
-        reserved = RESERVED_ENGINE_OPTIONS & set(self.engine)
-        if reserved:
-            raise ValueError(f"engine: {sorted(reserved)} are set by Stillhouse from other keys; remove them here")
+        checked_options(self.engine, self.chat_template_kwargs)
         return self
 
     @property

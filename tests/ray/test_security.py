@@ -431,8 +431,14 @@ def test_configuration_of_a_run_names_the_engines_variables_only(leak: Leak) -> 
 # Without a run
 
 
-def test_a_token_among_engine_options_is_refused() -> None:
-    raw = {**RUN_CONFIG, "teacher": {**RUN_CONFIG["teacher"], "engine": {"hf_token": "hf_secret"}}}
+@pytest.mark.parametrize("section", ["teacher", "rollout", "guard"])
+def test_a_token_among_engine_options_is_refused(section: str) -> None:
+    raw: dict[str, Any] = {**RUN_CONFIG}
+    model: dict[str, Any] = {"model": "/m", "engine": {"hf_token": "hf_secret"}}
+    if section == "guard":
+        raw["screen"] = {"classifiers": [{"name": "guard", "preset": "llama-guard-3", **model}]}
+    else:
+        raw[section] = {**raw.get(section, {"sampling": {"max_tokens": 8}}), **model}
     with pytest.raises(ValueError, match="set HF_TOKEN in the environment") as error:
         Config.model_validate(raw)
     assert "hf_secret" not in str(error.value).partition("[type=")[0]

@@ -14,7 +14,7 @@ from stillhouse.pipeline.folder import identity
 from stillhouse.pipeline.folder.identity import compare_with_folder, open_run, run_date
 from stillhouse.pipeline.folder.local import LocalFolder
 from stillhouse.pipeline.run.partition import ingest
-from stillhouse.schemas.config import Config, ConfigError, config_hash
+from stillhouse.schemas.config import Config, ConfigError, GuardConfig, config_hash
 from stillhouse.stages.generate import Generate
 
 DATED = (
@@ -63,6 +63,30 @@ def test_a_run_keeps_its_day_over_midnight_and_after_a_resume(raw_config: dict[s
     ids = generate._chat.prompt_ids([{"role": "user", "content": "x"}])
     assert "x (30 September 2026, a Wednesday)<|im_end|>" in generate._chat.tokenizer.decode(ids)
     assert manifest._read_teacher(config)["chat_template_date"] == "2026-09-30"
+
+
+def test_values_of_environment_variables_are_kept_nowhere(raw_config: dict[str, Any]) -> None:
+    """Of a teacher, of several, of a roll-out's student, of a guard."""
+    env = {"HF_TOKEN": "SECRET"}
+    raw_config["teacher"]["env"] = env
+    raw_config["rollout"] = {"model": "/student", "env": env, "sampling": {"max_tokens": 8}}
+    raw_config["task"] = "score"
+    raw_config.pop("sampling")
+    guard = {"name": "guard", "model": "/guard", "env": env, "questions": [{"label": "x", "yes": ["a"], "no": ["b"]}]}
+    raw_config["screen"] = {"classifiers": [guard]}
+    several = raw_config | {"run_dir": f"{raw_config['run_dir']}-several"}
+    first, second = raw_config["teacher"], raw_config["teacher"] | {"name": "b"}
+    several["teachers"] = [first | {"name": "a", "when": {"language": ["en"]}}, second]
+    del several["teacher"]
+    for raw, num in ((raw_config, 3), (several, 5)):
+        config = Config.model_validate(raw)
+        open_run(config)
+        text = (Path(config.run_dir) / "run.json").read_text()
+        assert "SECRET" not in text
+        assert text.count('"HF_TOKEN"') == num
+        again = identity.config_of(config.run_dir)
+        assert config_hash(again) == config_hash(config)
+        assert [one.env for one in again.screen.classifiers if isinstance(one, GuardConfig)] == [{}]
 
 
 def test_a_run_folder_is_read_once(raw_config: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
