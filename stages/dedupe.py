@@ -131,7 +131,7 @@ class Sketch:
         ]
         if self._embedder is None:
             return pa.table(columns, schema=sketch_schema(num_perm))
-        said = ["\n\n".join(of_row) for of_row in table["user_turns"].to_pylist()]
+        said = ["\n\n".join(of_row) for of_row in texts_of.to_pylist()]
         with self.clock.of(SEMANTIC):
             vector_ND = self._embedder(said)
         columns += [

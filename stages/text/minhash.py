@@ -155,7 +155,10 @@ def _pair_leaders(
 
 
 def _least_equal(threshold: float, num_perm: int) -> int:
-    """In how many slots two texts agree that are at least `threshold` alike."""
+    """In how many slots two texts agree that are at least `threshold` alike; at 1 in more than there are, because that
+    all agree is an estimate: of long texts with another word they do."""
+    if threshold >= 1:
+        return num_perm + 1
     return ceil(threshold * num_perm - 1e-9)  # 0.55 * 100 is 55.00000000000001 in floating point
 
 

@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
-from stillhouse.schemas.config import ConfigError, SemanticConfig
+from stillhouse.schemas.config import ConfigError, DedupeConfig, SemanticConfig
+from stillhouse.stages import dedupe
 from stillhouse.stages.text import meaning, minhash
 from stillhouse.stages.text.meaning import Embedder, Meanings, whole
+from tests.support.near_duplicates import prompts, run
 
 
 def families(num: int, num_dimensions: int, seed: int) -> np.ndarray:
@@ -101,10 +104,6 @@ def test_rounding_costs_little() -> None:
 
 
 def test_order_of_shards_and_texts_with_other_numbers(model: Path) -> None:
-    from stillhouse.schemas.config import DedupeConfig
-    from stillhouse.stages import dedupe
-    from tests.support.near_duplicates import prompts, run
-
     config = DedupeConfig(semantic=SemanticConfig(model=str(model), threshold=0.9))
     texts = [
         "How do I boil an egg?",
@@ -133,6 +132,18 @@ def test_order_of_shards_and_texts_with_other_numbers(model: Path) -> None:
     other = prompts(texts[:2], systems=[None, "You are a cook."])
     assert run([other], config)["drop_reason"].to_pylist() == [None, None]
     assert run([prompts([])], config).num_rows == 0
+
+
+def test_given_answers_are_part_of_the_meaning(model: Path) -> None:
+    """With task: score, samples of one prompt are no duplicates of each other."""
+    config = DedupeConfig(semantic=SemanticConfig(model=str(model), threshold=0.97))
+    answers = [
+        ["Put it into hot water and wait for some minutes, then cool it under the tap."],
+        ["Silver moon above the sea, sing your quiet song to me, while the waves roll home."],
+        ["class Egg:\n    def boil(self, minutes):\n        return self.water.wait(minutes)"],
+    ]
+    table = prompts(["How do I boil an egg?"] * 3).append_column("answers", pa.array(answers))
+    assert run([table], config)["drop_reason"].to_pylist() == [None] * 3
 
 
 def test_embeddings_do_not_depend_on_their_neighbours(model: Path) -> None:

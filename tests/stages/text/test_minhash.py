@@ -119,6 +119,13 @@ def test_exactly_at_the_threshold_is_alike() -> None:
     assert leaders(signature_NP, 0.55).tolist() == [0, 1]
 
 
+def test_at_1_nothing_is_alike_but_what_has_one_reading() -> None:
+    """Signatures of long texts with another word are often the same; equal readings are one text here."""
+    signature_NP = np.tile(np.arange(128, dtype=np.uint32), (3, 1))
+    assert leaders(signature_NP, 1.0).tolist() == [0, 1, 2]
+    assert leaders(signature_NP, 0.99).tolist() == [0, 0, 0]
+
+
 def test_low_bytes_alone_do_not_make_texts_alike() -> None:
     signature_NP = np.tile(np.arange(128, dtype=np.uint32), (2, 1))
     signature_NP[1, 20:] += 256  # two bands and all low bytes are equal
