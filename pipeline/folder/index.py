@@ -61,9 +61,10 @@ def read(config: Config, folder: Folder, stage: str, names: list[str]) -> dict[s
 def scan(
     config: Config, folder: Folder, stage: str, names: list[str], *, save: bool
 ) -> tuple[dict[str, ShardSummary], list[tuple[str, str]]]:
-    """As `read`, but only names what is damaged: pairs of shard and message. `save` keeps what was read for next time.
+    """As `read`, but only names what is damaged: pairs of shard and message.
 
-    Footers are checked, and the whole of published files; rows of other shards are when the next stage reads them.
+    Footers are checked; rows are when the next stage reads them. With `save` published files are checked as a whole,
+    and what was read is kept for next time.
     """
     known = load(folder, stage)
     paths = {name: keys.stage_shard(stage, name, len(names)) for name in names}
@@ -77,7 +78,7 @@ def scan(
     unknown = [name for name in present if name not in summaries]
 
     def look(name: str) -> ShardSummary | str | None:
-        return _look(folder, paths[name], ShardId(stage, name, digest), present[name])
+        return _look(folder, paths[name], ShardId(stage, name, digest), present[name], whole=save)
 
     with ThreadPoolExecutor(NUM_READERS) as pool:
         for name, seen in zip(unknown, pool.map(look, unknown), strict=True):
@@ -90,24 +91,22 @@ def scan(
     return summaries, damaged
 
 
-def _look(folder: Folder, key: str, expected: ShardId, entry: Entry) -> ShardSummary | str | None:
-    """A shard's summary, or what is wrong with it; None when it has gone since the listing."""
-    file_sha256, num_turns = "", 0
+def _look(folder: Folder, key: str, expected: ShardId, entry: Entry, *, whole: bool) -> ShardSummary | str | None:
+    """A shard's summary, or what is wrong with it; None when it has gone since the listing. `whole`: a published file
+    is read to its end."""
+    file_sha256 = ""
     try:
-        if expected.stage == keys.PUBLISH:
-            data = folder.get(key)
-            published = shard.decode(data, folder.path(key), [], expected)
-            assert published.info is not None
-            info, sha256, file_sha256 = published.info, published.sha256, hashlib.sha256(data).hexdigest()
+        if whole and expected.stage == keys.PUBLISH:
+            footer, file_sha256 = shard.read_whole(folder, key, entry.size)
         else:
-            info, sha256, num_turns = shard.read_footer(folder, key, entry.size)
-            if info.id != expected:
-                return f"{folder.path(key)}: holds {info.id}"
+            footer = shard.read_footer(folder, key, entry.size)
     except FileNotFoundError:
         return None
     except DamagedError as error:
         return str(error)
-    return _summary(info, sha256, num_turns, entry, file_sha256)
+    if footer.info.id != expected:
+        return f"{folder.path(key)}: holds {footer.info.id}"
+    return _summary(*footer, entry, file_sha256)
 
 
 def glance(folder: Folder, stage: str, files: Sequence[str]) -> tuple[dict[str, ShardSummary], list[str]]:

@@ -35,6 +35,7 @@ as small, at the same speed."""
 TURNS = "user_turns"
 """The column of prompts (`schemas.tables.PROMPTS`)."""
 _FOOTER_BYTES = 64 << 10
+_PART_BYTES = 8 << 20
 _DIGEST_MARK = b"\x18\x11stillhouse.sha256\x18\x40"
 """Key and length of the digest as Thrift's compact protocol writes them in a footer; the digest comes right after."""
 _NO_DIGEST = b"0" * 64
@@ -227,10 +228,40 @@ def read_footer(folder: Folder, key: str, size: int | None = None) -> Footer:
 
     `size` of the file saves a request. Raises `DamagedError` when it is not a shard.
     """
+    return _footer(folder, key, _end(folder, key, size))
+
+
+def read_whole(folder: Folder, key: str, size: int) -> tuple[Footer, str]:
+    """A shard's footer, and the digest of all of its `size` bytes, a part of which is in memory at a time. Raises
+    `DamagedError` when it is not whole."""
+    where, end = folder.path(key), _end(folder, key, size)
+    place = _digest_place(end)
+    if place is None:
+        raise DamagedError(f"{where}: is damaged or not written by a run (no checksum in {size} bytes)")
+    carried, digest, of_file = end[place : place + 64], hashlib.sha256(), hashlib.sha256()
+    place += size - len(end)
+    for start in range(0, size, _PART_BYTES):
+        part = bytearray(folder.part(key, start, min(start + _PART_BYTES, size)))
+        of_file.update(part)
+        first, last = max(place - start, 0), min(place + 64 - start, len(part))
+        if first < last:
+            part[first:last] = _NO_DIGEST[: last - first]
+        digest.update(part)
+    if digest.hexdigest().encode() != carried:
+        raise DamagedError(f"{where}: is damaged (its {size} bytes do not have the checksum they carry)")
+    return _footer(folder, key, end), of_file.hexdigest()
+
+
+def _end(folder: Folder, key: str, size: int | None) -> bytes:
+    """The end of a Parquet file, with all of its footer."""
     data = folder.tail(key, _FOOTER_BYTES, size)
     footer_bytes = int.from_bytes(data[-8:-4], "little") + 8
     if len(data) < footer_bytes and len(data) == _FOOTER_BYTES:
         data = folder.tail(key, footer_bytes, size)
+    return data
+
+
+def _footer(folder: Folder, key: str, data: bytes) -> Footer:
     try:
         parquet = pq.read_metadata(pa.BufferReader(data))
         metadata = parquet.metadata or {}

@@ -67,6 +67,28 @@ def test_writer_killed_before_the_link_leaves_nothing_that_counts(store: Folder)
     assert store.put_if_absent("stage/00000.parquet", b"y")
 
 
+@pytest.mark.parametrize("part_bytes", [1, 50, 1 << 20])
+def test_a_file_is_checked_as_a_whole_a_part_at_a_time(
+    part_bytes: int, store: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = shards.encode(pa.table({"prompt_id": ["a", "b"], "x": [1.5, 2.5]}), INFO)
+    store.put("k", data)
+    monkeypatch.setattr(shards, "_PART_BYTES", part_bytes)
+    monkeypatch.setattr(type(store), "get", None)
+    footer, of_file = shards.read_whole(store, "k", len(data))
+    assert footer == shards.read_footer(store, "k")
+    assert footer.sha256 == shards.verify(data, "k")
+    assert of_file == hashlib.sha256(data).hexdigest()
+    for place in range(0, len(data), 7):
+        store.put("k", data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
+        with pytest.raises(DamagedError, match="^.*k: is damaged"):
+            shards.read_whole(store, "k", len(data))
+    store.put("k", data[:-20])
+    for size in (len(data), len(data) - 20):
+        with pytest.raises(DamagedError):
+            shards.read_whole(store, "k", size)
+
+
 def test_shard_gives_back_table_and_info(store: Folder) -> None:
     table = pa.table({"prompt_id": ["a", "b"], "target_ids": pa.array([[1, 2], [3]], pa.list_(pa.int32()))})
     data = shards.encode(table, INFO)
