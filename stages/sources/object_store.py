@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import quote
 
 from stillhouse.schemas.config import ConfigError, checked_location
 
@@ -46,8 +47,10 @@ def open_store(url: str, timeout_s: float) -> "ObjectStore":
         raise ConfigError(str(error)) from None
     # S3-compatible stores on loopback speak plain HTTP.
     client: Any = {"allow_http": True, "connect_timeout": "10s", "timeout": f"{timeout_s}s"}
+    # As it is written: `#`, `?` and `%2F` would be a URL's own, and the key another one.
+    scheme, _, place = url.partition("://")
     try:
-        return from_url(url, client_options=client, retry_config=RETRIES)
+        return from_url(f"{scheme}://{quote(place)}", client_options=client, retry_config=RETRIES)
     except (BaseError, ValueError) as error:
         raise ConfigError(
             f"{url}: cannot be opened ({reason(error)}); check the account, endpoint and credentials in the environment"

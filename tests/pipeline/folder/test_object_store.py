@@ -10,6 +10,7 @@ import urllib.parse
 from datetime import timedelta
 from pathlib import Path
 
+import obstore
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -63,6 +64,21 @@ def test_store_keeps_its_promises(bucket: str) -> None:
     store.delete("a/c")
     store.delete("a/c")
     assert store.list("a") == {"b": 3}
+
+
+@pytest.mark.parametrize("name", ["exp#1", "exp?x", "a%2Fb", "50%25", "50%", "my run", "été"])
+def test_a_run_is_where_its_url_says(name: str, bucket: str) -> None:
+    """A fragment, a query or an escape of a URL would be another folder, that of another run."""
+    store = open_folder(f"{bucket}/odd/{name}")
+    store.put("a/b.jsonl", b'{"prompt": "x"}\n')
+    assert store.list("a") == {"b.jsonl": 16}
+    assert store.walk("") == ("a/b.jsonl",)
+    found = obstore.list(object_store.open_store(bucket, 30), f"odd/{name}/").collect()
+    assert [entry["path"] for entry in found] == [f"odd/{name}/a/b.jsonl"]
+    assert store.part("a/b.jsonl", 0, 8) + store.tail("a/b.jsonl", 8) == store.get("a/b.jsonl")
+    source = SourceConfig(path=f"{bucket}/odd/{name}/a/b.jsonl")
+    if "?" not in name:  # a glob, in a source
+        assert len(list(read_rows(source))) == 1
 
 
 def test_timeline_and_status(bucket: str, tmp_path: Path) -> None:
