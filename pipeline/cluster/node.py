@@ -79,10 +79,9 @@ def _as_it_was(run_dir: str) -> Iterator[None]:
 
 def missing_folders(run_dir: str) -> list[Path]:
     """The folders of `keys.PREFLIGHT` that are not there, the deepest first; none in an object store."""
-    local = run_dir.removeprefix("file://")
-    if "://" in local:
+    if "://" in run_dir:
         return []
-    folder = Path(local) / keys.PREFLIGHT
+    folder = Path(run_dir) / keys.PREFLIGHT
     return [place for place in (folder, *folder.parents) if not place.exists()]
 
 

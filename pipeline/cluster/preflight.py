@@ -170,7 +170,7 @@ def _all_of(node_type: dict[str, Any], most: int) -> list[dict[str, float]]:
 
 def _mounts(config: Config, facts: Facts) -> Iterator[str]:
     may_grow = bool(facts["node_types"]) or any(NODE_GROUP_LABEL in node["labels"] for node in facts["nodes"])
-    if may_grow and "://" not in config.run_dir.removeprefix("file://"):
+    if may_grow and "://" not in config.run_dir:
         yield f"run_dir: nodes that the autoscaler adds must mount {config.run_dir} as well"
 
 

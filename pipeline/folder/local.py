@@ -14,6 +14,7 @@ from pathlib import Path
 from stillhouse.pipeline.errors import StorageError
 from stillhouse.pipeline.folder import keys
 from stillhouse.pipeline.folder.store import Entry
+from stillhouse.schemas.config import as_path
 
 STALE_AFTER_S = 3600.0
 """A staged file this old belongs to a process that was killed: no write takes so long."""
@@ -23,9 +24,9 @@ class LocalFolder:
     """`Folder` at a path or a file:// URL."""
 
     def __init__(self, url: str, staged: str = keys.STAGED) -> None:
-        self.url = url.rstrip("/")
+        self.url = as_path(url).rstrip("/")
         self._staged = staged
-        self._root = Path(url.removeprefix("file://"))
+        self._root = Path(as_path(url))
         self._seen = self._root.is_dir()
 
     def path(self, key: str) -> str:

@@ -15,7 +15,7 @@ from stillhouse.schemas.config.data import (
     SourceConfig,
 )
 from stillhouse.schemas.config.resources import ResourcesConfig, WorkersConfig
-from stillhouse.schemas.config.section import Section, added, checked_location, free
+from stillhouse.schemas.config.section import Section, added, as_path, checked_location, free
 from stillhouse.schemas.config.teacher import (
     GenerateConfig,
     RolloutConfig,
@@ -37,7 +37,7 @@ class Config(Section):
     task: Literal["generate", "score"] = "generate"
     """`generate`: the teacher answers the source's prompts. `score`: it reads the source's own answers, and its
     distribution is kept for each of their tokens. Also the name of the stage that does it."""
-    run_dir: Annotated[str, AfterValidator(checked_location), free]
+    run_dir: Annotated[str, AfterValidator(checked_location), AfterValidator(as_path), free]
     """Folder of the run: stages, ledger, dataset. A path or an object-store URL."""
     source: SourceConfig
     ingest: IngestConfig = IngestConfig()

@@ -6,6 +6,7 @@ marked `added` where they are set.
 
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import unquote
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -40,6 +41,8 @@ def checked_location(path: str) -> str:
     if not path.strip():
         raise ValueError("is empty; name a path or a URL")
     scheme, separator, rest = path.partition("://")
+    if separator and scheme == "file" and not rest.startswith("/"):
+        raise ValueError(f"{path}: names no absolute path; write file:///… with three slashes, or a path without file:")
     if separator and scheme != "file":
         if scheme not in OBJECT_STORES:
             known = ", ".join(f"{name}://" for name in OBJECT_STORES)
@@ -50,6 +53,11 @@ def checked_location(path: str) -> str:
         if key and not {"", ".", ".."}.isdisjoint(key.split("/")):
             raise ValueError(f"{path}: has an empty segment (//), . or .. in its key, which cannot be read; rename it")
     return path
+
+
+def as_path(location: str) -> str:
+    """The path that a `file://` URL means; any other location as it is."""
+    return unquote(location.removeprefix("file://")) if location.startswith("file://") else location
 
 
 def is_local_path(name: str) -> bool:

@@ -50,6 +50,7 @@ def test_shipped_configurations_load(path: Path, monkeypatch: pytest.MonkeyPatch
         ("run_dir.x=1", "not a section"),
         ("run_dir=hdfs://bucket/x", "run_dir: hdfs://bucket/x: hdfs:// is no known object store"),
         ("run_dir=s3:///x", "run_dir: s3:///x: names no bucket"),
+        ("run_dir=file://runs/x", "run_dir: file://runs/x: names no absolute path; write file:///"),
         ("run_dir=''", "run_dir: is empty; name a path or a URL"),
         ("source.path=['', b.jsonl]", "source.path: is empty; name a path or a URL"),
         ("source.path=[]", "source.path: is empty"),
@@ -66,6 +67,10 @@ def test_wrong_values_are_named(file: Path, override: str, message: str) -> None
         load(file, [override])
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_url_of_a_file_system_is_a_path(file: Path) -> None:
+    assert load(file, ["run_dir=file:///shared/my%20run"]).run_dir == "/shared/my run"
 
 
 @pytest.mark.parametrize("text", [None, "a: [", "- 1", ""])

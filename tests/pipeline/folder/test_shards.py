@@ -81,7 +81,7 @@ def test_a_file_is_checked_as_a_whole_a_part_at_a_time(
     assert of_file == hashlib.sha256(data).hexdigest()
     for place in range(0, len(data), 7):
         store.put("k", data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
-        with pytest.raises(DamagedError, match="^.*k: is damaged"):
+        with pytest.raises(DamagedError, match="k: is damaged"):
             shards.read_whole(store, "k", len(data))
     store.put("k", data[:-20])
     for size in (len(data), len(data) - 20):
