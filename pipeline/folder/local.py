@@ -99,8 +99,13 @@ class LocalFolder:
         return {name: entry.size for name, entry in self.entries(folder).items()}
 
     def walk(self, folder: str) -> tuple[str, ...]:
+        found, seen = [], set()
         with self._blamed(folder, "listed"):
-            found = [Path(parent, name) for parent, _, names in os.walk(self._root / folder) for name in names]
+            for parent, folders, names in os.walk(self._root / folder, followlinks=True):
+                found += [Path(parent, name) for name in names]
+                real = {name: os.path.realpath(os.path.join(parent, name)) for name in folders}
+                folders[:] = [name for name in folders if real[name] not in seen]  # links may lead in circles
+                seen.update(real.values())
         return tuple(sorted(path.relative_to(self._root).as_posix() for path in found))
 
     def delete(self, key: str) -> None:

@@ -27,7 +27,7 @@ REPORT_FOLDERS = ("", "dataset")
 def read_ids(path: str) -> list[str]:
     """The ids in a file, one a line, each once. Raises `ConfigError` where there are none."""
     try:
-        lines = Path(path).read_text(encoding="utf-8").split("\n")
+        lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
             f"--ids {path}: cannot be read ({type(error).__name__}); write one id a line, UTF-8"

@@ -233,6 +233,8 @@ def test_what_cannot_be_purged_is_refused(config: Config, tmp_path: Path) -> Non
             file.write_text(text)
         with pytest.raises(ConfigError, match=message):
             read_ids(str(file))
+    file.write_bytes(b"\xef\xbb\xbfabc\r\ndef\n")
+    assert read_ids(str(file)) == ["abc", "def"], "as some editors write UTF-8"
     with pytest.raises(ConfigError, match="holds no run"):
         purge(str(run / "dataset"), [name])
     (run / "screen/00000.parquet").unlink()
