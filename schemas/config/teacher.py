@@ -197,7 +197,7 @@ class TargetsConfig(Section):
     """Of the K, keep only as many per position as are needed to reach this mass."""
     precision: Annotated[float, Field(ge=0.0, le=0.5)] = 0.0
     """Round log-probabilities to multiples of this many nats: 0 (float16 as it is) or a power of two such as
-    0.015625."""
+    0.015625, at least 1/512."""
     num_draws: Annotated[int, Field(ge=1, le=32767)] = 64
     """Draws per position (D), with replacement."""
     draws_from: Literal["engine", "top_k"] = "engine"
@@ -215,6 +215,12 @@ class TargetsConfig(Section):
     def _exact(self) -> "TargetsConfig":
         if self.precision and math.frexp(self.precision)[0] != 0.5:
             raise ValueError(f"precision {self.precision} is not a power of two; write for example 0.015625 (1/64)")
+        if 0 < self.precision < 1 / 512:
+            # int16 counts the steps, and the last of K is often below -32 nats where the first is nearly certain.
+            raise ValueError(
+                f"precision {self.precision} cannot hold log-probabilities below {-32767 * self.precision:.3g} nats; "
+                "write 0.001953125 (1/512) or more, or 0 for float16"
+            )
         return self
 
     @property

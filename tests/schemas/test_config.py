@@ -58,6 +58,10 @@ def test_shipped_configurations_load(path: Path, monkeypatch: pytest.MonkeyPatch
         ("source.path=s3://bucket/a//b.jsonl", "source.path: s3://bucket/a//b.jsonl: has an empty segment (//)"),
         ("source.path=[gs://bucket/a/../b]", "source.path: gs://bucket/a/../b: has an empty segment (//), . or .."),
         ("run_dir=s3://bucket//run//x", "run_dir: s3://bucket//run//x: has an empty segment"),
+        (
+            "targets.precision=0.0009765625",
+            "targets: precision 0.0009765625 cannot hold log-probabilities below -32",
+        ),
         ("nonsense", "is not key.path=value"),
     ],
 )
