@@ -157,6 +157,11 @@ class Config(Section):
                 "personal.prompts: mask would change words whose ids are given (score.ids: source); set it to drop or "
                 "keep"
             )
+        if self.score.ids == "source" and any(isinstance(view.generate.system_prompts, list) for view in self.views()):
+            raise ValueError(
+                "generate.system_prompts: ids that are given (score.ids: source) hold the system prompts that they "
+                "were made with; set it to source, or remove it"
+            )
         if any("speculative_config" in view.teacher.engine for view in self.views()):
             raise ValueError("teacher.engine.speculative_config: nothing is written with task: score; remove it")
         return self

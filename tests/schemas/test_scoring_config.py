@@ -87,6 +87,16 @@ def test_given_ids_and_masked_prompts_exclude_each_other(raw: dict[str, Any]) ->
         Config.model_validate(raw | {"personal": {}})
 
 
+def test_given_ids_and_drawn_system_prompts_exclude_each_other(raw: dict[str, Any]) -> None:
+    raw["score"] |= {"ids": "source"}
+    Config.model_validate(raw | {"generate": {"system_prompts": "source"}})
+    with pytest.raises(ValueError, match="hold the system prompts that they were made with"):
+        Config.model_validate(raw | {"generate": {"system_prompts": ["Be brief."]}})
+    named = {"name": "a", "system_prompts": [None, "Be brief."], **raw.pop("teacher")}
+    with pytest.raises(ValueError, match="hold the system prompts that they were made with"):
+        Config.model_validate(raw | {"teachers": [named]})
+
+
 def test_the_section_without_the_task_is_refused(raw_config: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="is read with task: score only"):
         Config.model_validate(raw_config | {"score": {}})
