@@ -75,9 +75,9 @@ RESERVED_TEMPLATE_ARGUMENTS = frozenset(
 def _day(value: object) -> str:
     """`value` as YYYY-MM-DD; YAML makes a date of that where it stands without quotes."""
     try:
-        return (value if isinstance(value, date) else date.fromisoformat(str(value))).isoformat()
+        return date.fromisoformat(str(value)).isoformat()
     except ValueError:
-        raise ValueError(f"{value!r} is no day; write it as 2026-11-25") from None
+        raise ValueError(f"{str(value)!r} is no day; write it as 2026-11-25") from None
 
 
 def checked_options(engine: Mapping[str, Any], *variables: Mapping[str, Any]) -> None:
@@ -165,7 +165,7 @@ class SamplingConfig(Section):
     """Per assistant turn."""
     stop_token_ids: list[int] = []
     """In addition to the model's end-of-sequence and the template's end-of-turn tokens."""
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Every sample's own seed is derived from this, its prompt_id and its number."""
 
 
@@ -229,6 +229,10 @@ class TargetsConfig(Section):
         return self.entropy is not None or self.keep is not None
 
 
+Mark = Annotated[str, Field(min_length=1)]
+ThinkingTokens = tuple[Mark, Mark]
+
+
 class GenerateConfig(Section):
     system_prompts: list[str | None] | Literal["source"] | None = None
     """System prompts for the teacher: each prompt gets one of them, drawn by its id and `sampling.seed`; null stands
@@ -237,7 +241,7 @@ class GenerateConfig(Section):
     thinking: Literal["supervise", "keep", "drop"] = "supervise"
     """What becomes of a reasoning teacher's thinking: tokens like any others; kept in `input_ids` without labels and
     targets; or cut out (the answer's targets then are conditioned on thinking that the student does not see)."""
-    thinking_tokens: tuple[str, str] = ("<think>", "</think>")
+    thinking_tokens: ThinkingTokens = ("<think>", "</think>")
     """What opens and closes thinking; each must be a single token of the teacher."""
     max_dropped_fraction: Annotated[Fraction, free] = 0.2
     """Fail when more than this share gets no answer."""
