@@ -195,16 +195,19 @@ class Ingest:
 
     def _without_personal(self, prompt: _Prompt, finder: Finder) -> _Prompt | _Refused:
         systems = [] if prompt.system_prompt is None else [prompt.system_prompt]
+        said = (prompt.answers or []) if finder.masks else []  # review looks at what stays as it is
         with self.clock.of(PERSONAL):
-            texts, counts = finder.masked([*prompt.user_turns, *systems], prompt.language)
+            texts, counts = finder.masked([*prompt.user_turns, *systems, *said], prompt.language)
         reason = finder.prompt_reason(counts)
         if reason is not None:
             return _Refused(reason, prompt.prompt_id, counts)
         prompt = prompt._replace(prompt_personal=counts)
         if not finder.masks:
             return prompt
-        num_turns = len(prompt.user_turns)
-        return prompt._replace(user_turns=texts[:num_turns], system_prompt=texts[num_turns] if systems else None)
+        masked = iter(texts)
+        turns, system = [next(masked) for _ in prompt.user_turns], next(masked) if systems else None
+        answers = None if prompt.answers is None else list(masked)
+        return prompt._replace(user_turns=turns, system_prompt=system, answers=answers)
 
     def _table(self, verdicts: list[tuple[int, _Prompt | _Refused]]) -> pa.Table:
         prompts = [verdict for _, verdict in verdicts if isinstance(verdict, _Prompt)]

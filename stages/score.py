@@ -47,8 +47,8 @@ class Score(Conversing):
 
     Drop reasons: `template_refused` (the chat template or the guard refuses the conversation), `control_tokens` (an
     answer spells a control token), `too_long` (no answer fits the teacher's context), `unknown_ids` (given ids are
-    outside of the teacher's vocabulary), `teacher_failed` (the engine refuses this conversation), `invalid_logprobs`
-    (numbers that are no log-probabilities).
+    outside of the teacher's vocabulary), `empty_answer` (nothing is left of a student's answer), `teacher_failed` (the
+    engine refuses this conversation), `invalid_logprobs` (numbers that are no log-probabilities).
 
     Raises `TemplateError` when the teacher's template or tokenizer cannot do what the configuration asks.
     """
@@ -146,6 +146,9 @@ class Score(Conversing):
         if max(ids_T.max(), asked.max(initial=0)) >= self._scorer.vocab_size:
             raise _RefusedError("unknown_ids")
         starts, ends = supervised_runs(np.array(row["given_labels"], np.int32))
+        if len(starts) != len(row["user_turns"]):
+            # A student's answer was a control token alone, which the template's end of turn took the place of.
+            raise _RefusedError("empty_answer")
         asked_SQ = asked.reshape(int((ends - starts).sum()), -1)
         own_S = np.array(row["student_logprobs"] or [], np.float32)
         done, number, turns = 0, 0, []
@@ -200,7 +203,7 @@ class Score(Conversing):
     def _lay_out(self, sample: Sample, turns: list[Turn], questions: list[str], answer: Answer) -> None:
         """Fill `sample`, giving each turn its part of `answer`."""
         number_S = np.repeat(np.arange(len(turns)), [int(turn.supervised.sum()) for turn in turns])
-        for number, (turn, question) in enumerate(zip(turns, questions, strict=False)):
+        for number, (turn, question) in enumerate(zip(turns, questions[: len(turns)], strict=True)):
             sample.add_prompt(question, turn.prompt)
             ends = int(turn.answer[-1]) in self._end_ids | self._control_ids
             reason = GIVEN if ends or number < len(turns) - 1 else LENGTH

@@ -177,10 +177,10 @@ class PersonalConfig(Section):
     """Personal information in prompts and answers; docs/curation.md says what is found, and how well."""
 
     prompts: Literal["mask", "drop", "keep"] = "mask"
-    """mask: the teacher reads EMAIL_1 in the place of an address, and no file of the run holds it. drop: the row goes.
-    keep: it is only counted."""
+    """mask: the teacher reads EMAIL_1 in the place of an address, and no file of the run holds it; so in answers of the
+    source that are scored. drop: the row goes. keep: it is only counted."""
     answers: Literal["drop", "keep"] = "drop"
-    """The same for answers. They cannot be masked: their distributions are of the tokens that were written."""
+    """The same for answers. What a model wrote cannot be masked: its distributions are of those tokens."""
     kinds: Annotated[list[PersonalKind], Field(min_length=1)] = list(get_args(PersonalKind))
     """What is looked for."""
     drop_from: Count = 1

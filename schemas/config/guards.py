@@ -130,8 +130,8 @@ class GuardConfig(Section):
         questions = raw.get("questions")
         if raw.get("thresholds") is None and isinstance(questions, list) and questions:
             first = questions[0]
-            label = first.get("label") if isinstance(first, dict) else first.label
-            raw["thresholds"] = {label: 0.5, f"{label}_unread": 0.5}
+            label = first.get("label") if isinstance(first, dict) else getattr(first, "label", None)
+            raw["thresholds"] = {label: 0.5, f"{label}_unread": 0.5} if isinstance(label, str) else {}
         return raw
 
     @model_validator(mode="after")

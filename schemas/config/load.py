@@ -12,10 +12,10 @@ from stillhouse.schemas.config.curation import EvaluationConfig, SemanticConfig
 from stillhouse.schemas.config.guards import GuardConfig
 from stillhouse.schemas.config.run import Config
 from stillhouse.schemas.config.section import ConfigError, is_local_path
-from stillhouse.schemas.config.teacher import TeacherConfig
+from stillhouse.schemas.config.teacher import RolloutConfig, TeacherConfig
 from stillhouse.schemas.config.teachers import NamedTeacher
 
-Model = TypeVar("Model", TeacherConfig, NamedTeacher, GuardConfig, SemanticConfig)
+Model = TypeVar("Model", TeacherConfig, NamedTeacher, RolloutConfig, GuardConfig, SemanticConfig)
 
 
 def load(path: str | Path, overrides: list[str] | None = None) -> Config:
@@ -29,7 +29,7 @@ def load(path: str | Path, overrides: list[str] | None = None) -> Config:
         raw = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}); check the path") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, or a date that is none
         where = getattr(error, "problem_mark", None)
         line = f", line {where.line + 1}" if where else ""
         raise ConfigError(f"{path}{line}: is not YAML; check indentation, colons and quotes") from None
@@ -115,7 +115,7 @@ def _inline(values: Any, section: str, key: str, parse: Callable[[str], Any]) ->
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8"
         raise ConfigError(f"{section}.{key}: {values[key]} cannot be read ({reason}); check the path") from None
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):
         raise ConfigError(f"{section}.{key}: {values[key]} is not YAML; write a list of strings") from None
 
 
@@ -137,17 +137,25 @@ def _digest_sets(raw: dict[str, Any], where: str) -> None:
         if not isinstance(path, str) or "://" in path or evaluation.get("sha256") is not None:
             continue
         try:
-            with Path(path).expanduser().open("rb") as file:
+            with _expanded(path).open("rb") as file:
                 evaluation["sha256"] = hashlib.file_digest(file, "sha256").hexdigest()
         except OSError as error:
             raise ConfigError(f"{where}: {path} cannot be read ({error.strerror}); check the path") from None
+
+
+def _expanded(path: str) -> Path:
+    """`path` with a home folder in the place of `~`. Raises `ConfigError` where there is no such user."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise ConfigError(f"{path}: there is no user of that name; write the whole path") from None
 
 
 def absolute(config: Config) -> Config:
     """`config` with local paths made absolute: workers need not share the driver's folder."""
 
     def fix(path: str) -> str:
-        return path if "://" in path else str(Path(path).expanduser().absolute())
+        return path if "://" in path else str(_expanded(path).absolute())
 
     def moved(sets: list[EvaluationConfig]) -> list[EvaluationConfig]:
         return [one if one.path is None else one.model_copy(update={"path": fix(one.path)}) for one in sets]
@@ -174,6 +182,7 @@ def absolute(config: Config) -> Config:
             "source": source,
             "teacher": local(config.teacher),
             "teachers": None if config.teachers is None else [local(teacher) for teacher in config.teachers],
+            "rollout": None if config.rollout is None else local(config.rollout),
             "decontamination": decontamination,
             "dedupe": dedupe,
             "screen": screen,

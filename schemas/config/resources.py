@@ -29,15 +29,22 @@ class WorkersConfig(Section):
         return self
 
 
+_OF_TEACHER = WorkersConfig(shards_in_flight=2)
+
+
+def _filled(workers: Any, default: WorkersConfig) -> Any:
+    return default.model_dump(exclude_defaults=True) | workers if isinstance(workers, dict) else workers
+
+
 class ResourcesConfig(Section):
     ingest: WorkersConfig = WorkersConfig(max_workers=2)
     """They read pieces of a large source, for one more that gives rows their ids and writes the shards."""
     dedupe: WorkersConfig = WorkersConfig(max_workers=2)
     screen: WorkersConfig = WorkersConfig()
     balance: WorkersConfig = WorkersConfig()
-    generate: WorkersConfig = WorkersConfig(shards_in_flight=2)
-    rollout: WorkersConfig = WorkersConfig(shards_in_flight=2)
-    score: WorkersConfig = WorkersConfig(shards_in_flight=2)
+    generate: WorkersConfig = _OF_TEACHER
+    rollout: WorkersConfig = _OF_TEACHER
+    score: WorkersConfig = _OF_TEACHER
     review: WorkersConfig = WorkersConfig()
     publish: WorkersConfig = WorkersConfig(max_workers=2)
     teachers: dict[str, WorkersConfig] = {}
@@ -48,13 +55,15 @@ class ResourcesConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _with_defaults(cls, raw: Any) -> Any:
-        """A stage of which some keys are given has its own defaults for the others."""
+        """A stage of which some keys are given has its own defaults for the others; a teacher has its stage's."""
         if not isinstance(raw, dict):
             return raw
         filled = dict(raw)
         for name, field in cls.model_fields.items():
-            if isinstance(field.default, WorkersConfig) and isinstance(raw.get(name), dict):
-                filled[name] = field.default.model_dump(exclude_defaults=True) | raw[name]
+            if isinstance(field.default, WorkersConfig) and name in raw:
+                filled[name] = _filled(raw[name], field.default)
+        if isinstance(raw.get("teachers"), dict):
+            filled["teachers"] = {name: _filled(workers, _OF_TEACHER) for name, workers in raw["teachers"].items()}
         return filled
 
     @model_validator(mode="after")

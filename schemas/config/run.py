@@ -78,10 +78,11 @@ class Config(Section):
         if not isinstance(sampling, dict):
             return raw
         silent = SamplingConfig(max_tokens=1).model_dump()
-        if unread := sorted(key for key, value in sampling.items() if key != "seed" and value != silent.get(key)):
+        unread = [str(key) for key, value in sampling.items() if key != "seed" and value != silent.get(key)]
+        if unread:
             raise ValueError(
-                f"sampling: {', '.join(unread)} say how a teacher writes, and with task: score it writes nothing; "
-                "remove them (sampling.seed stays)"
+                f"sampling: {', '.join(sorted(unread))} say how a teacher writes, and with task: score it writes "
+                "nothing; remove them (sampling.seed stays)"
             )
         return {**raw, "sampling": {**sampling, "max_tokens": 1}, "score": raw.get("score") or {}}
 
@@ -156,6 +157,11 @@ class Config(Section):
             raise ValueError(
                 "personal.prompts: mask would change words whose ids are given (score.ids: source); set it to drop or "
                 "keep"
+            )
+        if self.score.ids == "source" and any(isinstance(view.generate.system_prompts, list) for view in self.views()):
+            raise ValueError(
+                "generate.system_prompts: ids that are given (score.ids: source) hold the system prompts that they "
+                "were made with; set it to source, or remove it"
             )
         if any("speculative_config" in view.teacher.engine for view in self.views()):
             raise ValueError("teacher.engine.speculative_config: nothing is written with task: score; remove it")
@@ -239,7 +245,7 @@ class Config(Section):
         if self.mixture is not None:
             names = self.teacher_names
             # Draws of their own, or two teachers that agree would draw the same twice.
-            sampling = sampling.model_copy(update={"seed": sampling.seed + names.index(name)})
+            sampling = sampling.model_copy(update={"seed": (sampling.seed + names.index(name)) % 2**32})
             targets = targets.model_copy(update={"num_draws": targets.num_draws // len(names), "probe_fraction": 0.0})
         return self.model_copy(
             update={

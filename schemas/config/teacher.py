@@ -75,9 +75,9 @@ RESERVED_TEMPLATE_ARGUMENTS = frozenset(
 def _day(value: object) -> str:
     """`value` as YYYY-MM-DD; YAML makes a date of that where it stands without quotes."""
     try:
-        return (value if isinstance(value, date) else date.fromisoformat(str(value))).isoformat()
+        return date.fromisoformat(str(value)).isoformat()
     except ValueError:
-        raise ValueError(f"{value!r} is no day; write it as 2026-11-25") from None
+        raise ValueError(f"{str(value)!r} is no day; write it as 2026-11-25") from None
 
 
 def checked_options(engine: Mapping[str, Any], *variables: Mapping[str, Any]) -> None:
@@ -165,7 +165,7 @@ class SamplingConfig(Section):
     """Per assistant turn."""
     stop_token_ids: list[int] = []
     """In addition to the model's end-of-sequence and the template's end-of-turn tokens."""
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Every sample's own seed is derived from this, its prompt_id and its number."""
 
 
@@ -197,7 +197,7 @@ class TargetsConfig(Section):
     """Of the K, keep only as many per position as are needed to reach this mass."""
     precision: Annotated[float, Field(ge=0.0, le=0.5)] = 0.0
     """Round log-probabilities to multiples of this many nats: 0 (float16 as it is) or a power of two such as
-    0.015625."""
+    0.015625, at least 1/512."""
     num_draws: Annotated[int, Field(ge=1, le=32767)] = 64
     """Draws per position (D), with replacement."""
     draws_from: Literal["engine", "top_k"] = "engine"
@@ -215,12 +215,22 @@ class TargetsConfig(Section):
     def _exact(self) -> "TargetsConfig":
         if self.precision and math.frexp(self.precision)[0] != 0.5:
             raise ValueError(f"precision {self.precision} is not a power of two; write for example 0.015625 (1/64)")
+        if 0 < self.precision < 1 / 512:
+            # int16 counts the steps, and the last of K is often below -32 nats where the first is nearly certain.
+            raise ValueError(
+                f"precision {self.precision} cannot hold log-probabilities below {-32767 * self.precision:.3g} nats; "
+                "write 0.001953125 (1/512) or more, or 0 for float16"
+            )
         return self
 
     @property
     def has_entropy(self) -> bool:
         """Whether `teacher_entropy` is among the columns."""
         return self.entropy is not None or self.keep is not None
+
+
+Mark = Annotated[str, Field(min_length=1)]
+ThinkingTokens = tuple[Mark, Mark]
 
 
 class GenerateConfig(Section):
@@ -231,7 +241,7 @@ class GenerateConfig(Section):
     thinking: Literal["supervise", "keep", "drop"] = "supervise"
     """What becomes of a reasoning teacher's thinking: tokens like any others; kept in `input_ids` without labels and
     targets; or cut out (the answer's targets then are conditioned on thinking that the student does not see)."""
-    thinking_tokens: tuple[str, str] = ("<think>", "</think>")
+    thinking_tokens: ThinkingTokens = ("<think>", "</think>")
     """What opens and closes thinking; each must be a single token of the teacher."""
     max_dropped_fraction: Annotated[Fraction, free] = 0.2
     """Fail when more than this share gets no answer."""

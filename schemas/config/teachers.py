@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from stillhouse.schemas.config.section import free
-from stillhouse.schemas.config.teacher import GenerateConfig, TargetsConfig, TeacherConfig
+from stillhouse.schemas.config.teacher import GenerateConfig, TargetsConfig, TeacherConfig, ThinkingTokens
 
 
 class NamedTeacher(TeacherConfig):
@@ -24,7 +24,7 @@ class NamedTeacher(TeacherConfig):
     """As `generate.system_prompts`; null: as there."""
     thinking: Literal["supervise", "keep", "drop"] | None = None
     """As `generate.thinking`; null: as there."""
-    thinking_tokens: tuple[str, str] | None = None
+    thinking_tokens: ThinkingTokens | None = None
     """As `generate.thinking_tokens`; null: as there."""
 
 

@@ -16,7 +16,8 @@ TAIL_FLOOR = float(np.log(1e-7))
 """Smallest log tail mass that is stored (-16.1 nats): a float32 log-softmax knows a mass no better than 1e-7."""
 
 LOWEST_LOGPROB = -500.0
-"""Smaller log-probabilities, such as those of masked tokens, are stored as this one where there is a precision."""
+"""Smaller log-probabilities, such as those of masked tokens, are stored as this one where there is a precision; or as
+32,767 steps of it below 0, where that is larger: int16 has no larger gap."""
 
 Kind = Literal["target", "draw"]
 """Which columns: `target`, the most probable tokens (top-K); `draw`, an unbiased sample of the whole distribution."""
@@ -90,7 +91,8 @@ def encode_top_k(
         kept_SK = np.arange(K) < lengths_S[:, None]
     logprobs = gaps = None
     if precision:
-        steps_SK = np.round(np.maximum(logprobs_SK, LOWEST_LOGPROB) / -precision).astype(np.int32)
+        lowest = max(LOWEST_LOGPROB, -np.iinfo(np.int16).max * precision)
+        steps_SK = np.round(np.maximum(logprobs_SK, lowest) / -precision).astype(np.int32)
         gaps = np.diff(steps_SK, axis=1, prepend=0)[kept_SK].ravel().astype(np.int16)
     else:
         logprobs = logprobs_SK[kept_SK].ravel().astype(np.float16)

@@ -183,7 +183,7 @@ class GuardClassifier:
             if len(begins) == 1:
                 mass[begins.pop()] += float(np.exp(np.float64(logprob)))
         total = mass[True] + mass[False]
-        return None if total < LEAST_MASS else mass[True] / total
+        return mass[True] / total if total >= LEAST_MASS else None  # NaN is not
 
     def _place(self, token_ids: NDArray[np.int32], mark: str) -> tuple[int, int] | None:
         """The token in which the verdict begins, and where in the text the mark before it ends."""

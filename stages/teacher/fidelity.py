@@ -62,8 +62,9 @@ def _row(lengths: npt.NDArray[np.int32], token: int) -> slice:
 
 def _kl(weights: npt.NDArray[np.float64], p: npt.NDArray[np.float64]) -> float:
     """KL(weights, made to sum to 1 || p) in nats; p may sum to less."""
-    q = weights / weights.sum()
-    return float((q * np.log(q / np.maximum(p, 1e-45))).sum())
+    is_any = weights > 0  # 0 log 0 is 0
+    q = weights[is_any] / weights.sum()
+    return float((q * np.log(q / np.maximum(p[is_any], 1e-45))).sum())
 
 
 def statistics(table: pa.Table) -> dict[str, Any]:

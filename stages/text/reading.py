@@ -36,8 +36,9 @@ _VARIANTS = {
 _LOOKS = {"wide", "narrow", "noBreak", "compat", "small", "vertical", "initial", "medial", "final", "isolated"}
 
 _PARAGRAPH_INDENT = re.compile("^\u3000+", re.MULTILINE)
-# Between two letters or emoji a joiner may change the word or the picture.
-_JOINERS_AT_AN_EDGE = re.compile(r"(?<!\S)[\u200c\u200d]+|[\u200c\u200d]+(?!\S)")
+# Between two letters or emoji a joiner may change the word or the picture. A run of them is tried whole, and once: else
+# the time grows with the square of its length.
+_JOINERS_AT_AN_EDGE = re.compile(r"(?<!\S)[\u200c\u200d]+|(?<![\u200c\u200d])[\u200c\u200d]++(?!\S)")
 _HAN_ENDS = re.compile(rf"[\u3001\u3002]+|(?<=[{UNSPACED}])[{ENDS}]+|(?<![\d)!\s])[{ENDS}]+(?=[{UNSPACED}])")
 HAN = re.compile(rf"[\u3001\u3002{UNSPACED}]")
 """What the three patterns beside it look for; few texts hold any."""

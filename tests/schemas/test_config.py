@@ -59,6 +59,24 @@ def test_shipped_configurations_load(path: Path, monkeypatch: pytest.MonkeyPatch
         ("source.path=s3://bucket/a//b.jsonl", "source.path: s3://bucket/a//b.jsonl: has an empty segment (//)"),
         ("source.path=[gs://bucket/a/../b]", "source.path: gs://bucket/a/../b: has an empty segment (//), . or .."),
         ("run_dir=s3://bucket//run//x", "run_dir: s3://bucket//run//x: has an empty segment"),
+        (
+            "targets.precision=0.0009765625",
+            "targets: precision 0.0009765625 cannot hold log-probabilities below -32",
+        ),
+        ("sampling.seed=-1", "sampling.seed: "),
+        ("sampling.seed=4294967296", "sampling.seed: "),
+        ("generate.thinking_tokens=['', '</think>']", "generate.thinking_tokens.0: "),
+        ("teacher.date=2026-11-25 10:00:00", "teacher.date: '2026-11-25 10:00:00' is no day"),
+        ("screen.classifiers=[{name: guard, model: ./x, questions: [unsafe]}]", "guard.questions.0: "),
+        (
+            "screen.classifiers=[{name: guard, model: ./x, questions: [{label: [a], yes: [y], no: [n]}]}]",
+            "guard.questions.0.label: ",
+        ),
+        (
+            "decontamination={evaluations: [{name: a, path: ~nouser/a, columns: [b]}]}",
+            "~nouser/a: there is no user of that name",
+        ),
+        ("run_dir=~nouser/a", "~nouser/a: there is no user of that name"),
         ("nonsense", "is not key.path=value"),
     ],
 )
@@ -87,6 +105,17 @@ def test_overrides_are_yaml(file: Path) -> None:
     assert config.sampling.temperature == 0.5
     assert config.ingest.languages == ["English"]
     assert config.teacher.engine == {"max_num_seqs": 8}
+
+
+def test_a_day_that_there_is_not_is_told_as_other_mistakes(file: Path, tmp_path: Path) -> None:
+    days = tmp_path / "days.yaml"
+    days.write_text("[2026-02-30]")
+    file.write_text(f"{file.read_text()}\ngenerate: {{system_prompts: {days}}}\n")
+    with pytest.raises(ConfigError, match=r"generate\.system_prompts: .*days\.yaml is not YAML"):
+        load(file)
+    file.write_text("teacher: {date: 2026-02-30}")
+    with pytest.raises(ConfigError, match=r"config\.yaml: is not YAML; check"):
+        load(file)
 
 
 def test_files_named_by_the_configuration_become_part_of_it(file: Path, tmp_path: Path) -> None:

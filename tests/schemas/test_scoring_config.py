@@ -8,8 +8,8 @@ import pytest
 import yaml
 
 from stillhouse.pipeline.dataset.origin import origin_config
-from stillhouse.schemas.config import Config, ConfigError, deciding_values, differing_keys, load
-from tests.support.scoring import make_raw_score_config
+from stillhouse.schemas.config import Config, ConfigError, deciding_values, differing_keys, load, validated
+from tests.support.scoring import make_raw_rollout_config, make_raw_score_config
 
 
 @pytest.fixture
@@ -61,6 +61,7 @@ def test_a_run_folder_and_a_manifest_give_it_again(raw: dict[str, Any]) -> None:
     [
         ("sampling.max_tokens=64", "sampling: max_tokens say how a teacher writes"),
         ("sampling={n: 2, temperature: 0.5}", "sampling: n, temperature say"),
+        ("sampling={1: 2, x: 3}", "sampling: 1, x say"),
         ("task=grade", "task: Input should be 'generate' or 'score'"),
         ("task=generate", "sampling"),
         ("score.answers=first", "score.answers"),
@@ -85,6 +86,24 @@ def test_given_ids_and_masked_prompts_exclude_each_other(raw: dict[str, Any]) ->
     Config.model_validate(raw | {"personal": {"prompts": "drop"}})
     with pytest.raises(ValueError, match="would change words whose ids are given"):
         Config.model_validate(raw | {"personal": {}})
+
+
+def test_given_ids_and_drawn_system_prompts_exclude_each_other(raw: dict[str, Any]) -> None:
+    raw["score"] |= {"ids": "source"}
+    Config.model_validate(raw | {"generate": {"system_prompts": "source"}})
+    with pytest.raises(ValueError, match="hold the system prompts that they were made with"):
+        Config.model_validate(raw | {"generate": {"system_prompts": ["Be brief."]}})
+    named = {"name": "a", "system_prompts": [None, "Be brief."], **raw.pop("teacher")}
+    with pytest.raises(ValueError, match="hold the system prompts that they were made with"):
+        Config.model_validate(raw | {"teachers": [named]})
+
+
+def test_a_students_folder_is_found_from_everywhere(tmp_path: Path, weights: Path, monkeypatch: Any) -> None:
+    raw = make_raw_rollout_config(tmp_path, model="./student")
+    monkeypatch.chdir(tmp_path)
+    config = validated(raw, "x.yaml")
+    assert config.rollout is not None
+    assert config.writer.teacher.model == config.rollout.model == str(tmp_path / "student")
 
 
 def test_the_section_without_the_task_is_refused(raw_config: dict[str, Any]) -> None:

@@ -77,6 +77,15 @@ def test_precision_rounds_values_and_not_gaps(precision: float, top_p: float) ->
         assert (row.logprobs[1] * 64 == np.round(row.logprobs[1] * 64))[: rounded.lengths[1]].all()
 
 
+@pytest.mark.parametrize("precision", [1 / 128, 1 / 512, 1 / 4096])
+def test_gaps_that_int16_cannot_count_end_at_the_last_that_it_can(precision: float) -> None:
+    top = np.array([[-0.0001, -3.0, -5.5, -np.inf], [-40.0, -63.0, -200.0, -np.inf]], np.float32)
+    ids = np.arange(8, dtype=np.int32).reshape(2, 4)
+    (row,) = targets.decode(table_of([targets.encode_top_k(ids, top, precision=precision)], precision=precision))
+    expected = np.maximum(top, -32767 * precision)
+    assert np.abs(row.logprobs - expected).max() <= precision / 2
+
+
 def test_draws_are_counted_per_token() -> None:
     random = np.random.default_rng(1)
     # Ids that repeat over the border of two tokens, and tokens with few and many distinct draws.

@@ -96,11 +96,22 @@ def test_files_are_read_for_each(raw: Raw, tmp_path: Path) -> None:
     assert config.teachers[1].system_prompts == ["One.", "Two."]
 
 
+def test_seeds_of_a_mixture_are_seeds(raw: Raw) -> None:
+    for teacher in raw["teachers"]:
+        for key in ("when", "system_prompts", "thinking"):
+            teacher.pop(key, None)
+        teacher["max_model_len"] = 512
+    raw |= {"task": "score", "mixture": "average", "sampling": {"seed": 2**32 - 1}, "generate": {}}
+    config = validated(raw | {"targets": {"method": "sampled", "num_draws": 4}}, "")
+    assert [view.sampling.seed for view in config.views()] == [2**32 - 1, 0]
+
+
 def test_workers_of_one_teacher(raw: Raw) -> None:
     raw["resources"] = {"generate": {"max_workers": 2}, "teachers": {"rest": {"max_workers": 5, "num_gpus": 4}}}
     math, rest = validated(raw, "").views()
     assert (math.engine_workers.max_workers, rest.engine_workers.max_workers) == (2, 5)
     assert rest.engine_workers.num_gpus == 4
+    assert rest.engine_workers.shards_in_flight == math.engine_workers.shards_in_flight == 2
 
 
 @pytest.mark.parametrize(

@@ -200,6 +200,15 @@ def test_more_ids_are_asked_about_at_the_tokens_that_are_learned(
     assert row["num_target_tokens"] == len(kept)
 
 
+def test_a_conversation_in_which_a_student_said_nothing_is_dropped(raw: dict[str, Any], chat: Chat) -> None:
+    """What `generate` makes of an answer that is a foreign end of turn alone: no label, and an empty message."""
+    raw["score"] |= {"ids": "source", "tokenizer_sha256": "teacher"}
+    table = with_ids(answered([["a", "b"]], [["", "two"]]), [[5, 6, 7, 901]], [[-100, -100, -100, 901]])
+    (row,) = run(raw, chat, Reading(), table)
+    assert row["drop_reason"] == "empty_answer"
+    assert row["messages"] == []
+
+
 def test_ids_that_the_teacher_does_not_know_are_refused(raw: dict[str, Any], chat: Chat) -> None:
     raw["score"] |= {"ids": "source", "tokenizer_sha256": "teacher"}
     table = with_ids(answered([["a"]], [["one"]]), [[5, 100_000]], [[-100, 100_000]])

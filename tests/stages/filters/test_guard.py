@@ -132,7 +132,8 @@ def test_a_long_text_is_read_in_windows_and_the_worst_counts() -> None:
 def test_what_has_no_verdict_is_marked_and_dropped(monkeypatch: pytest.MonkeyPatch, says: str) -> None:
     guard = load(guard_config(questions=[{**QUESTION, "after": "Safety:"}]))
     monkeypatch.setattr(FakeGuard, "says", "Safety: {}")
-    assert scores(guard, "0.9", "refuse me 0.1") == [{"unsafe": 0.9}, {"unsafe_unread": 1.0}]
+    unread = {"unsafe_unread": 1.0}
+    assert scores(guard, "0.9", "refuse me 0.1", "overflow 0.1") == [{"unsafe": 0.9}, unread, unread]
     if "{}" in says:
         monkeypatch.setattr(FakeGuard, "says", says)
         assert scores(guard, "0.9") == [{"unsafe_unread": 1.0}]

@@ -7,9 +7,18 @@ import pytest
 from pydantic import ValidationError
 
 from stillhouse.schemas import tables
-from stillhouse.schemas.config import Config, PersonalConfig, ReviewConfig, config_hash, deciding_values
+from stillhouse.schemas.config import (
+    Config,
+    PersonalConfig,
+    ReviewConfig,
+    ScoreConfig,
+    config_hash,
+    deciding_values,
+)
+from stillhouse.stages.ingest import Ingest
 from stillhouse.stages.review import Review, Sketch, assign
-from tests.support.ingesting import configured, ingested
+from stillhouse.stages.sources import Row
+from tests.support.ingesting import configured, ingested, num_words
 
 MAIL = "write to anna@web.de"
 
@@ -34,6 +43,22 @@ def test_masked_before_anything_is_made_of_it() -> None:
     # Ids are made of the masked text: a digest of the other would be a test for guesses of the address.
     masked = conversation("write to EMAIL_1", "and EMAIL_1", system="I am EMAIL_2")
     assert ingested([masked], configured(turns="all"))[0]["prompt_id"] == first["prompt_id"]
+
+
+def test_answers_of_the_source_have_the_marks_of_its_questions() -> None:
+    messages = [
+        {"role": "user", "content": MAIL},
+        {"role": "assistant", "content": "To anna@web.de, not bob@web.de?"},
+        {"role": "user", "content": "To bob@web.de."},
+        {"role": "assistant", "content": "Done."},
+    ]
+    config = with_personal({}, turns="all").model_copy(update={"task": "score", "score": ScoreConfig()})
+    (table,) = Ingest(config, num_words)([Row({"messages": messages})])
+    (row,) = table.to_pylist()
+    assert row["user_turns"] == ["write to EMAIL_1", "To EMAIL_2."]
+    assert row["answers"] == ["To EMAIL_1, not EMAIL_2?", "Done."]
+    assert row["prompt_personal"]["email"] == 4
+    assert "web.de" not in str(row)
 
 
 def test_dropped_from_a_number_of_finds_on() -> None:

@@ -87,6 +87,15 @@ def test_probes_are_kl_to_the_whole_distribution(
         assert np.abs(np.exp(drawn.logprobs[token][drawn.logprobs[token] > -np.inf]) - f[f > 0]).max() < 1e-6
 
 
+def test_targets_that_the_teacher_never_writes_cost_nothing() -> None:
+    logprobs_V = np.log(np.array([0.5, 0.25, 0.25, 1e-45, 1e-45], np.float32))
+    logprobs_V[3:] = -np.inf
+    top_k = targets.encode_top_k(np.array([[0, 1, 3, 4]]), logprobs_V[None, [0, 1, 3, 4]])
+    found = fidelity.probe(logprobs_V, top_k, None, 0, 0.0)
+    assert found["kl_top_k"] == pytest.approx(np.log(4 / 3), abs=1e-3)  # 0.75 of the mass is kept
+    assert found["kl_top_k_tail"] == pytest.approx(0.0, abs=1e-3)
+
+
 def test_the_report_is_that_of_all_tokens(raw_config: dict[str, Any], teacher: Whole, tokenizer: Any) -> None:
     table = generated(raw_config, teacher, tokenizer, method="both").drop_columns(["drop_reason"])
     parts = [fidelity.statistics(table.slice(start, 7)) for start in range(0, table.num_rows, 7)]

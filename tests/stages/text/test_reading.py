@@ -2,11 +2,12 @@
 
 import hashlib
 import random
+import re
 import time
 
 import pytest
 
-from stillhouse.stages.text.reading import reading
+from stillhouse.stages.text.reading import in_plain_characters, reading
 from tests.support.questions import DIFFERENT, SAME
 from tests.support.texts import golden_texts
 
@@ -49,6 +50,19 @@ def test_it_holds_no_empty_line_and_no_space_at_its_ends() -> None:
         assert said == said.strip()
 
 
+def test_joiners_at_an_edge_are_left_out() -> None:
+    """A run of them stays between two characters that are no white space."""
+    rng = random.Random(1)
+    for _ in range(2000):
+        text = "".join(rng.choice("a \u200c\u200d") for _ in range(rng.randrange(12)))
+        pieces = re.split("([\u200c\u200d]+)", text)  # every second one is a run of joiners
+        kept = [
+            piece if i % 2 == 0 or (pieces[i - 1][-1:].strip() and pieces[i + 1][:1].strip()) else ""
+            for i, piece in enumerate(pieces)
+        ]
+        assert in_plain_characters(text) == "".join(kept), ascii(text)
+
+
 def test_long_texts_take_time_in_proportion() -> None:
     rng = random.Random(0)
     for alphabet in ("ab ?!.,", "())\"'.?! ", "写。 a!?", ".!?" * 3 + "\n ", "aB \n"):
@@ -63,6 +77,7 @@ def test_long_texts_take_time_in_proportion() -> None:
         "a " * 200_000,
         "写" * 400_000,
         "\n " * 200_000,
+        "a" + "\u200d" * 100_000 + "b",
     ):
         started = time.process_time()
         reading(text)
