@@ -99,6 +99,23 @@ def test_resume_makes_what_is_missing_and_the_same_bytes(tmp_path: Path, monkeyp
     assert make_export(run, "axolotl")[1] == manifest
 
 
+@pytest.mark.parametrize("layout", ["axolotl", "openai", "distillkit-compressed"])
+def test_a_finished_export_that_has_lost_files_is_made_whole(tmp_path: Path, layout: str) -> None:
+    run = write_dataset(tmp_path)
+    folder, manifest = make_export(run, layout)
+    before = {file.name: file.read_bytes() for file in folder.rglob("*.*")}
+    gone, cut = (folder / file["file"] for file in manifest["files"][:2])
+    gone.unlink()
+    cut.write_bytes(cut.read_bytes()[:-9])
+    assert not verify(str(folder), 1)["ok"]
+    assert make_export(run, layout)[1] == manifest
+    for file in folder.glob("*.yaml"):  # DistillKit's own, beside the data
+        file.unlink()
+        assert not verify(str(folder), 1)["ok"]
+    assert make_export(run, layout)[1] == manifest
+    assert {file.name: file.read_bytes() for file in folder.rglob("*.*")} == before
+
+
 def test_killed_at_every_step_it_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.fsync", lambda descriptor: None)  # slow, and what a process has written outlives it anyway
     run = write_dataset(tmp_path / "run", num_rows=(2, 0))
