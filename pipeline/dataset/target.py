@@ -19,6 +19,7 @@ STAGED = ".staged"
 def finished(target: Folder, identity: str) -> dict[str, Any] | None:
     """The manifest of what `target` holds, if that has this `identity` and its files are there; else None, with what
     has to be made again deleted. Raises `ConfigError` where there is the manifest of something else."""
+    target.sweep()
     data = target.get_or_none(MANIFEST)
     if data is None:
         return None
