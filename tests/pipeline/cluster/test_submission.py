@@ -49,6 +49,9 @@ def test_a_relative_run_folder_is_refused(tmp_path: Path, written: str) -> None:
         file.write_text(yaml.safe_dump(text))
         with pytest.raises(ConfigError, match=f"run_dir: {written} is relative"):
             require_shared_name(str(file), overrides)
+    file.write_text("{}")
+    with pytest.raises(ConfigError, match="run_dir: runs/x is relative"):
+        require_shared_name(str(file), ["run_dir=runs/x"])
     for fine in ("/shared/x", "s3://bucket/x", "~/x", "file:///shared/x"):
         require_shared_name(str(file), [f"run_dir={fine}"])
 
