@@ -71,7 +71,7 @@ class Submission:
 
     def entrypoint(self, module: str, *arguments: str) -> str:
         """`python -m MODULE` on the configuration, as a shell command."""
-        file = Path(self.config_file).absolute().relative_to(self.package.folder.absolute()).as_posix()
+        file = os.path.relpath(self.config_file, self.package.folder)
         sets = [word for override in self.overrides for word in ("--set", override)]
         sample = ["--sample", str(self.sample)] if self.sample is not None else []
         return shlex.join(["python", "-m", *module.split(), file, *sets, *sample, *arguments])

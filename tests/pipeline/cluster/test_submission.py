@@ -100,6 +100,11 @@ def test_a_preview_is_one_on_the_cluster_too(submission: Submission) -> None:
     assert shlex.split(asked.entrypoint("x"))[-2:] == ["--sample", "200"]
 
 
+def test_a_configuration_named_in_a_roundabout_way_is_found_there(submission: Submission, tmp_path: Path) -> None:
+    asked = replace(submission, config_file=f"{tmp_path}/../{tmp_path.name}/the run.yaml")
+    assert shlex.split(asked.entrypoint("x"))[3] == "the run.yaml"
+
+
 def test_a_stage_at_which_no_run_can_stop_is_refused_here(
     submission: Submission, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
