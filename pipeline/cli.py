@@ -1,6 +1,7 @@
 """The command `stillhouse`; `pipeline/arguments.py` says what it can be asked for.
 
-Exit codes: 0 done, 1 failed, 2 bad configuration or usage, 3 finished with shards set aside, 130 interrupted.
+Exit codes: 0 done, 1 failed, 2 bad configuration or usage, 3 finished with shards set aside, 130 interrupted, 141 done
+but nobody has read the whole result.
 Standard output holds the result as JSON with `--json`, and nothing else; what people read goes to standard error.
 """
 
@@ -25,7 +26,7 @@ from stillhouse.schemas.arrow import keep_pandas_out
 from stillhouse.schemas.config import Config, ConfigError, load, sampled
 
 Command = Callable[..., tuple[dict[str, Any], int]]
-EXIT_FAILED, EXIT_USAGE, EXIT_SET_ASIDE, EXIT_INTERRUPTED = 1, 2, 3, 130
+EXIT_FAILED, EXIT_USAGE, EXIT_SET_ASIDE, EXIT_INTERRUPTED, EXIT_UNREAD = 1, 2, 3, 130, 141
 
 
 def command() -> int:
@@ -79,9 +80,7 @@ def main(argv: Sequence[str] | None = None, results: TextIO | None = None, *, is
     try:
         with contextlib.redirect_stdout(sys.stderr):
             result, code = command(arguments) if config is None else command(config, arguments)
-        if arguments.json:
-            print(json.dumps(result), file=results, flush=True)
-        return code
+        return _write(result, results, code) if arguments.json else code
     except ConfigError as error:
         return _fail(str(error), EXIT_USAGE)
     except KeyboardInterrupt:
@@ -92,12 +91,22 @@ def main(argv: Sequence[str] | None = None, results: TextIO | None = None, *, is
         if not arguments.verbose:
             return _fail(f"{safe_message(error)} (--verbose shows where)", EXIT_FAILED)
         # Lines of code only: the message of an error that is not ours can quote a prompt.
-        print("".join(traceback.format_tb(error.__traceback__)), end="", file=sys.stderr)
+        console.message("".join(traceback.format_tb(error.__traceback__)).rstrip("\n"))
         return _fail(safe_message(error), EXIT_FAILED)
 
 
+def _write(result: dict[str, Any], results: TextIO, code: int) -> int:
+    """Writes the result. A reader that wants no more of it (`| head`) ends this quietly, as it ends other commands."""
+    try:
+        print(json.dumps(result), file=results, flush=True)
+    except BrokenPipeError:
+        console.discard(results)
+        return EXIT_UNREAD
+    return code
+
+
 def _fail(message: str, code: int) -> int:
-    print(f"stillhouse: {message}", file=sys.stderr)
+    console.message(f"stillhouse: {message}")
     return code
 
 

@@ -4,15 +4,28 @@ import os
 import shutil
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 
 def message(text: str = "") -> None:
-    """A line for people."""
-    print(text, file=sys.stderr, flush=True)
+    """A line for people. It is dropped where nobody can read it: no work ends for want of a reader."""
+    try:
+        print(text, file=sys.stderr, flush=True)
+    except BrokenPipeError:
+        discard(sys.stderr)
+    except OSError:  # a full disk, which may have room again for the next one
+        pass
+
+
+def discard(stream: TextIO) -> None:
+    """From here on, drops what is written to `stream`, whose reader is gone, and what waits in it: Python would fail
+    over that at its end."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
 
 
 def rich() -> "Console":

@@ -1,5 +1,6 @@
 """What travels to a cluster with a job: a folder of this machine, without what must stay here."""
 
+import os
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -35,16 +36,15 @@ def package(folder: Path, config_file: Path) -> Package:
     """Looks through `folder`; nothing is copied. Files that .gitignore or .rayignore name do not count: Ray leaves them
     out itself.
 
-    Raises `ConfigError` where the configuration would not travel, or too much would.
+    Raises `ConfigError` where the configuration would not travel, or too much would, or what cannot be read.
     """
-    root = folder.absolute()
-    try:
-        wanted = config_file.absolute().relative_to(root)
-    except ValueError:
+    root = Path(os.path.abspath(folder))
+    wanted = Path(os.path.relpath(config_file, root))
+    if ".." in wanted.parts:
         raise ConfigError(
             f"{config_file}: is not in {root}, the folder that travels with the job; submit from its folder, or name "
             "another with --working-dir"
-        ) from None
+        )
     looked = _Look(root)
     looked.visit(root, [])
     if looked.num_bytes > MAX_BYTES or looked.num_files > MAX_FILES:
@@ -74,9 +74,18 @@ class _Look:
         self._num_below: Counter[Path] = Counter()
 
     def visit(self, folder: Path, ignored: list[Callable[[Path], bool]]) -> None:
-        ignored = ignored + _ignore_files(folder)
-        for path in sorted(folder.iterdir()):
+        try:
+            ignored = ignored + _ignore_files(folder)
+            inside = sorted(folder.iterdir())
+        except OSError as error:
+            raise _unreadable(error.filename or folder) from None
+        for path in inside:
             is_folder = path.is_dir()
+            if is_folder and not os.access(path, os.X_OK):
+                raise ConfigError(
+                    f"{path}: cannot be entered, and Ray looks into it even where .rayignore names it; move it out, "
+                    "change its permissions, or name another folder with --working-dir"
+                )
             # A pattern that ends in a slash matches what is in a folder, not its name.
             if any(matches(path) or (is_folder and matches(path / "_")) for matches in ignored):
                 continue
@@ -110,12 +119,21 @@ class _Look:
             size = path.stat().st_size
         except OSError:  # a link to nowhere, which Ray leaves out
             return
+        if not os.access(path, os.R_OK):
+            raise _unreadable(path)
         self.files.add(relative)
         self.num_files += 1
         self.num_bytes += size
         for above in (relative, *relative.parents):
             self._below[above] += size
             self._num_below[above] += 1
+
+
+def _unreadable(path: Path | str) -> ConfigError:
+    return ConfigError(
+        f"{path}: cannot be read, and would travel with the job; name it in .rayignore, change its permissions, or "
+        "move it out"
+    )
 
 
 def _must_stay(path: Path, relative: Path) -> bool:

@@ -14,7 +14,7 @@ import yaml
 
 from stillhouse.pipeline.cluster.client import STOP_WAIT_S
 from stillhouse.pipeline.cluster.package import Package
-from stillhouse.schemas.config import Config, ConfigError, config_hash
+from stillhouse.schemas.config import Config, ConfigError, config_hash, override
 
 PREFIX = "stillhouse-"
 RUN_DIR, CONFIG_HASH = "stillhouse_run_dir", "stillhouse_config"
@@ -43,10 +43,9 @@ def next_id(run_dir: str, used: list[str]) -> str:
 def require_shared_name(config_file: str, overrides: list[str], key: str = "run_dir") -> None:
     """Raises `ConfigError` where `run_dir` is written as a relative path: it would begin in a copy of the working
     directory, of which each node has its own. The configuration is one that has been loaded."""
-    written = yaml.safe_load(Path(config_file).read_text(encoding="utf-8"))[key]
-    for override in overrides:
-        name, _, value = override.partition("=")
-        written = yaml.safe_load(value) if name == key else written
+    raw = yaml.safe_load(Path(config_file).read_text(encoding="utf-8"))
+    override(raw, overrides)
+    written = raw[key]
     if "://" not in written and not os.path.isabs(os.path.expanduser(written)):
         raise ConfigError(
             f"{key}: {written} is relative, and would be in the copy of the working directory that Ray makes on each "
@@ -72,7 +71,7 @@ class Submission:
 
     def entrypoint(self, module: str, *arguments: str) -> str:
         """`python -m MODULE` on the configuration, as a shell command."""
-        file = Path(self.config_file).absolute().relative_to(self.package.folder.absolute()).as_posix()
+        file = os.path.relpath(self.config_file, self.package.folder)
         sets = [word for override in self.overrides for word in ("--set", override)]
         sample = ["--sample", str(self.sample)] if self.sample is not None else []
         return shlex.join(["python", "-m", *module.split(), file, *sets, *sample, *arguments])

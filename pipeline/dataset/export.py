@@ -69,7 +69,12 @@ def export(
     target = open_folder(output, staged=STAGED)
     settings = _settings(dataset, layout_name, layout, kind, max_length)
     identity = export_identity(layout_name, settings, dataset)
+    own_files = layout.files(settings) if layout.files else {}
     if (there := finished(target, identity)) is not None:
+        for name, data in own_files.items():
+            if target.get_or_none(name) != data:
+                target.put(name, data)
+                target.remove_staged()
         return there
     suffix = ".jsonl" if layout.is_jsonl else ".parquet"
     tasks = [
@@ -107,7 +112,7 @@ def export(
         "bytes": sum(file["bytes"] for file in files),
         "files": files,
     }
-    for name, data in (layout.files(settings) if layout.files else {}).items():
+    for name, data in own_files.items():
         target.put(name, data)
     target.put(CARD, export_card(manifest, layout).encode())
     target.put(MANIFEST, encode_certified(manifest, indent=1))

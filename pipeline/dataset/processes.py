@@ -1,15 +1,19 @@
 """Work on many files, several at once, each in a process of its own."""
 
-import concurrent.futures
-import multiprocessing
+import functools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
-from stillhouse.schemas.arrow import keep_pandas_out
+from stillhouse.pipeline import in_order
+from stillhouse.pipeline.errors import ShardError
+from stillhouse.schemas.config import ConfigError, WorkersConfig
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+ATTEMPTS = 3
+"""So often a file is tried whose process dies."""
 
 
 def in_processes(
@@ -20,11 +24,17 @@ def in_processes(
     if num_workers <= 1:
         yield from map(function, items)
         return
-    # A fork would take the parent's threads' locks along.
-    context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(num_workers, context, keep_pandas_out) as pool:
-        try:
-            yield from pool.map(function, items)
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    workers = WorkersConfig(max_workers=num_workers, num_cpus=0)  # no matter how many cores there are
+    tried = functools.partial(_tried, function)
+    for result in in_order.in_processes(tried, zip(items, strict=True), workers, ATTEMPTS):
+        if isinstance(result, ConfigError | ShardError):
+            raise result
+        yield result
+
+
+def _tried(function: Callable[[Item], Result], item: Item) -> Result | ConfigError | ShardError:
+    """The result, or an error that callers tell from others."""
+    try:
+        return function(item)
+    except (ConfigError, ShardError) as error:
+        return error

@@ -17,19 +17,29 @@ STAGED = ".staged"
 
 
 def finished(target: Folder, identity: str) -> dict[str, Any] | None:
-    """The manifest of what `target` holds, if that has this `identity`; None where there is no manifest. Raises
-    `ConfigError` where there is another one."""
+    """The manifest of what `target` holds, if that has this `identity` and its files are there; else None, with what
+    has to be made again deleted. Raises `ConfigError` where there is the manifest of something else."""
+    target.sweep()
     data = target.get_or_none(MANIFEST)
     if data is None:
         return None
     with contextlib.suppress(ValueError):
         manifest = parse_certified(data)
         if manifest.get("identity") == identity:
-            return manifest
+            return manifest if _has_files(target, manifest) else None
     raise ConfigError(
         f"{target.url}: holds an export of other settings or of another dataset, or a damaged {MANIFEST}; choose "
         "another --output, or delete it"
     )
+
+
+def _has_files(target: Folder, manifest: dict[str, Any]) -> bool:
+    """Whether each file of the manifest is there and as long as it says. Where not, these and the manifest go."""
+    there = {f"data/{name}": size for name, size in target.list("data").items()}
+    wrong = [file["file"] for file in manifest["files"] if there.get(file["file"]) != file["bytes"]]
+    for key in [MANIFEST, *wrong] if wrong else []:
+        target.delete(key)
+    return not wrong
 
 
 def put_same(target: Folder, key: str, data: bytes) -> None:

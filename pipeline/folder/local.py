@@ -146,18 +146,16 @@ class LocalFolder:
 
     def _stage(self, key: str, data: bytes) -> Path:
         """A synced file on the file system of `key`, whose folder is there now."""
-        self._require_root()
         staged = self._root / self._staged / secrets.token_hex(8)
-        for folder in (staged.parent, (self._root / key).parent):
-            if not folder.is_dir():
-                folder.mkdir(parents=True, exist_ok=True)
-                for above in folder.parents:  # a new folder is an entry of the one above it
-                    _sync_folder(above)
-                    if above in (self._root, above.parent):
-                        break
-        self._seen = True
+        folders = (staged.parent, (self._root / key).parent)
+        self._make(*folders)
         try:
-            with staged.open("xb") as file:
+            file = staged.open("xb")
+        except FileNotFoundError:  # another writer has come to its end in between, and removed the empty folder
+            self._make(*folders)
+            file = staged.open("xb")
+        try:
+            with file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
@@ -165,6 +163,19 @@ class LocalFolder:
             staged.unlink(missing_ok=True)
             raise
         return staged
+
+    def _make(self, *folders: Path) -> None:
+        """Makes folders where they are not there, so that a power loss leaves them there."""
+        self._require_root()
+        for folder in folders:
+            if not folder.is_dir():
+                oldest = next(above for above in (self._root, *self._root.parents) if above.is_dir())
+                folder.mkdir(parents=True, exist_ok=True)
+                for above in folder.parents:  # a new folder is an entry of the one above it
+                    _sync_folder(above)
+                    if above == oldest:
+                        break
+        self._seen = True
 
     def _require_root(self) -> None:
         """A run folder that was there and is gone is a lost mount: a new one in its place would start the run over."""

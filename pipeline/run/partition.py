@@ -16,8 +16,8 @@ from stillhouse.pipeline import flow
 from stillhouse.pipeline.errors import StageError, StorageError
 from stillhouse.pipeline.folder import keys, open_folder, partition, purged
 from stillhouse.pipeline.folder.shard import ShardId
+from stillhouse.pipeline.in_order import InOrder
 from stillhouse.pipeline.run.commit import commit
-from stillhouse.pipeline.run.in_order import InOrder
 from stillhouse.pipeline.run.result import ShardResult
 from stillhouse.schemas.config import Config, config_hash
 

@@ -18,7 +18,7 @@ from glob import glob
 from typing import Any, Protocol
 
 from stillhouse.pipeline.errors import RunError, safe_message
-from stillhouse.pipeline.run.in_order import InOrder, begin, in_processes, num_at_once
+from stillhouse.pipeline.in_order import InOrder, begin, in_processes, num_at_once
 from stillhouse.pipeline.run.result import Activity, ShardResult
 from stillhouse.pipeline.run.worker import Worker
 from stillhouse.schemas.config import Config, WorkersConfig

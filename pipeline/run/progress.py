@@ -7,7 +7,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from stillhouse.pipeline.console import message
+from stillhouse.pipeline.console import message, rich
 from stillhouse.pipeline.folder.keys import TASKS
 from stillhouse.pipeline.run.result import Activity, ShardResult
 
@@ -214,7 +214,7 @@ class Progress:
         self._step: Step | None = None
         self._lock = threading.Lock()
         self._last_line = time.monotonic()
-        self._bars = _Bars() if sys.stderr.isatty() else None
+        self._bars = _Bars() if _can_draw() else None
         self._ended = threading.Event()
         self._ticker = threading.Thread(target=self._tick, daemon=True)
         self._ticker.start()
@@ -287,6 +287,14 @@ class Progress:
                     continue
             if now - self._last_line >= LINE_EVERY_S:
                 self._line(f"{step.name}: {text}" if step is not None else text)
+
+
+def _can_draw() -> bool:
+    """Whether rich draws on standard error: not on every terminal (TERM=dumb)."""
+    if not sys.stderr.isatty():
+        return False
+    console = rich()
+    return console.is_terminal and not console.is_dumb_terminal
 
 
 class _Bars:

@@ -15,8 +15,8 @@ from itertools import islice
 from typing import Any
 
 from stillhouse.pipeline.errors import RunError, safe_message
+from stillhouse.pipeline.in_order import InOrder, Result, called, died
 from stillhouse.pipeline.run import placement
-from stillhouse.pipeline.run.in_order import InOrder, Result, called, died
 from stillhouse.pipeline.run.placement import has_room, needed_by, spelled
 from stillhouse.pipeline.run.pool import ACTIVITY_EVERY_S, Job, Task
 from stillhouse.pipeline.run.ray_address import check_address

@@ -1,7 +1,9 @@
 """A configuration from a YAML file and `--set`: defaults < YAML < `--set`, validated once."""
 
 import hashlib
+import json
 import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -67,7 +69,11 @@ def override(raw: dict[str, Any], overrides: list[str]) -> None:
             if not isinstance(child, dict):
                 raise ConfigError(f"--set {key}: {parent!r} is not a section; check the key")
             node = child
-        node[last] = yaml.safe_load(text)
+        try:
+            node[last] = yaml.safe_load(text)
+        except (yaml.YAMLError, ValueError):  # ValueError: a date that is none
+            quoted = shlex.quote(f"{key}={json.dumps(text, ensure_ascii=False)}")
+            raise ConfigError(f"--set {override!r}: its value is not YAML; quote it: --set {quoted}") from None
 
 
 def validated(raw: dict[str, Any], where: str) -> Config:

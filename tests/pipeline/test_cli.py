@@ -1,6 +1,7 @@
 """Standard output holds the result and nothing else, whoever speaks, and when."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -52,6 +53,26 @@ os.write(2, b"last words")
 os.abort()
 """
 
+UNREAD = """
+import logging, sys
+from pathlib import Path
+from stillhouse.pipeline import cli
+from stillhouse.pipeline.run.progress import Progress
+
+def speak(config, arguments):
+    progress = Progress()
+    for _ in range(3):
+        progress.trouble("to nobody")
+        logging.warning("nor is this read")
+    progress.close()
+    Path({done!r}).touch()
+    return dict(long="x" * 1_000_000), 0
+
+cli._status = speak
+sys.argv = ["stillhouse", "status", "configs/quickstart.yaml", *{json}]
+sys.exit(cli.command())
+"""
+
 
 def python(code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
@@ -70,6 +91,31 @@ def test_lines_of_a_library_are_dropped_and_last_words_are_not() -> None:
     assert result.returncode == -6
     lines = set(result.stderr.splitlines())
     assert lines == {"kept", "  kept too", "last words", "[ours] is not dropped, whatever it looks like: (raylet)"}
+
+
+@pytest.mark.parametrize("asks", [True, False])
+def test_work_does_not_end_for_want_of_a_reader(tmp_path: Path, asks: bool) -> None:
+    """As `2>&1 | head -1` leaves a command."""
+    reads, writes = os.pipe()
+    os.close(reads)
+    code = UNREAD.format(done=str(tmp_path / "done"), json=["--json"] * asks)
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=writes, stderr=writes, check=False)
+    os.close(writes)
+    assert (tmp_path / "done").exists()
+    assert ended.returncode == (141 if asks else 0)
+
+
+def test_a_result_that_is_read_in_part_ends_quietly(tmp_path: Path) -> None:
+    code = UNREAD.format(done=str(tmp_path / "done"), json=["--json"])
+    command = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert command.stdout is not None
+    assert command.stderr is not None
+    assert command.stdout.read(10) == b'{"long": "'
+    command.stdout.close()
+    said = set(command.stderr.read().decode().splitlines())
+    command.stderr.close()
+    assert command.wait() == 141
+    assert said == {"to nobody", "WARNING:root:nor is this read"}
 
 
 @pytest.mark.parametrize("arguments", [["run"], ["export", "runs/x", "--to", "openai"]])

@@ -1,6 +1,7 @@
 """Configuration: every shipped file loads, typos are named, and the hash knows what decides the data."""
 
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -91,7 +92,17 @@ def test_a_url_of_a_file_system_is_a_path(file: Path) -> None:
     assert load(file, ["run_dir=file:///shared/my%20run"]).run_dir == "/shared/my run"
 
 
-@pytest.mark.parametrize("text", [None, "a: [", "- 1", ""])
+@pytest.mark.parametrize("value", ["*.jsonl", "[x", "@x", "%a", "*it's", 'a: "b', "2026-13-45"])
+def test_a_value_that_is_no_yaml_is_told_with_quotes_that_a_shell_takes(file: Path, value: str) -> None:
+    with pytest.raises(
+        ConfigError, match=r"^--set .*source\.path=.*: its value is not YAML; quote it: --set "
+    ) as error:
+        load(file, [f"source.path={value}"])
+    quoted = shlex.split(str(error.value).rpartition(" --set ")[2])
+    assert [Path(path).name for path in load(file, quoted).source.paths] == [value]
+
+
+@pytest.mark.parametrize("text", [None, "a: [", "- 1", "", "day: 2026-13-45"])
 def test_unreadable_files_are_named(tmp_path: Path, text: str | None) -> None:
     path = tmp_path / "c.yaml"
     if text is not None:

@@ -42,7 +42,9 @@ def read(folder: Folder, key: str, file: dict[str, Any], findings: Findings) -> 
         findings.leave_out("is missing; run or export again to make it again")
         return None
     if hashlib.sha256(data).hexdigest() != file["sha256"]:
-        findings.leave_out("is not the file that manifest.json names (another sha256); make it again")
+        findings.leave_out(
+            "is not the file that manifest.json names (another sha256); delete it, then run or export again"
+        )
         return None
     if len(data) != file["bytes"]:
         findings.file_problem(f"has {len(data):,} bytes, manifest.json says {file['bytes']:,}")

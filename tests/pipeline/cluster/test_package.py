@@ -1,7 +1,10 @@
 """What travels with a job, against what Ray itself packs."""
 
+import errno
+import os
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -87,3 +90,44 @@ def test_a_configuration_that_would_stay_is_refused(folder: Path, place: str) ->
 def test_a_configuration_elsewhere_is_refused(folder: Path) -> None:
     with pytest.raises(ConfigError, match=r"run\.yaml: is not in .*sub, the folder that travels"):
         package(folder / "sub", folder / "configs/run.yaml")
+
+
+def test_a_configuration_may_be_named_in_a_roundabout_way(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder / "configs")
+    found = package(Path(".."), Path("../sub/../configs/run.yaml"))
+    assert found.num_files == len(TRAVELS)
+    (folder / "configs/round").symlink_to(folder)
+    assert package(Path("../configs"), Path("run.yaml")).num_files == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "needs", "is_ignored", "message"),
+    [
+        ("sub/code.py", os.R_OK, False, r"sub/code\.py: cannot be read, .* name it in \.rayignore"),
+        ("sub/code.py", os.R_OK, True, None),
+        ("sub/inner", os.R_OK, False, r"sub/inner: cannot be read, .* name it in \.rayignore"),
+        ("sub/inner", os.R_OK, True, None),
+        ("sub/inner", os.X_OK, False, r"sub/inner: cannot be entered, .* move it out"),
+        ("sub/inner", os.X_OK, True, r"sub/inner: cannot be entered, .* move it out"),
+    ],
+)
+def test_what_cannot_be_read_is_named(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, name: str, needs: int, is_ignored: bool, message: str | None
+) -> None:
+    """Permissions say nothing to root, as whom tests may run."""
+    closed, iterdir = folder / name, Path.iterdir
+
+    def listed(path: Path) -> Any:
+        if path == closed:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return iterdir(path)
+
+    monkeypatch.setattr(os, "access", lambda path, mode: not (Path(path) == closed and mode & needs))
+    monkeypatch.setattr(Path, "iterdir", listed)
+    if is_ignored:
+        (folder / "sub/.rayignore").write_text(f"*.key\n{closed.name}\n")
+    if message is None:
+        package(folder, folder / "configs/run.yaml")
+        return
+    with pytest.raises(ConfigError, match=message):
+        package(folder, folder / "configs/run.yaml")

@@ -49,6 +49,9 @@ def test_a_relative_run_folder_is_refused(tmp_path: Path, written: str) -> None:
         file.write_text(yaml.safe_dump(text))
         with pytest.raises(ConfigError, match=f"run_dir: {written} is relative"):
             require_shared_name(str(file), overrides)
+    file.write_text("{}")
+    with pytest.raises(ConfigError, match="run_dir: runs/x is relative"):
+        require_shared_name(str(file), ["run_dir=runs/x"])
     for fine in ("/shared/x", "s3://bucket/x", "~/x", "file:///shared/x"):
         require_shared_name(str(file), [f"run_dir={fine}"])
 
@@ -95,6 +98,11 @@ def test_a_preview_is_one_on_the_cluster_too(submission: Submission) -> None:
     arguments = parser().parse_args(words[3:])
     assert (arguments.command, arguments.sample, arguments.until) == ("run", 200, "screen")
     assert shlex.split(asked.entrypoint("x"))[-2:] == ["--sample", "200"]
+
+
+def test_a_configuration_named_in_a_roundabout_way_is_found_there(submission: Submission, tmp_path: Path) -> None:
+    asked = replace(submission, config_file=f"{tmp_path}/../{tmp_path.name}/the run.yaml")
+    assert shlex.split(asked.entrypoint("x"))[3] == "the run.yaml"
 
 
 def test_a_stage_at_which_no_run_can_stop_is_refused_here(

@@ -1,7 +1,9 @@
 """`stillhouse export`: its files, resume, what is refused. What each layout holds is in tests/stages/layouts."""
 
 import json
+import os
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import yaml
 
 from stillhouse.pipeline import cli
 from stillhouse.pipeline.dataset import export
+from stillhouse.pipeline.dataset.target import STAGED
 from stillhouse.pipeline.dataset.verify import verify
 from stillhouse.pipeline.errors import ShardError
 from stillhouse.pipeline.folder import open_folder, shard
@@ -97,6 +100,34 @@ def test_resume_makes_what_is_missing_and_the_same_bytes(tmp_path: Path, monkeyp
         assert (file.stat().st_mtime_ns == before[file.name][0]) == (file != gone)
     monkeypatch.setattr(export, "_make", None)  # nothing is looked at once it is finished
     assert make_export(run, "axolotl")[1] == manifest
+
+
+@pytest.mark.parametrize("layout", ["axolotl", "openai", "distillkit-compressed"])
+def test_a_finished_export_that_has_lost_files_is_made_whole(tmp_path: Path, layout: str) -> None:
+    run = write_dataset(tmp_path)
+    folder, manifest = make_export(run, layout)
+    before = {file.name: file.read_bytes() for file in folder.rglob("*.*")}
+    gone, cut = (folder / file["file"] for file in manifest["files"][:2])
+    gone.unlink()
+    cut.write_bytes(cut.read_bytes()[:-9])
+    assert not verify(str(folder), 1)["ok"]
+    assert make_export(run, layout)[1] == manifest
+    for file in folder.glob("*.yaml"):  # DistillKit's own, beside the data
+        file.unlink()
+        assert not verify(str(folder), 1)["ok"]
+    assert make_export(run, layout)[1] == manifest
+    assert {file.name: file.read_bytes() for file in folder.rglob("*.*")} == before
+
+
+def test_what_killed_exports_have_staged_is_swept(tmp_path: Path) -> None:
+    run = write_dataset(tmp_path)
+    folder, _ = make_export(run, "axolotl")
+    (folder / STAGED).mkdir()
+    for name, age_s in (("old", 3700), ("new", 60)):
+        (folder / STAGED / name).touch()
+        os.utime(folder / STAGED / name, (time.time() - age_s,) * 2)
+    make_export(run, "axolotl")
+    assert [file.name for file in (folder / STAGED).iterdir()] == ["new"]
 
 
 def test_killed_at_every_step_it_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -329,4 +329,8 @@ def test_the_commands(runs: Callable[[str], Path], tmp_path: Path, capsys: pytes
     assert cli.main(["join", masked]) == 0
     assert Path(f"{masked}-joined/manifest.json").exists()
     assert cli.main(["verify", f"{masked}-joined", "--workers", "1"]) == 0
+    for folder, command in ((f"{masked}-joined", ["join", masked]), (masked, ["export", run, "--no-prompts"])):
+        next(Path(folder, "data").iterdir()).unlink()
+        assert cli.main([*command, *(["--output", masked] if command[0] == "export" else [])]) == 0
+        assert cli.main(["verify", folder, "--workers", "1"]) == 0
     assert cli.main(["export", run, "--no-prompts", "--max-length", "9"]) == 2

@@ -23,8 +23,8 @@ from stillhouse.pipeline.folder import Folder, keys, open_folder
 from stillhouse.pipeline.folder import shard as shards
 from stillhouse.pipeline.folder.identity import open_run
 from stillhouse.pipeline.folder.shard import ShardInfo
+from stillhouse.pipeline.in_order import in_processes
 from stillhouse.pipeline.look.status import status
-from stillhouse.pipeline.run.in_order import in_processes
 from stillhouse.pipeline.run.progress import Progress, Reports
 from stillhouse.pipeline.run.result import ShardResult
 from stillhouse.pipeline.run.timeline import Timeline

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -273,6 +274,37 @@ def test_sweep_deletes_what_killed_writers_left_and_nothing_under_way(store: Fol
     assert store.sweep() == 1
     assert list(store.list("state/staged")) == ["new"]
     assert list(store.list("a")) == ["b"]
+
+
+def test_a_writer_that_ends_takes_no_folder_from_another(store: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two exports into one folder: one removes the folder of staged files when the other is about to write there."""
+    opened = Path.open
+
+    def open_late(path: Path, mode: str = "r") -> Any:
+        monkeypatch.setattr(Path, "open", opened)
+        store.remove_staged()
+        return opened(path, mode)
+
+    monkeypatch.setattr(Path, "open", open_late)
+    assert store.put_if_absent("data/a", b"x")
+    assert store.get("data/a") == b"x"
+
+
+def test_new_folders_are_synced_up_to_one_that_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced, fsync = list[Path](), os.fsync
+
+    def seen(descriptor: int) -> None:
+        synced.append(Path(f"/proc/self/fd/{descriptor}").readlink())
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", seen)
+    store = open_folder(str(tmp_path / "runs/a"))
+    store.put("data/b/c", b"x")
+    above = {tmp_path / name for name in ("", "runs", "runs/a", "runs/a/state", "runs/a/data", "runs/a/data/b")}
+    assert {path for path in synced if path.is_dir()} == above
+    synced.clear()
+    open_folder(str(tmp_path / "runs/a")).put("data/b/d", b"x")
+    assert {path for path in synced if path.is_dir()} == {tmp_path / "runs/a/data/b"}
 
 
 def test_put_replaces(store: Folder) -> None:

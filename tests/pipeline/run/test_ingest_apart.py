@@ -11,8 +11,8 @@ import pytest
 
 from stillhouse.pipeline.errors import StageError
 from stillhouse.pipeline.folder.identity import open_run
+from stillhouse.pipeline.in_order import in_processes
 from stillhouse.pipeline.run import partition
-from stillhouse.pipeline.run.in_order import in_processes
 from stillhouse.pipeline.run.partition import ingest
 from stillhouse.pipeline.run.result import ShardResult
 from stillhouse.schemas.config import Config, absolute

@@ -1,5 +1,7 @@
 """What a run says while it goes on, in numbers that are known."""
 
+import io
+import sys
 import time
 
 import pytest
@@ -72,3 +74,23 @@ def test_no_silence_longer_than_it_says(capsys: pytest.CaptureFixture[str], monk
     assert [line.rpartition(",")[0] for line in lines[:-2]] in (["screen: 0 of 2 shards"] * n for n in (1, 2))
     assert lines[-2:] == ["screen 00000.parquet: 3 rows in, 2 out, 2.0 s", "screen 00001.parquet: set aside"]
     assert (report.num_made, report.num_others) == (1, 0)
+
+
+class _Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(("term", "has_lines"), [("dumb", True), ("xterm", False)])
+def test_a_terminal_that_cannot_draw_gets_lines(monkeypatch: pytest.MonkeyPatch, term: str, has_lines: bool) -> None:
+    monkeypatch.setenv("TERM", term)
+    for name in ("TTY_COMPATIBLE", "TTY_INTERACTIVE", "FORCE_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(sys, "stderr", terminal := _Terminal())
+    report = Progress()
+    report.begin("screen", 1)
+    report.result("screen", ShardResult("screen", "00000.parquet", 2.0, rows_in=3, rows_out=2))
+    report.close()
+    said = terminal.getvalue()
+    assert (said == "screen 00000.parquet: 3 rows in, 2 out, 2.0 s\n") == has_lines
+    assert ("\x1b[" in said) != has_lines

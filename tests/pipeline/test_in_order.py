@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from stillhouse.pipeline.errors import RunError
-from stillhouse.pipeline.run.in_order import in_processes, num_at_once
+from stillhouse.pipeline.in_order import in_processes, num_at_once
 from stillhouse.schemas.config import WorkersConfig
 from stillhouse.stages.sources import SourceError
 from tests.support.processes import descendants
@@ -163,7 +163,7 @@ def test_whoever_stops_listening_leaves_no_process() -> None:
 @pytest.mark.long
 def test_processes_end_with_one_that_is_killed() -> None:
     script = (
-        "import tests.pipeline.run.test_in_order as t; from stillhouse.pipeline.run.in_order import in_processes\n"
+        "import tests.pipeline.test_in_order as t; from stillhouse.pipeline.in_order import in_processes\n"
         "for _ in in_processes(t.last, ((n,) for n in range(10**9)), t.TWO, 3): print(flush=True)"
     )
     parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)

@@ -52,7 +52,7 @@ def died(attempts: int) -> RunError:
     """What is said where no process survives a call."""
     return RunError(
         f"a process died {attempts} times over the same work; where it has taken all memory, lower max_workers of the "
-        "stage's resources"
+        "stage's resources, or --workers"
     )
 
 
