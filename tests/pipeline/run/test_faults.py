@@ -17,7 +17,7 @@ from stillhouse.pipeline.folder.local import LocalFolder
 from stillhouse.pipeline.look import status
 from stillhouse.pipeline.run import driver
 from stillhouse.schemas.config import Config
-from tests.support.inline_pool import run_inline
+from tests.support.inline_pool import Kept, run_inline
 from tests.support.undisturbed import ROWS, assert_nothing_lost_nothing_twice, killed_again_and_again, undisturbed_run
 
 
@@ -180,6 +180,16 @@ def test_damaged_count_of_shards_is_noticed(finished: Config, config: Config) ->
     Path(config.run_dir, "state/partition.json").write_bytes(b'{"num_shards": 5, "num_rows": 60}')
     run_inline(config)
     assert_nothing_lost_nothing_twice(Path(config.run_dir), Path(finished.run_dir))
+
+
+def test_a_stray_file_beside_the_shards_has_the_source_read_no_more(config: Config) -> None:
+    run_dir = Path(config.run_dir)
+    (run_dir / "ingest/notes.txt").write_text("mine")
+    (run_dir / "dataset/manifest.json").unlink()
+    (run_dir / "dataset/data/train-00001-of-00006.parquet").unlink()
+    told = Kept()
+    run_inline(config, told)
+    assert told.steps[0] == ("ingest", 0)
 
 
 def test_killed_between_a_shard_and_the_view_of_its_ledger(finished: Config, config: Config) -> None:

@@ -246,6 +246,9 @@ def test_what_cannot_be_purged_is_refused(config: Config, tmp_path: Path) -> Non
         purge(str(run), [name])
     (tmp_path / "kept").rename(run / "ingest/00001.parquet")
     assert contents(run) == undisturbed
+    shutil.copy(run / "ingest/00003.parquet", run / "ingest/00004.parquet")
+    with pytest.raises(ShardError, match=r"ingest/00004.parquet: is no shard of this run, and may hold prompts"):
+        purge(str(run), [name])
 
 
 @pytest.mark.long
