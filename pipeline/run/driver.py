@@ -320,7 +320,8 @@ class _Driver:
         """Completes the view of the ledger, where a writer was killed between a shard and it. Returns what the shards
         say.
 
-        Raises `RunError` when `stage` dropped more than its `max_dropped_fraction`; `RedoError` as `index.read` does.
+        Raises `RunError` when `stage` dropped more than its `max_dropped_fraction`, or all; `RedoError` as `index.read`
+        does.
         """
         summaries = index.read(self._config, self._folder, stage, names)
         if stage == keys.PUBLISH:  # which drops nothing
@@ -330,6 +331,12 @@ class _Driver:
             if name not in viewed:
                 write_ledger(self._folder, shards.read_info(self._folder, keys.stage_shard(stage, name, len(names))))
         self._check_budget(stage, summaries)
+        if summaries.keys() == set(names) and not any(summary.rows_out for summary in summaries.values()):
+            rows_in, dropped = index.stage_counts(summaries)
+            raise RunError(
+                f"{stage}: nothing is left, all of {rows_in} rows were dropped ({_counted(dropped)}); look into "
+                f"{self._folder.path(keys.ledger(stage))}, then change the stage or the source and start a new run_dir"
+            )
         return summaries
 
     def _check_budget(self, stage: str, summaries: dict[str, ShardSummary]) -> None:
@@ -339,10 +346,13 @@ class _Driver:
         total = sum(dropped.values())
         budget = getattr(getattr(self._config, stage), "max_dropped_fraction", 1.0)
         if rows_in and total > budget * rows_in:
-            by_count = sorted(dropped.items(), key=lambda item: -item[1])
-            reasons = ", ".join(f"{reason} {count}" for reason, count in by_count)
             raise RunError(
-                f"{stage}: dropped {total} of {rows_in} rows ({reasons}), more than {stage}.max_dropped_fraction "
-                f"{budget}; look into {self._folder.path(keys.ledger(stage))}, then raise the budget or change the "
-                "stage"
+                f"{stage}: dropped {total} of {rows_in} rows ({_counted(dropped)}), more than "
+                f"{stage}.max_dropped_fraction {budget}; look into {self._folder.path(keys.ledger(stage))}, then raise "
+                "the budget or change the stage"
             )
+
+
+def _counted(dropped: dict[str, int]) -> str:
+    """Reasons with their counts, the largest first."""
+    return ", ".join(f"{reason} {count}" for reason, count in sorted(dropped.items(), key=lambda item: -item[1]))

@@ -17,7 +17,8 @@ from stillhouse.pipeline.folder.local import LocalFolder
 from stillhouse.pipeline.look import status
 from stillhouse.pipeline.run import driver
 from stillhouse.schemas.config import Config
-from tests.support.inline_pool import Kept, run_inline
+from tests.support.data import make_raw_config
+from tests.support.inline_pool import InlinePool, Kept, run_inline
 from tests.support.undisturbed import ROWS, assert_nothing_lost_nothing_twice, killed_again_and_again, undisturbed_run
 
 
@@ -31,6 +32,20 @@ def config(finished: Config, tmp_path: Path) -> Config:
     """A copy of the undisturbed run, to be spoilt."""
     shutil.copytree(finished.run_dir, tmp_path / "run")
     return finished.model_copy(update={"run_dir": str(tmp_path / "run")})
+
+
+def test_a_stage_that_leaves_nothing_ends_the_run(tmp_path: Path, weights: Path) -> None:
+    """Before engines are started for shards without rows."""
+    raw = make_raw_config(tmp_path)
+    raw["screen"] = {"classifiers": [{"name": "profanity-check", "thresholds": {"profanity": 0.0}}]}
+    raw["screen"]["max_dropped_fraction"] = 1.0
+    config, told = Config.model_validate(raw), Kept()
+    for until in ("screen", None):
+        with pytest.raises(
+            RunError, match=r"^screen: nothing is left, all of \d+ rows were dropped \(unsafe_prompt \d+\)"
+        ):
+            driver.run(config, told, InlinePool(), until=until)
+    assert "generate" not in [step for step, _ in told.steps]
 
 
 # ---------------------------------------------------------------------------------------------------------------------

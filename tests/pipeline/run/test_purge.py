@@ -14,7 +14,7 @@ import pytest
 from stillhouse.pipeline import cli
 from stillhouse.pipeline.dataset.export import default_output, export
 from stillhouse.pipeline.dataset.verify import verify
-from stillhouse.pipeline.errors import ShardError
+from stillhouse.pipeline.errors import RunError, ShardError
 from stillhouse.pipeline.folder import open_folder, purged
 from stillhouse.pipeline.look.status import status as status_of
 from stillhouse.pipeline.run import driver
@@ -222,6 +222,19 @@ def test_a_purge_of_an_unfinished_run(tmp_path: Path, weights: Path) -> None:
     assert manifest["stages"]["ingest"]["dropped"]["purged"] == 1
     assert name not in everything(run)
     assert verify(str(run), 1)["ok"]
+
+
+def test_a_run_of_which_all_was_purged_ends(tmp_path: Path, weights: Path) -> None:
+    config = make_config(str(tmp_path / "run"), tmp_path, source={"limit": 6})
+    driver.run(config, Kept(), InlinePool(), until="screen")
+    purge(config.run_dir, [*rows_by_id()][:6])
+    with pytest.raises(RunError, match=r"^ingest: nothing is left, all of 6 rows were dropped \(purged 6\); look into"):
+        run_inline(config)
+
+
+def test_a_finished_run_of_which_all_was_purged_stays_one(config: Config) -> None:
+    purge(config.run_dir, rows_by_id())
+    assert run_inline(config)[0]["rows"] == 0
 
 
 def test_what_cannot_be_purged_is_refused(config: Config, tmp_path: Path) -> None:
