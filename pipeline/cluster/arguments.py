@@ -13,7 +13,7 @@ def add_commands(commands: Any) -> None:
     """`submit`, `jobs`, `logs` and `stop`, to argparse's subparsers."""
     text = "run a configuration as a job of a Ray cluster, after a look at the cluster, and follow it"
     submit = commands.add_parser("submit", help=text, description=text, allow_abbrev=False)
-    submit.add_argument("config", help="YAML file, in the folder that travels")
+    submit.add_argument("config", type=named, help="YAML file, in the folder that travels")
     submit.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override")
     add_cluster(submit)
     submit.add_argument("--rows", type=int, default=1000, help="source rows to look at (default 1000)")
@@ -37,7 +37,7 @@ def add_commands(commands: Any) -> None:
     text = "end a job; finished shards stay, and the next submit goes on with what is missing"
     stop = commands.add_parser("stop", help=text, description=text, allow_abbrev=False)
     for command in (logs, stop):
-        command.add_argument("job", help="run folder (its newest job), or a job's id")
+        command.add_argument("job", type=named, help="run folder (its newest job), or a job's id")
     for command in (jobs, logs, stop):
         _add_address(command)
 
@@ -49,14 +49,26 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def named(text: str) -> str:
+    """An argument that names something: a path, a model, an address. An empty path would mean the current folder."""
+    if not text.removeprefix("file://").strip():
+        raise argparse.ArgumentTypeError("is empty; write what it names")
+    return text
+
+
 def add_cluster(command: argparse.ArgumentParser) -> None:
     """Where a job goes, and what goes with it."""
     _add_address(command)
     command.add_argument(
-        "--working-dir", default=".", metavar="FOLDER", help="what travels with the job (default: this folder)"
+        "--working-dir",
+        type=named,
+        default=".",
+        metavar="FOLDER",
+        help="what travels with the job (default: this folder)",
     )
     command.add_argument(
         "--runtime-env",
+        type=named,
         default="image",
         metavar="image|cpu|gpu|FILE",
         help="the nodes' packages: their image's (default), or made from requirements/cpu.txt, gpu.txt or another lock",
@@ -68,7 +80,9 @@ def add_cluster(command: argparse.ArgumentParser) -> None:
 
 def _add_address(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "--address", help="the head's dashboard, http://HEAD:8265 (default: RAY_API_SERVER_ADDRESS or RAY_ADDRESS)"
+        "--address",
+        type=named,
+        help="the head's dashboard, http://HEAD:8265 (default: RAY_API_SERVER_ADDRESS or RAY_ADDRESS)",
     )
 
 
