@@ -17,12 +17,12 @@ from stillhouse.pipeline.folder import index, keys, partition
 from stillhouse.pipeline.folder import shard as shards
 from stillhouse.pipeline.folder.identity import open_run
 from stillhouse.pipeline.folder.index import ShardSummary
-from stillhouse.pipeline.folder.purged import PURGED
 from stillhouse.pipeline.folder.quarantine import quarantine
 from stillhouse.pipeline.folder.shard import ShardId
 from stillhouse.pipeline.folder.store import Folder
 from stillhouse.pipeline.run import purge, sharing, teachers
 from stillhouse.pipeline.run.assign import assign_task
+from stillhouse.pipeline.run.budget import check_budget, require_rows
 from stillhouse.pipeline.run.commit import write_ledger
 from stillhouse.pipeline.run.partition import ingest_task
 from stillhouse.pipeline.run.pool import Job, Pool
@@ -129,7 +129,7 @@ class _Driver:
             if file not in published or summary.version != published[file].version:
                 return None
         for stage in self._stages:
-            self._check_budget(stage.name, summaries[stage.name])
+            check_budget(self._config, self._folder, stage.name, summaries[stage.name])
         return summaries
 
     # -----------------------------------------------------------------------------------------------------------------
@@ -330,29 +330,7 @@ class _Driver:
         for name in summaries:
             if name not in viewed:
                 write_ledger(self._folder, shards.read_info(self._folder, keys.stage_shard(stage, name, len(names))))
-        self._check_budget(stage, summaries)
-        if summaries.keys() == set(names) and not any(summary.rows_out for summary in summaries.values()):
-            rows_in, dropped = index.stage_counts(summaries)
-            raise RunError(
-                f"{stage}: nothing is left, all of {rows_in} rows were dropped ({_counted(dropped)}); look into "
-                f"{self._folder.path(keys.ledger(stage))}, then change the stage or the source and start a new run_dir"
-            )
+        check_budget(self._config, self._folder, stage, summaries)
+        if summaries.keys() == set(names):
+            require_rows(self._folder, stage, summaries)
         return summaries
-
-    def _check_budget(self, stage: str, summaries: dict[str, ShardSummary]) -> None:
-        """Raises `RunError` when `stage` dropped more than its `max_dropped_fraction`."""
-        rows_in, dropped = index.stage_counts(summaries)
-        dropped.pop(PURGED, None)  # for no fault of the data
-        total = sum(dropped.values())
-        budget = getattr(getattr(self._config, stage), "max_dropped_fraction", 1.0)
-        if rows_in and total > budget * rows_in:
-            raise RunError(
-                f"{stage}: dropped {total} of {rows_in} rows ({_counted(dropped)}), more than "
-                f"{stage}.max_dropped_fraction {budget}; look into {self._folder.path(keys.ledger(stage))}, then raise "
-                "the budget or change the stage"
-            )
-
-
-def _counted(dropped: dict[str, int]) -> str:
-    """Reasons with their counts, the largest first."""
-    return ", ".join(f"{reason} {count}" for reason, count in sorted(dropped.items(), key=lambda item: -item[1]))
