@@ -3,7 +3,7 @@
 import argparse
 
 from stillhouse.pipeline.cluster import arguments as cluster
-from stillhouse.pipeline.cluster.arguments import named, positive
+from stillhouse.pipeline.cluster.arguments import named, positive, positive_number
 from stillhouse.stages.layouts import LAYOUTS
 
 
@@ -41,10 +41,10 @@ def parser() -> argparse.ArgumentParser:
                 help="of a preview: all stages on N rows drawn from the whole source, in RUN_DIR-sample-N",
             )
         if name == "check":
-            command.add_argument("--rows", type=int, default=1000, help="source rows to look at (default 1000)")
+            command.add_argument("--rows", type=positive, default=1000, help="source rows to look at (default 1000)")
             command.add_argument(
                 "--tokens-per-second",
-                type=float,
+                type=positive_number,
                 default=2500.0,
                 help="of one replica, for the estimate (default 2500)",
             )
@@ -56,7 +56,7 @@ def parser() -> argparse.ArgumentParser:
             )
             command.add_argument(
                 "--probe-seconds",
-                type=float,
+                type=positive_number,
                 default=60.0,
                 metavar="S",
                 help="for each engine that is tried, its start not included (default 60)",
@@ -74,7 +74,10 @@ def parser() -> argparse.ArgumentParser:
     )
     export.add_argument("--targets", choices=("top_k", "sampled"), help="which of them, where the dataset has both")
     export.add_argument(
-        "--max-length", type=int, metavar="TOKENS", help="length of every row, for distillkit (default: the longest)"
+        "--max-length",
+        type=positive,
+        metavar="TOKENS",
+        help="length of every row, for distillkit (default: the longest)",
     )
     text = "put the prompts back into a dataset that was exported with --no-prompts, from the source that it names"
     join = commands.add_parser("join", help=text, description=text, allow_abbrev=False)
@@ -119,7 +122,7 @@ def parser() -> argparse.ArgumentParser:
     inspect.add_argument("path", type=named, help="run, stage, dataset, export or file of one")
     inspect.add_argument("--stage", help="whose rows to look at (default: the last that has some)")
     inspect.add_argument("--samples", type=positive, default=0, metavar="N", help="show N rows, drawn by --seed")
-    inspect.add_argument("--seed", type=int, default=0, help="of the draw (default 0)")
+    inspect.add_argument("--seed", type=_seed, default=0, help="of the draw (default 0)")
     inspect.add_argument("--dropped", metavar="REASON", help="show rows that were dropped for it (3, or --samples N)")
     inspect.add_argument("--row", metavar="ID", help="walk a prompt or sample through every stage, token by token")
     inspect.add_argument(
@@ -144,3 +147,9 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument("--json", action="store_true", help="the result as JSON on standard output")
         command.add_argument("--verbose", action="store_true", help="log more; a full traceback on failure")
     return parser
+
+
+def _seed(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not an integer >= 0")
+    return int(text)

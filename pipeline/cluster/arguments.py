@@ -1,6 +1,8 @@
 """The commands about clusters as arguments; `commands` does what they ask, and is imported when one is."""
 
 import argparse
+import contextlib
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -16,9 +18,12 @@ def add_commands(commands: Any) -> None:
     submit.add_argument("config", type=named, help="YAML file, in the folder that travels")
     submit.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override")
     add_cluster(submit)
-    submit.add_argument("--rows", type=int, default=1000, help="source rows to look at (default 1000)")
+    submit.add_argument("--rows", type=positive, default=1000, help="source rows to look at (default 1000)")
     submit.add_argument(
-        "--tokens-per-second", type=float, default=2500.0, help="of one replica, for the estimate (default 2500)"
+        "--tokens-per-second",
+        type=positive_number,
+        default=2500.0,
+        help="of one replica, for the estimate (default 2500)",
     )
     submit.add_argument("--retry-set-aside", action="store_true", help="try shards again that failed too often")
     submit.add_argument("--until", metavar="STAGE", help="stop after this stage; the same command without it goes on")
@@ -47,6 +52,14 @@ def positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not an integer >= 1")
     return int(text)
+
+
+def positive_number(text: str) -> float:
+    """An argument that is a speed or a time."""
+    with contextlib.suppress(ValueError):
+        if 0 < float(text) < math.inf:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is not a number > 0")
 
 
 def named(text: str) -> str:

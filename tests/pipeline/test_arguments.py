@@ -45,6 +45,16 @@ def test_an_empty_path_is_not_the_current_folder(argv: list[str], capsys: pytest
     assert refused(argv, capsys).endswith(": is empty; write what it names")
 
 
+@pytest.mark.parametrize("text", ["0", "-1", "nan", "inf", "many", ""])
+def test_a_number_that_can_be_none_is_refused(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    numbers = [(name, action) for name, action in options() if isinstance(action.default, int | float)]
+    assert {action.dest for _, action in numbers} == {"rows", "tokens_per_second", "probe_seconds", "samples", "seed"}
+    for name, action in numbers:
+        if (action.dest, text) != ("seed", "0"):
+            assert f"{text!r} is not a" in refused([name, "x", f"{action.option_strings[0]}={text}"], capsys)
+    assert "is not an integer >= 1" in refused(["export", "x", "--to", "distillkit", f"--max-length={text}"], capsys)
+
+
 def test_every_argument_that_may_be_a_path_is_checked() -> None:
     unchecked = {(name, (*action.option_strings, action.dest)[0]) for name, action in options() if action.type is None}
     assert {option for _, option in unchecked} <= FREE
