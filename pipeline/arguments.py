@@ -48,7 +48,7 @@ def parser() -> argparse.ArgumentParser:
                 default=2500.0,
                 help="of one replica, for the estimate (default 2500)",
             )
-            cluster.add_cluster(command)
+            cluster.add_cluster(command, "none: this machine is looked at")
             command.add_argument(
                 "--probe",
                 action="store_true",

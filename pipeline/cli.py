@@ -204,6 +204,7 @@ def _check(config: Config, arguments: argparse.Namespace) -> tuple[dict[str, Any
 
     if arguments.address is not None:
         return cluster.check(config, arguments)
+    cluster.refuse_travels(arguments)
     if arguments.probe and config.task == "score":
         raise ConfigError(
             "--probe: tries how fast a teacher writes, and with task: score it writes nothing; leave it out, and try "

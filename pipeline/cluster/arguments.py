@@ -6,9 +6,12 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from stillhouse.schemas.config import Config
+from stillhouse.schemas.config import Config, ConfigError
 
 Result = tuple[dict[str, Any], int]
+FROM_RAY = "RAY_API_SERVER_ADDRESS or RAY_ADDRESS"
+TRAVELS: dict[str, Any] = {"working_dir": ".", "runtime_env": "image", "env": []}
+"""What is said of a job alone, where nobody says it."""
 
 
 def add_commands(commands: Any) -> None:
@@ -69,40 +72,56 @@ def named(text: str) -> str:
     return text
 
 
-def add_cluster(command: argparse.ArgumentParser) -> None:
-    """Where a job goes, and what goes with it."""
-    _add_address(command)
+def add_cluster(command: argparse.ArgumentParser, address: str = FROM_RAY) -> None:
+    """Where a job goes, and what goes with it. `address` says what is asked without --address."""
+    _add_address(command, address)
     command.add_argument(
         "--working-dir",
         type=named,
-        default=".",
+        default=TRAVELS["working_dir"],
         metavar="FOLDER",
         help="what travels with the job (default: this folder)",
     )
     command.add_argument(
         "--runtime-env",
         type=named,
-        default="image",
+        default=TRAVELS["runtime_env"],
         metavar="image|cpu|gpu|FILE",
         help="the nodes' packages: their image's (default), or made from requirements/cpu.txt, gpu.txt or another lock",
     )
     command.add_argument(
-        "--env", action="append", default=[], metavar="NAME", help="hand this variable on; Ray's dashboard shows it"
+        "--env",
+        action="append",
+        default=TRAVELS["env"],
+        metavar="NAME",
+        help="hand this variable on; Ray's dashboard shows it",
     )
 
 
-def _add_address(command: argparse.ArgumentParser) -> None:
+def _add_address(command: argparse.ArgumentParser, default: str = FROM_RAY) -> None:
     command.add_argument(
         "--address",
         type=named,
-        help="the head's dashboard, http://HEAD:8265 (default: RAY_API_SERVER_ADDRESS or RAY_ADDRESS)",
+        help=f"the head's dashboard, http://HEAD:8265 (default: {default})",
     )
 
 
 def check(config: Config, arguments: argparse.Namespace) -> Result:
+    if arguments.probe:
+        raise ConfigError("--probe: measures this machine, and --address asks a cluster; leave one of them out")
     from stillhouse.pipeline.cluster import commands
 
     return commands.check(config, arguments)
+
+
+def refuse_travels(arguments: argparse.Namespace) -> None:
+    """Raises `ConfigError` where something is said of a job, and there is none."""
+    for name, default in TRAVELS.items():
+        if getattr(arguments, name) != default:
+            raise ConfigError(
+                f"--{name.replace('_', '-')}: is said of a cluster's job, and check without --address looks at this "
+                "machine; give --address, or leave it out"
+            )
 
 
 def _submit(config: Config, arguments: argparse.Namespace) -> Result:
