@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from stillhouse.pipeline.errors import RunError, safe_message
+from stillhouse.pipeline.errors import RunError, safe_error, safe_message
 from stillhouse.pipeline.run.in_order import InOrder, begin, in_processes, num_at_once
 from stillhouse.pipeline.run.result import Activity, ShardResult
 from stillhouse.pipeline.run.worker import Worker
@@ -84,7 +84,7 @@ class Pool(Protocol):
         ...
 
     def run_task(self, config: Config, stage: str, task: Task, *arguments: Any) -> Iterator[ShardResult]:
-        """What `task` yields, called with the configuration and `arguments`. Raises `RunError` when it fails."""
+        """What `task` yields, called with the configuration and `arguments`. Raises `safe_error` of what it raises."""
         ...
 
     @property
@@ -151,7 +151,7 @@ class LocalPool:
         try:
             yield from task(config, *arguments)
         except Exception as error:  # of any kind: only what is safe to show goes on
-            raise RunError(safe_message(error)) from None
+            raise safe_error(error) from None
 
     def close(self, error: BaseException | None = None) -> None:
         self._end_workers(CLOSE_TIMEOUT_S if error is None else CLOSE_TIMEOUT_S / 6)
