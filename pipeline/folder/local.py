@@ -87,7 +87,7 @@ class LocalFolder:
                 with contextlib.suppress(FileNotFoundError):  # deleted since by another driver
                     stat = file.stat()
                     version = f"{stat.st_size}-{stat.st_ino}-{stat.st_mtime_ns}-{stat.st_ctime_ns}"
-                    found[file.name] = Entry(stat.st_size, version)
+                    found[file.name] = Entry(stat.st_size, version, stat.st_mtime)
         return dict(sorted(found.items()))
 
     def names(self, folder: str) -> set[str]:
