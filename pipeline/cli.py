@@ -184,9 +184,8 @@ def _report_of_run(config: Config, manifest: dict[str, Any]) -> None:
     try:
         console.message(f"report:   {report.write_after_run(config.run_dir, manifest)}")
     except Exception as error:  # of any kind: the dataset is there
-        console.message(
-            f"report:   not written ({safe_message(error)}); `stillhouse report {config.run_dir}` tries again"
-        )
+        again = shlex.join(["stillhouse", "report", config.run_dir])
+        console.message(f"report:   not written ({safe_message(error)}); `{again}` tries again")
 
 
 def _status(config: Config, arguments: argparse.Namespace) -> tuple[dict[str, Any], int]:
@@ -213,6 +212,7 @@ def _check(config: Config, arguments: argparse.Namespace) -> tuple[dict[str, Any
 
     if arguments.address is not None:
         return cluster.check(config, arguments)
+    cluster.refuse_travels(arguments)
     if arguments.probe and config.task == "score":
         raise ConfigError(
             "--probe: tries how fast a teacher writes, and with task: score it writes nothing; leave it out, and try "

@@ -3,6 +3,8 @@
 import traceback
 from collections.abc import Sequence
 
+from stillhouse.schemas.config import ConfigError
+
 
 class RunError(RuntimeError):
     """A run that cannot go on; the message says why and what to do."""
@@ -41,3 +43,9 @@ def safe_message(error: BaseException) -> str:
         frame = traceback.extract_tb(error.__traceback__)[-1]
         place = f" at {frame.filename.rpartition('/')[2]}:{frame.lineno}"
     return f"{type(error).__name__}{place}"
+
+
+def safe_error(error: BaseException) -> RunError | ConfigError:
+    """An error of any kind as one that another process can raise again and that is safe to show. What is wrong with a
+    configuration stays that: a command ends by another exit code for it."""
+    return (ConfigError if isinstance(error, ConfigError) else RunError)(safe_message(error))

@@ -15,9 +15,9 @@ from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable
 from typing import Any, NamedTuple, Protocol, TypeVar
 
-from stillhouse.pipeline.errors import RunError, safe_message
+from stillhouse.pipeline.errors import RunError, safe_error
 from stillhouse.schemas.arrow import keep_pandas_out
-from stillhouse.schemas.config import WorkersConfig
+from stillhouse.schemas.config import ConfigError, WorkersConfig
 from stillhouse.stages.teacher.plugin import end_with_parent
 
 Result = TypeVar("Result")
@@ -35,7 +35,7 @@ class InOrder(Protocol):
     ) -> Generator[Result]:
         """The results of `function` for each of `arguments`, in order. Arguments are taken, and results held, for twice
         as many calls as there are `workers`. A call whose process dies is made again, up to `attempts` times; an error
-        of its own is raised in its turn, as `RunError`."""
+        of its own is raised in its turn, as `safe_error`."""
         ...
 
 
@@ -45,7 +45,7 @@ def called(function: Callable[..., Result], *given: Any) -> Result:
     try:
         return function(*given)
     except Exception as error:
-        raise RunError(safe_message(error)) from None
+        raise safe_error(error) from None
 
 
 def died(attempts: int) -> RunError:
@@ -128,7 +128,7 @@ class _Call(NamedTuple):
 class _Told(NamedTuple):
     number: int
     value: Any
-    error: RunError | None
+    error: RunError | ConfigError | None
 
 
 class _Process:
@@ -174,6 +174,6 @@ def _serve(pipe: Any, function: Callable[..., Any], environment: dict[str, str])
             number, given = pipe.recv()
             try:
                 told = _Told(number, called(function, *given), None)
-            except RunError as error:
+            except (RunError, ConfigError) as error:
                 told = _Told(number, None, error)
             pipe.send(told)

@@ -66,6 +66,10 @@ def verify(
     layout = manifest.get("layout")
     total = Findings()
     source = _source(url, dataset, total) if layout is not None else None
+    if teacher is not None and (layout is not None or "withheld" in manifest):
+        raise ConfigError(
+            f"--teacher: {url} is an export, whose text is not compared with ids; leave it out, or verify the dataset"
+        )
     if layout is not None:
         source = _check_export_manifest(folder, manifest, source, total)
     else:

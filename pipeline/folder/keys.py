@@ -54,6 +54,12 @@ def shard_name(number: int) -> str:
     return f"{number:05d}.parquet"
 
 
+def shard_number(name: str) -> int | None:
+    """The number of a shard; None of what is called otherwise and so is no shard."""
+    number, dot, kind = name.partition(".")
+    return int(number) if dot and kind == "parquet" and len(number) >= 5 and number.isdecimal() else None
+
+
 def name(key: str) -> str:
     """The last part of a key."""
     return key.rpartition("/")[2]

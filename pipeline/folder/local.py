@@ -88,7 +88,7 @@ class LocalFolder:
                 with contextlib.suppress(FileNotFoundError):  # deleted since by another driver
                     stat = file.stat()
                     version = f"{stat.st_size}-{stat.st_ino}-{stat.st_mtime_ns}-{stat.st_ctime_ns}"
-                    found[file.name] = Entry(stat.st_size, version)
+                    found[file.name] = Entry(stat.st_size, version, stat.st_mtime)
         return dict(sorted(found.items()))
 
     def names(self, folder: str) -> set[str]:
@@ -99,7 +99,7 @@ class LocalFolder:
         return {name: entry.size for name, entry in self.entries(folder).items()}
 
     def walk(self, folder: str) -> tuple[str, ...]:
-        found, seen = [], set()
+        found, seen = list[Path](), set[str]()
         with self._blamed(folder, "listed"):
             for parent, folders, names in os.walk(self._root / folder, followlinks=True):
                 found += [Path(parent, name) for name in names]

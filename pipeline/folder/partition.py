@@ -16,3 +16,9 @@ def read(folder: Folder) -> list[str]:
     except (ValueError, KeyError, TypeError):
         raise FileNotFoundError(f"{folder.path(keys.PARTITION)}: is damaged; run again") from None
     return [keys.shard_name(n) for n in range(num_shards)]
+
+
+def num_ingested(folder: Folder) -> int:
+    """How many shards ingest has written, up to the last, whatever the partition says."""
+    numbers = [keys.shard_number(name) for name in folder.names("ingest")]
+    return max((n + 1 for n in numbers if n is not None), default=0)

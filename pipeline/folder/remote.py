@@ -88,7 +88,9 @@ class RemoteFolder:
             listed = with_retries(lambda: obstore.list_with_delimiter(self._store, f"{folder}/" if folder else None))
         found = {
             item["path"].rpartition("/")[2]: Entry(
-                item["size"], f"{item['size']}-{item['e_tag']}-{item['last_modified'].isoformat()}"
+                item["size"],
+                f"{item['size']}-{item['e_tag']}-{item['last_modified'].isoformat()}",
+                item["last_modified"].timestamp(),
             )
             for item in listed["objects"]
         }

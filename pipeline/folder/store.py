@@ -8,10 +8,12 @@ from stillhouse.pipeline.folder import keys
 
 @dataclass(frozen=True)
 class Entry:
-    """One file of a listing. `version` changes whenever the file is written again."""
+    """One file of a listing. `version` changes whenever the file is written again, which was at `modified`, in seconds
+    since 1970 by the storage's clock."""
 
     size: int
     version: str
+    modified: float
 
 
 class Folder(Protocol):

@@ -1,5 +1,6 @@
 """What `export` and `verify` say, for people."""
 
+import shlex
 from typing import Any
 
 from stillhouse.pipeline.console import message
@@ -26,7 +27,7 @@ def show_withheld(url: str, manifest: dict[str, Any]) -> None:
     message(f"no prompts: {manifest['rows']:,} conversations, {manifest['bytes'] / 1e6:,.1f} MB in {url}")
     if manifest["withheld"]["ids"]:
         message("note: ids were made of prompts, so rows are named by their place in the source")
-    message(f"join:       stillhouse join {url}")
+    message(f"join:       stillhouse join {shlex.quote(url)}")
     message("note: answers that repeat their prompt are published as they are (docs/publishing.md)")
 
 

@@ -55,14 +55,14 @@ def status(config: Config) -> dict[str, Any]:
 
 def _now(folder: Folder) -> list[dict[str, Any]]:
     """What each run on the folder that did not end said of itself last: `run.progress.Snapshot` with `seconds_ago`, the
-    newest first."""
-    found = []
-    for name in folder.names(keys.NOW):
+    newest first. Of its clock and the storage's the later counts: one that is behind makes no run silent."""
+    found, now = list[dict[str, Any]](), datetime.now(UTC).timestamp()
+    for name, entry in folder.entries(keys.NOW).items():
         # A run that ends takes its file away, maybe now; one that is damaged says nothing.
         with contextlib.suppress(FileNotFoundError, ValueError, KeyError, TypeError):
             facts = parse_object(folder.get(f"{keys.NOW}/{name}"))
-            written = datetime.fromisoformat(facts["written"])
-            found.append({**facts, "seconds_ago": max(0, math.floor((datetime.now(UTC) - written).total_seconds()))})
+            written = max(datetime.fromisoformat(facts["written"]).timestamp(), entry.modified)
+            found.append({**facts, "seconds_ago": max(0, math.floor(now - written))})
     return sorted(found, key=lambda facts: facts["seconds_ago"])
 
 
@@ -74,7 +74,10 @@ def show(result: dict[str, Any]) -> None:
         if now["seconds_ago"] < SILENT_AFTER_S:
             message(f"  a run goes on; {now['seconds_ago']} s ago it said: {said}")
     if result["now"] and result["now"][0]["seconds_ago"] >= SILENT_AFTER_S:
-        message(f"  the last run is silent since {result['now'][0]['written']} and was killed; run again to go on")
+        message(
+            f"  the last run is silent since {result['now'][0]['written']} and was killed, unless this machine's clock "
+            "is ahead; run again to go on"
+        )
     for stage, counts in result["stages"].items():
         total = "?" if counts["of"] is None else counts["of"]
         message(f"  {stage:10}{counts['done']:>7} of {total} shards")

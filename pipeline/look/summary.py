@@ -1,5 +1,6 @@
 """What a run came to, for people."""
 
+import shlex
 from typing import Any
 
 from stillhouse.pipeline.console import message
@@ -31,7 +32,7 @@ def summary(
     if num_others:
         message(f"shared:   {num_others:,} shards were written by another run on this folder meanwhile")
     message(f"dataset:  {config.run_dir}/dataset   (data/*.parquet, manifest.json, README.md)")
-    message(f"look:     stillhouse inspect {config.run_dir} --samples 3")
+    message(f"look:     stillhouse inspect {shlex.quote(config.run_dir)} --samples 3")
     message(f"dropped:  {config.run_dir}/ledger/<stage>/*.parquet")
     _show_set_aside(manifest)
 

@@ -17,12 +17,12 @@ from stillhouse.pipeline.folder import index, keys, partition
 from stillhouse.pipeline.folder import shard as shards
 from stillhouse.pipeline.folder.identity import open_run
 from stillhouse.pipeline.folder.index import ShardSummary
-from stillhouse.pipeline.folder.purged import PURGED
 from stillhouse.pipeline.folder.quarantine import quarantine
 from stillhouse.pipeline.folder.shard import ShardId
 from stillhouse.pipeline.folder.store import Folder
 from stillhouse.pipeline.run import purge, sharing, teachers
 from stillhouse.pipeline.run.assign import assign_task
+from stillhouse.pipeline.run.budget import check_budget, require_rows
 from stillhouse.pipeline.run.commit import write_ledger
 from stillhouse.pipeline.run.partition import ingest_task
 from stillhouse.pipeline.run.pool import Job, Pool
@@ -129,7 +129,7 @@ class _Driver:
             if file not in published or summary.version != published[file].version:
                 return None
         for stage in self._stages:
-            self._check_budget(stage.name, summaries[stage.name])
+            check_budget(self._config, self._folder, stage.name, summaries[stage.name])
         return summaries
 
     # -----------------------------------------------------------------------------------------------------------------
@@ -197,7 +197,7 @@ class _Driver:
         """Reads the source, unless all of its shards are there. Returns their names."""
         with contextlib.suppress(FileNotFoundError):
             names = partition.read(self._folder)
-            if self._folder.names("ingest") == set(names):
+            if self._folder.names("ingest") >= set(names):
                 self._report.begin("ingest", 0)
                 return names
         self._report.begin("ingest", None)
@@ -320,7 +320,8 @@ class _Driver:
         """Completes the view of the ledger, where a writer was killed between a shard and it. Returns what the shards
         say.
 
-        Raises `RunError` when `stage` dropped more than its `max_dropped_fraction`; `RedoError` as `index.read` does.
+        Raises `RunError` when `stage` dropped more than its `max_dropped_fraction`, or all; `RedoError` as `index.read`
+        does.
         """
         summaries = index.read(self._config, self._folder, stage, names)
         if stage == keys.PUBLISH:  # which drops nothing
@@ -329,20 +330,7 @@ class _Driver:
         for name in summaries:
             if name not in viewed:
                 write_ledger(self._folder, shards.read_info(self._folder, keys.stage_shard(stage, name, len(names))))
-        self._check_budget(stage, summaries)
+        check_budget(self._config, self._folder, stage, summaries)
+        if summaries.keys() == set(names):
+            require_rows(self._folder, stage, summaries)
         return summaries
-
-    def _check_budget(self, stage: str, summaries: dict[str, ShardSummary]) -> None:
-        """Raises `RunError` when `stage` dropped more than its `max_dropped_fraction`."""
-        rows_in, dropped = index.stage_counts(summaries)
-        dropped.pop(PURGED, None)  # for no fault of the data
-        total = sum(dropped.values())
-        budget = getattr(getattr(self._config, stage), "max_dropped_fraction", 1.0)
-        if rows_in and total > budget * rows_in:
-            by_count = sorted(dropped.items(), key=lambda item: -item[1])
-            reasons = ", ".join(f"{reason} {count}" for reason, count in by_count)
-            raise RunError(
-                f"{stage}: dropped {total} of {rows_in} rows ({reasons}), more than {stage}.max_dropped_fraction "
-                f"{budget}; look into {self._folder.path(keys.ledger(stage))}, then raise the budget or change the "
-                "stage"
-            )

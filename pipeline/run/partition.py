@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from stillhouse.pipeline import flow
 from stillhouse.pipeline.errors import StageError, StorageError
-from stillhouse.pipeline.folder import keys, open_folder, partition, purged
+from stillhouse.pipeline.folder import Folder, keys, open_folder, partition, purged
 from stillhouse.pipeline.folder.shard import ShardId
 from stillhouse.pipeline.in_order import InOrder
 from stillhouse.pipeline.run.commit import commit
@@ -41,7 +41,8 @@ def ingest(
     `in_order` pieces of a large source are read and judged by others, and here rows get their ids: it is the same
     rows, in the same order.
 
-    Raises `StageError` when a shard that exists differs: the source changed under a run.
+    Raises `StageError` when a shard that exists differs, or there are more or fewer now:
+    the source changed under a run.
     """
     from stillhouse.stages.ingest import Ingest
     from stillhouse.stages.sources import read_rows
@@ -59,9 +60,12 @@ def ingest(
     number, num_rows = 0, 0
     started = time.monotonic()
     register = purged.read(folder)
+    fixed = _fixed(folder)
     with contextlib.closing(made):  # and with it whoever reads for it
         for marked in map(register.mark, made):
             name = keys.shard_name(number)
+            if number == fixed:
+                raise _changed(folder, name)
             seconds = read.clock.read()
             result = commit(
                 folder,
@@ -76,7 +80,23 @@ def ingest(
             number, num_rows, started = number + 1, num_rows + marked.num_rows, time.monotonic()
     if not num_rows:
         raise StageError("ingest: the source has no rows; check source.path and source.limit")
+    if number < max(partition.num_ingested(folder), fixed or 0):
+        raise _changed(folder, keys.shard_name(number))
     partition.write(folder, number, num_rows)
+
+
+def _fixed(folder: Folder) -> int | None:
+    """How many shards the run has; None before an ingest has ended."""
+    with contextlib.suppress(FileNotFoundError):
+        return len(partition.read(folder))
+    return None
+
+
+def _changed(folder: Folder, name: str) -> StageError:
+    return StageError(
+        f"{folder.path(keys.stage_shard('ingest', name, 0))}: the source gives another number of shards now; it "
+        "changed since this run began, so start a new run_dir (or restore the source)"
+    )
 
 
 def _build(config: Config) -> "Ingest":

@@ -14,14 +14,14 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from glob import glob
 from typing import Any, Protocol
 
-from stillhouse.pipeline.errors import RunError, safe_message
+from stillhouse.pipeline.errors import RunError, safe_error, safe_message
 from stillhouse.pipeline.in_order import InOrder, begin, in_processes, num_at_once
 from stillhouse.pipeline.run.result import Activity, ShardResult
 from stillhouse.pipeline.run.worker import Worker
 from stillhouse.schemas.config import Config, WorkersConfig
+from stillhouse.stages.teacher.gpus import visible_gpus
 
 CLOSE_TIMEOUT_S = 60.0
 """What a worker gets to end its engine before it is killed; after an error or an interrupt, a sixth of it."""
@@ -84,7 +84,7 @@ class Pool(Protocol):
         ...
 
     def run_task(self, config: Config, stage: str, task: Task, *arguments: Any) -> Iterator[ShardResult]:
-        """What `task` yields, called with the configuration and `arguments`. Raises `RunError` when it fails."""
+        """What `task` yields, called with the configuration and `arguments`. Raises `safe_error` of what it raises."""
         ...
 
     @property
@@ -151,7 +151,7 @@ class LocalPool:
         try:
             yield from task(config, *arguments)
         except Exception as error:  # of any kind: only what is safe to show goes on
-            raise RunError(safe_message(error)) from None
+            raise safe_error(error) from None
 
     def close(self, error: BaseException | None = None) -> None:
         self._end_workers(CLOSE_TIMEOUT_S if error is None else CLOSE_TIMEOUT_S / 6)
@@ -232,13 +232,8 @@ def _check_gpus(stage: str, num_gpus: float, gpus: list[str]) -> None:
 
 
 def _gpus(num_gpus: float) -> list[str]:
-    """Names of the GPUs that this process may use."""
-    if not num_gpus:
-        return []
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return [name for name in visible.split(",") if name]
-    return [str(n) for n in range(len(glob("/dev/nvidia[0-9]*")))]
+    """Those of this machine, where any are asked for."""
+    return visible_gpus() if num_gpus else []
 
 
 def _share(gpus: list[str], place: int, num_gpus: float) -> str | None:

@@ -125,9 +125,13 @@ def _prompt_of(name: str, samples: int) -> str:
 
 def _shards(folder: Folder) -> list[str]:
     try:
-        return partition.read(folder)
+        names = partition.read(folder)
     except FileNotFoundError:  # ingest is not over
-        return sorted(folder.names("ingest"))
+        return [keys.shard_name(n) for n in range(partition.num_ingested(folder))]
+    if len(names) < partition.num_ingested(folder):
+        left = folder.path(keys.stage_shard("ingest", keys.shard_name(len(names)), 0))
+        raise ShardError(f"{left}: is no shard of this run, and may hold prompts; delete it, then purge again")
+    return names
 
 
 def _ids(config: Config, folder: Folder, name: str) -> set[str]:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any
 
-from stillhouse.pipeline.errors import RunError, safe_message
+from stillhouse.pipeline.errors import RunError, safe_error
 from stillhouse.pipeline.in_order import InOrder, Result, called, died
 from stillhouse.pipeline.run import placement
 from stillhouse.pipeline.run.placement import has_room, needed_by, spelled
@@ -228,7 +228,7 @@ def _explained(what: str) -> Iterator[None]:
     try:
         yield
     except ray.exceptions.RayTaskError as error:
-        raise RunError(safe_message(error.cause)) from None
+        raise safe_error(error.cause) from None
     except ray.exceptions.RayError as error:
         raise RunError(_gave_up(what, error)) from None
 

@@ -1,12 +1,14 @@
 """In which order the shards of a step are made, and which of them several workers share, so that the last one does not
 keep all the others waiting."""
 
+import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from stillhouse.pipeline.folder.index import ShardSummary
 
 MIN_PIECE_ROWS = 8
 """Source rows of a piece, at least: an engine wants several at once."""
+_PART = re.compile(r"([0-9]+)\.([0-9]+)-([0-9]+)\.(?:parquet|failed)")
 
 
 def unit(shard: str, low: int, high: int) -> str:
@@ -79,13 +81,11 @@ def halves(low: int, high: int, depth: int) -> list[tuple[int, int]]:
 
 
 def by_shard(names: Iterable[str]) -> dict[str, list[tuple[int, int]]]:
-    """Which rows the parts of shards hold, by the names of their files."""
+    """Which rows the parts of shards hold, by the names of their files; others are nobody's."""
     found: dict[str, list[tuple[int, int]]] = {}
     for name in names:
-        number, extent, kind = name.split(".")
-        if kind in ("parquet", "failed"):
-            low, high = extent.split("-")
-            found.setdefault(f"{number}.parquet", []).append((int(low), int(high)))
+        if part := _PART.fullmatch(name):
+            found.setdefault(f"{part[1]}.parquet", []).append((int(part[2]), int(part[3])))
     return found
 
 

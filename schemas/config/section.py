@@ -38,7 +38,7 @@ OBJECT_STORES = ("s3", "gs", "az")
 def checked_location(path: str) -> str:
     """`path` as it is: one of a file system, `file://…`, or an object store's. Raises ValueError for any other URL, and
     for an empty one, which would mean the folder that a command was started in."""
-    if not path.strip():
+    if not path.removeprefix("file://").strip():
         raise ValueError("is empty; name a path or a URL")
     scheme, separator, rest = path.partition("://")
     if separator and scheme == "file" and not rest.startswith("/"):

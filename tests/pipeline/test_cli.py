@@ -132,3 +132,23 @@ def test_nothing_is_written_into_rays_copy_of_a_working_directory(
     assert cli.main(arguments) == 2
     assert "is in Ray's copy of the job's working directory, which Ray deletes" in capsys.readouterr().err
     assert not (folder / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["--address", "http://127.0.0.1:9", "--probe"],
+            "--probe: measures this machine, and --address asks",
+        ),
+        (["--env", "HOME"], "--env: is said of a cluster's job, and check without --address looks at this machine"),
+        (["--working-dir", "/tmp"], "--working-dir: is said of a cluster's job"),
+        (["--runtime-env", "cpu"], "--runtime-env: is said of a cluster's job"),
+    ],
+)
+def test_check_refuses_what_it_would_ignore(
+    raw_config: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(raw_config))
+    assert cli.main(["check", str(tmp_path / "c.yaml"), *arguments]) == 2
+    assert capsys.readouterr().err.startswith(f"stillhouse: {message}")

@@ -15,7 +15,7 @@ import pytest
 
 from stillhouse.pipeline.errors import RunError
 from stillhouse.pipeline.in_order import in_processes, num_at_once
-from stillhouse.schemas.config import WorkersConfig
+from stillhouse.schemas.config import ConfigError, WorkersConfig
 from stillhouse.stages.sources import SourceError
 from tests.support.processes import descendants
 
@@ -52,6 +52,10 @@ def fail(number: int) -> int:
     if number == 2:
         raise SourceError("b.jsonl: is HTML or XML")
     return number
+
+
+def refuse(name: str) -> None:
+    raise ConfigError(f"source.path: {name} is no file")
 
 
 class OddError(Exception):
@@ -150,6 +154,8 @@ def test_an_error_comes_in_its_turn() -> None:
     assert seen == [0, 1]
     with pytest.raises(RunError, match=r"^OddError at test_in_order\.py:\d+$"):
         list(in_processes(fail_oddly, [("secret",)], TWO, 3))
+    with pytest.raises(ConfigError, match=r"^source\.path: x is no file$"):  # for which a command has a code of its own
+        list(in_processes(refuse, [("x",)], TWO, 3))
 
 
 def test_whoever_stops_listening_leaves_no_process() -> None:

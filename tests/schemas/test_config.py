@@ -53,6 +53,7 @@ def test_shipped_configurations_load(path: Path, monkeypatch: pytest.MonkeyPatch
         ("run_dir=s3:///x", "run_dir: s3:///x: names no bucket"),
         ("run_dir=file://runs/x", "run_dir: file://runs/x: names no absolute path; write file:///"),
         ("run_dir=''", "run_dir: is empty; name a path or a URL"),
+        ("run_dir=file://", "run_dir: is empty; name a path or a URL"),
         ("source.path=['', b.jsonl]", "source.path: is empty; name a path or a URL"),
         ("source.path=[]", "source.path: is empty"),
         ("source.path=ftp://host/x.jsonl", "source.path: ftp://host/x.jsonl: ftp:// is no known object store"),

@@ -1,8 +1,6 @@
 """`stillhouse check --probe`: speed, lengths, bytes and memory measured, on an engine of the configuration that answers
 the first prompts of the source on this machine."""
 
-import os
-from glob import glob
 from typing import Any
 
 import numpy as np
@@ -15,6 +13,7 @@ from stillhouse.pipeline.look.probe.lengths import lengths
 from stillhouse.pipeline.look.probe.trial import as_screened, measured_bytes
 from stillhouse.schemas.config import Config, num_parallel
 from stillhouse.stages.teacher import TeacherError
+from stillhouse.stages.teacher.gpus import visible_gpus
 
 WORTH = 1.1
 """What is less than this times as fast is not proposed: the next measurement may say the opposite."""
@@ -84,14 +83,8 @@ def _cost(
         "answer_tokens": round(target_tokens),
         "bytes": round(target_tokens * size.per_target_token + other * size.per_token),
         "replica_hours": round(hours, 2),
-        "gpu_hours": round(hours * num_parallel(config.teacher.engine), 2) if _gpus() else 0.0,
+        "gpu_hours": round(hours * num_parallel(config.teacher.engine), 2) if visible_gpus() else 0.0,
     }
-
-
-def _gpus() -> int:
-    """GPUs of this machine that this process may use."""
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return len(glob("/dev/nvidia[0-9]*")) if named is None else len([*filter(None, named.split(","))])
 
 
 def others(config: Config, probed: Probed, num_gpus: int) -> list[dict[str, Any]]:
@@ -113,7 +106,7 @@ def others(config: Config, probed: Probed, num_gpus: int) -> list[dict[str, Any]
 
 def _try_others(config: Config, prompts: pa.Table, configured: Probed, seconds: float, result: dict[str, Any]) -> None:
     """Tries other engines, with as many answers at once as they write."""
-    for options in others(config, configured, _gpus()):
+    for options in others(config, configured, len(visible_gpus())):
         message(f"probe: tries {_spelled(options)}")
         teacher = config.teacher.model_copy(update={"engine": config.teacher.engine | options})
         tried: dict[str, Any] = {"options": options}

@@ -33,14 +33,22 @@ def write(
     Returns {"report", "bytes", "rows", "with_text"}. Raises `ConfigError` where there is no finished dataset, and
     `ShardError` where it is damaged.
     """
+    from stillhouse.pipeline.dataset.target import STAGED
+
     if output is None:
-        name = keys.REPORT if with_text else "report-no-text.html"
-        return _write(url, open_folder(url), name, with_text=with_text, tokenizer=tokenizer)
-    above, _, name = output.rpartition("/")
-    if not name:
-        raise ConfigError(f"--output {output}: names a folder; name a file, such as {output}report.html")
-    folder = open_folder(above or ("/" if output.startswith("/") else "."))
-    return _write(url, folder, name, with_text=with_text, tokenizer=tokenizer)
+        above, name = url, keys.REPORT if with_text else "report-no-text.html"
+    else:
+        above, _, name = output.rpartition("/")
+        if not name:
+            raise ConfigError(f"--output {output}: names a folder; name a file, such as {output}report.html")
+        above = above or ("/" if output.startswith("/") else ".")
+    folder = open_folder(above)
+    if folder.exists(keys.RUN):  # there purge looks for what a killed writer left
+        return _write(url, folder, name, with_text=with_text, tokenizer=tokenizer)
+    folder = open_folder(above, STAGED)
+    result = _write(url, folder, name, with_text=with_text, tokenizer=tokenizer)
+    folder.remove_staged()
+    return result
 
 
 def _write(url: str, folder: Folder, key: str, *, with_text: bool, tokenizer: str | None = None) -> dict[str, Any]:

@@ -66,7 +66,8 @@ class Engine:
         for name, listed in files.items():
             if not listed:
                 continue
-            scan = f"read_parquet([{', '.join(map(_literal, listed))}])"
+            # A folder's name may read like a column's value (language=en), and is none here.
+            scan = f"read_parquet([{', '.join(map(_literal, listed))}], hive_partitioning = false)"
             try:
                 run(f"CREATE VIEW {quoted(name)} AS SELECT * FROM {scan}")
             except duckdb.Error:  # this opens the first file alone

@@ -13,8 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from stillhouse.pipeline.dataset.verify import verify
+from stillhouse.pipeline.dataset.withhold import withhold
+from stillhouse.schemas.config import ConfigError
 from stillhouse.stages.layouts import LAYOUTS
 from tests.support.damage import TARGETS, Folder, Rows, copied, positions, tokens_of
+from tests.support.data import TEACHER
 from tests.support.datasets import Row, make_export, write_dataset, write_manifest
 
 Damage = Callable[[Folder], None]
@@ -305,6 +308,13 @@ def test_an_export_of_another_dataset(exported: Path, tmp_path: Path) -> None:
     other, _ = make_export(write_dataset(tmp_path), "verl")
     (problem,) = verify(str(other), 1, dataset=str(exported))["problems"]
     assert "the export was made from another dataset" in problem
+
+
+def test_a_tokenizer_means_nothing_for_an_export(exported: Path, tmp_path: Path) -> None:
+    withhold(str(exported), str(tmp_path / "masked"), 1)
+    for folder in (exported / "exports/openai", tmp_path / "masked"):
+        with pytest.raises(ConfigError, match=r"--teacher: .* is an export, whose text is not compared"):
+            verify(str(folder), 1, teacher=str(TEACHER))
 
 
 def test_the_compression_that_a_trainer_is_told(exported: Path, tmp_path: Path) -> None:

@@ -234,7 +234,9 @@ def test_the_same_files_give_the_same_report(run: Path, tmp_path: Path) -> None:
 
 def test_a_copy_of_the_dataset_has_a_report(run: Path, tmp_path: Path) -> None:
     shutil.copytree(run / "dataset", tmp_path / "given")
+    before = {path.name for path in (tmp_path / "given").iterdir()}
     assert report.write(str(tmp_path / "given"))["rows"] == read(run / "dataset/data").num_rows
+    assert {path.name for path in (tmp_path / "given").iterdir()} == {*before, "report.html"}
     found = Page.of(tmp_path / "given/report.html")
     assert "only the dataset is here" in found.text
     curve = next(curve for curve in found.data["curves"] if curve["stage"] == "screen")
@@ -294,7 +296,10 @@ def test_wrong_usage(
 
 
 def test_the_command_writes_where_it_says(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new/state").write_text("a file of somebody")
     assert cli.main(["report", str(run), "--no-text", "--output", f"{tmp_path}/new/r.html", "--json"]) == 0
+    assert {path.name for path in (tmp_path / "new").iterdir()} == {"state", "r.html"}
     result = json.loads(capsys.readouterr().out)
     assert result == {
         "report": f"{tmp_path}/new/r.html",

@@ -17,7 +17,8 @@ from stillhouse.pipeline.folder.local import LocalFolder
 from stillhouse.pipeline.look import status
 from stillhouse.pipeline.run import driver
 from stillhouse.schemas.config import Config
-from tests.support.inline_pool import run_inline
+from tests.support.data import make_raw_config
+from tests.support.inline_pool import InlinePool, Kept, run_inline
 from tests.support.undisturbed import ROWS, assert_nothing_lost_nothing_twice, killed_again_and_again, undisturbed_run
 
 
@@ -31,6 +32,20 @@ def config(finished: Config, tmp_path: Path) -> Config:
     """A copy of the undisturbed run, to be spoilt."""
     shutil.copytree(finished.run_dir, tmp_path / "run")
     return finished.model_copy(update={"run_dir": str(tmp_path / "run")})
+
+
+def test_a_stage_that_leaves_nothing_ends_the_run(tmp_path: Path, weights: Path) -> None:
+    """Before engines are started for shards without rows."""
+    raw = make_raw_config(tmp_path)
+    raw["screen"] = {"classifiers": [{"name": "profanity-check", "thresholds": {"profanity": 0.0}}]}
+    raw["screen"]["max_dropped_fraction"] = 1.0
+    config, told = Config.model_validate(raw), Kept()
+    for until in ("screen", None):
+        with pytest.raises(
+            RunError, match=r"^screen: nothing is left, all of \d+ rows were dropped \(unsafe_prompt \d+\)"
+        ):
+            driver.run(config, told, InlinePool(), until=until)
+    assert "generate" not in [step for step, _ in told.steps]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -180,6 +195,16 @@ def test_damaged_count_of_shards_is_noticed(finished: Config, config: Config) ->
     Path(config.run_dir, "state/partition.json").write_bytes(b'{"num_shards": 5, "num_rows": 60}')
     run_inline(config)
     assert_nothing_lost_nothing_twice(Path(config.run_dir), Path(finished.run_dir))
+
+
+def test_a_stray_file_beside_the_shards_has_the_source_read_no_more(config: Config) -> None:
+    run_dir = Path(config.run_dir)
+    (run_dir / "ingest/notes.txt").write_text("mine")
+    (run_dir / "dataset/manifest.json").unlink()
+    (run_dir / "dataset/data/train-00001-of-00006.parquet").unlink()
+    told = Kept()
+    run_inline(config, told)
+    assert told.steps[0] == ("ingest", 0)
 
 
 def test_killed_between_a_shard_and_the_view_of_its_ledger(finished: Config, config: Config) -> None:

@@ -1,7 +1,10 @@
 """The pool of this machine: results as they come, workers that die, workers that cannot start, places and GPUs."""
 
+import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,9 +12,10 @@ import pytest
 from stillhouse.pipeline.errors import RunError
 from stillhouse.pipeline.folder import open_folder
 from stillhouse.pipeline.run import pool as pools
+from stillhouse.pipeline.run import ray_pool
 from stillhouse.pipeline.run.pool import Job, LocalPool
 from stillhouse.pipeline.run.result import Activity, ShardResult
-from stillhouse.schemas.config import Config
+from stillhouse.schemas.config import Config, ConfigError
 from tests.support.command import Command, copy_of, without_answers
 from tests.support.processes import descendants
 from tests.support.prompts import numbered, put_screened
@@ -99,6 +103,25 @@ def test_workers_end_with_their_driver(finished: Command, tmp_path: Path) -> Non
     while any(Path(f"/proc/{pid}").exists() for pid in processes) and time.monotonic() < until:
         time.sleep(0.1)
     assert [name for pid, name in processes.items() if Path(f"/proc/{pid}").exists()] == []
+
+
+def refuse(config: Config) -> Iterator[ShardResult]:
+    raise ConfigError("source.path: is no file")
+    yield
+
+
+def test_what_is_wrong_with_a_configuration_stays_that(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command ends by 2 for it, not by 1."""
+    with pytest.raises(ConfigError, match=r"^source\.path: is no file$"):
+        list(LocalPool().run_task(config, "ingest", refuse))
+
+    class TaskError(Exception):
+        cause = ConfigError("source.path: is no file")
+
+    ray = SimpleNamespace(exceptions=SimpleNamespace(RayTaskError=TaskError, RayError=OSError))
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    with pytest.raises(ConfigError, match=r"^source\.path: is no file$"), ray_pool._explained("ingest"):
+        raise TaskError
 
 
 def test_gpus_are_shared_out(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:

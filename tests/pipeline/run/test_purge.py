@@ -14,7 +14,7 @@ import pytest
 from stillhouse.pipeline import cli
 from stillhouse.pipeline.dataset.export import default_output, export
 from stillhouse.pipeline.dataset.verify import verify
-from stillhouse.pipeline.errors import ShardError
+from stillhouse.pipeline.errors import RunError, ShardError
 from stillhouse.pipeline.folder import open_folder, purged
 from stillhouse.pipeline.look.status import status as status_of
 from stillhouse.pipeline.run import driver
@@ -224,6 +224,19 @@ def test_a_purge_of_an_unfinished_run(tmp_path: Path, weights: Path) -> None:
     assert verify(str(run), 1)["ok"]
 
 
+def test_a_run_of_which_all_was_purged_ends(tmp_path: Path, weights: Path) -> None:
+    config = make_config(str(tmp_path / "run"), tmp_path, source={"limit": 6})
+    driver.run(config, Kept(), InlinePool(), until="screen")
+    purge(config.run_dir, [*rows_by_id()][:6])
+    with pytest.raises(RunError, match=r"^ingest: nothing is left, all of 6 rows were dropped \(purged 6\); look into"):
+        run_inline(config)
+
+
+def test_a_finished_run_of_which_all_was_purged_stays_one(config: Config) -> None:
+    purge(config.run_dir, rows_by_id())
+    assert run_inline(config)[0]["rows"] == 0
+
+
 def test_what_cannot_be_purged_is_refused(config: Config, tmp_path: Path) -> None:
     run, name = Path(config.run_dir), next(iter(rows_by_id()))
     for text, message in (("\n \n", "holds no ids"), (None, "cannot be read")):
@@ -248,6 +261,9 @@ def test_what_cannot_be_purged_is_refused(config: Config, tmp_path: Path) -> Non
         purge(str(run), [name])
     (tmp_path / "kept").rename(run / "ingest/00001.parquet")
     assert contents(run) == undisturbed
+    shutil.copy(run / "ingest/00003.parquet", run / "ingest/00004.parquet")
+    with pytest.raises(ShardError, match=r"ingest/00004.parquet: is no shard of this run, and may hold prompts"):
+        purge(str(run), [name])
 
 
 @pytest.mark.long

@@ -161,6 +161,31 @@ def test_changed_source_under_an_unfinished_ingest_is_refused(raw_config: dict[s
         list(ingest(config, count))
 
 
+def test_a_source_with_more_or_fewer_shards_is_refused(raw_config: dict[str, Any], tmp_path: Path) -> None:
+    source = tmp_path / "source.jsonl"
+    raw_config["source"] = {"path": str(source)}
+    config = Config.model_validate(raw_config)
+    partition = Path(config.run_dir) / "state/partition.json"
+
+    def ingest_rows(num_rows: int) -> int:
+        lines = [{"messages": [{"role": "user", "content": f"question number {n}"}]} for n in range(num_rows)]
+        source.write_text("\n".join(map(json.dumps, lines)))
+        return len(list(ingest(config, lambda texts: [len(text) for text in texts])))
+
+    assert ingest_rows(30) == 3
+    partition.unlink()  # as if the driver had been killed before
+    with pytest.raises(StageError, match=r"ingest/00002\.parquet: the source gives another number of shards now"):
+        ingest_rows(20)
+    assert not partition.exists()
+    assert ingest_rows(30) == 3
+    (Path(config.run_dir) / "ingest/00002.parquet").unlink()
+    for num_rows, name in ((20, "00002"), (40, "00003")):
+        with pytest.raises(StageError, match=rf"ingest/{name}\.parquet: the source gives another number of shards now"):
+            ingest_rows(num_rows)
+    assert ingest_rows(30) == 3
+    assert len(list((Path(config.run_dir) / "ingest").iterdir())) == 3
+
+
 @pytest.mark.long
 def test_dropping_more_than_the_budget_fails_and_says_why(command: Command) -> None:
     _, err = command("run", "--set", "ingest.max_dropped_fraction=0.1", expect=1)

@@ -222,3 +222,16 @@ def test_workers_of_a_pool_share(config: Config) -> None:
     assert sorted(result.unit for result in results) == sorted(pieces(2))
     assert len({result.worker for result in results}) == 2
     assert store.get(f"generate/{NAME}") == expected
+
+
+def test_files_of_others_are_no_parts() -> None:
+    names = [
+        "00001.0-8.parquet",
+        "00001.8-9.failed",
+        "00001.0-8.json",
+        ".nfs0001",
+        "notes.txt",
+        "a.b.c",
+        "00001.x-y.parquet",
+    ]
+    assert sharing.by_shard(names) == {"00001.parquet": [(0, 8), (8, 9)]}

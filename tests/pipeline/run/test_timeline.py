@@ -1,6 +1,7 @@
 """What a run writes down of itself while it goes on, and what `status` makes of it."""
 
 import json
+import os
 import socket
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -125,6 +126,7 @@ def test_status_knows_a_run_that_was_killed(
     facts = json.loads(file.read_text())
     then = datetime.now(UTC) - timedelta(minutes=10)
     file.write_text(json.dumps(facts | {"written": then.isoformat()}))
+    os.utime(file, (then.timestamp(), then.timestamp()))
     (file.parent / "other.json").write_text("not JSON")
     result = status.status(config)
     assert [600 <= now["seconds_ago"] < 620 for now in result["now"]] == [True]
@@ -134,6 +136,16 @@ def test_status_knows_a_run_that_was_killed(
     assert f"silent since {then.isoformat()} and was killed" in shown
     assert "goes on; " not in shown
     assert timeline.NOW_EVERY_S * 2 < status.SILENT_AFTER_S
+
+
+def test_a_clock_that_is_behind_makes_no_run_silent(config: Config, going: tuple[Reports, Timeline]) -> None:
+    (file,) = (Path(config.run_dir) / keys.NOW).iterdir()
+    facts, now = json.loads(file.read_text()), datetime.now(UTC)
+    then = now - timedelta(minutes=10)
+    for of_writer, of_storage in ((then, now), (now, then)):
+        file.write_text(json.dumps(facts | {"written": of_writer.isoformat()}))
+        os.utime(file, (of_storage.timestamp(), of_storage.timestamp()))
+        assert [now["seconds_ago"] < 60 for now in status.status(config)["now"]] == [True]
 
 
 def test_storage_that_fails_ends_no_run_for_a_timeline(going: tuple[Reports, Timeline], config: Config) -> None:

@@ -50,6 +50,15 @@ def test_what_reads_is_answered(engine: Engine, sql: str, expected: list[list[ob
     assert [[str(value) for value in row] for row in found] == [[str(value) for value in row] for row in expected]
 
 
+def test_a_folder_that_is_called_like_a_value_replaces_no_column(tmp_path: Path) -> None:
+    path = tmp_path / "language=xx/run/00000.parquet"
+    path.parent.mkdir(parents=True)
+    pq.write_table(pa.table({"language": ["en", "de"]}), path)
+    engine = Engine({"published": [str(path)]})
+    assert ask(engine, "FROM published") == [["en"], ["de"]]
+    assert engine.asking(20.0).rows("SELECT language, file_row_number FROM located.published") == [("en", 0), ("de", 1)]
+
+
 READS_ELSEWHERE = [
     "SELECT * FROM read_text('/etc/passwd')",
     "SELECT * FROM read_blob('/proc/self/environ')",
