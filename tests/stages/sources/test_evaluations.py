@@ -1,6 +1,7 @@
 """Evaluation sets in every place and format, and that a set which is not what it was is refused."""
 
 import hashlib
+import json
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,6 @@ def config(place: Path | str, columns: tuple[str, ...] = ("question", "choices")
 
 
 def jsonl(path: Path) -> Path:
-    import json
-
     path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     return path
 
@@ -78,6 +77,13 @@ def test_what_cannot_be_read_says_so_without_text(tmp_path: Path) -> None:
             (tmp_path / name).write_bytes(b"question\n\xff\n")
         with pytest.raises(ConfigError, match=rf"decontamination\.evaluations \(set\): .*{reason}"):
             read_evaluation(config(tmp_path / name))
+
+
+def test_a_file_of_several_splits_is_refused(tmp_path: Path) -> None:
+    for names in (("dev", "test"), ("train", "validation"), ("en", "fr")):
+        (tmp_path / "set.json").write_text(json.dumps(dict.fromkeys(names, ROWS)))
+        with pytest.raises(ConfigError, match=rf"set\.json: holds lists of rows under {', '.join(names)}; "):
+            read_evaluation(config(tmp_path / "set.json"))
 
 
 @pytest.mark.parametrize(
