@@ -123,7 +123,7 @@ class Spelling:
 
     def is_message(self, value: object) -> bool:
         """Whether an object is one turn rather than a row."""
-        role = _first(value, self._role_fields) if isinstance(value, dict) else None
+        role = first(value, self._role_fields) if isinstance(value, dict) else None
         return isinstance(role, str) and role.strip().casefold() in self._roles and not self._has_chat(value)
 
     def is_row_of(self, key: str, value: object) -> bool:
@@ -149,8 +149,12 @@ class Spelling:
 
     def system(self, row: dict[str, Any]) -> object:
         """What a column beside the conversation holds of a system prompt; None where there is none."""
-        found = next((value for name in self._systems if (value := at(row, name)) is not None), None)
-        return found.get("parts") if isinstance(found, dict) else found
+        found = first(row, self._systems)
+        if isinstance(found, dict):
+            content = self._content(found, CONTENT_FIELDS)
+            # An object that says nothing in a known way is refused, not left out.
+            found = content if content is not None or found.keys() & {*CONTENT_FIELDS} else found
+        return found if _holds(found) else None
 
     def messages(self, row: dict[str, Any]) -> list[Message]:
         """The conversation of a row, whose contents are looked at by nobody yet. Raises `RefusedError`."""
@@ -178,7 +182,13 @@ class Spelling:
     def _find(self, row: dict[str, Any]) -> str | None:
         if self._columns.conversation is not None:
             return None if at(row, self._columns.conversation) is None else self._columns.conversation
-        return next((name for name in self.candidates if _may_hold(name, at(row, name))), None)
+        empty = None
+        for name in self.candidates:
+            if _may_hold(name, value := at(row, name)):
+                if _holds(value):
+                    return name
+                empty = empty or name
+        return empty
 
     def _plain(self, text: object, name: str) -> object:
         """A plain text, unless it is a whole conversation written out: its answers would pass for the user's words."""
@@ -191,7 +201,7 @@ class Spelling:
         return (
             isinstance(value, list)
             and bool(value)
-            and all(isinstance(item, dict) and _first(item, self._role_fields) is not None for item in value)
+            and all(isinstance(item, dict) and first(item, self._role_fields) is not None for item in value)
         )
 
     def _history(self, row: dict[str, Any], name: str) -> Iterable[Message]:
@@ -214,20 +224,21 @@ class Spelling:
             return [Message(self._role(item[0]), item[1])]
         if not isinstance(item, dict):
             raise RefusedError(MALFORMED_CONVERSATION)
-        role = _first(item, self._role_fields)
+        role = first(item, self._role_fields)
         if isinstance(role, dict):  # ChatGPT's export: {"author": {"role": …}}
             role = role.get("role")
         if role is not None:
-            content = _first(item, self._content_fields)
-            if isinstance(content, dict):
-                content = content.get("parts", content)
-            return [Message(self._role(role), content, item.get("toxic"))]
-        fields = {name.casefold(): text for name, text in item.items() if text is not None}
+            return [Message(self._role(role), self._content(item), item.get("toxic"))]
+        fields = {name.casefold(): text for name, text in item.items() if isinstance(name, str) and text is not None}
         pair = ((SYSTEM, ("system",)), (USER, ASKED_FIELDS), (ASSISTANT, ANSWERED_FIELDS))
         found = [(role, name) for role, names in pair if (name := next(filter(fields.__contains__, names), None))]
         if self._columns.role is not None or not any(role != SYSTEM for role, _ in found):
             raise RefusedError(MALFORMED_CONVERSATION)
         return [Message(role, fields[name]) for role, name in found]
+
+    def _content(self, item: dict[str, Any], more_fields: tuple[str, ...] = ()) -> object:
+        content = first(item, (*self._content_fields, *more_fields))
+        return content.get("parts", content) if isinstance(content, dict) else content
 
     def _role(self, name: object) -> str:
         if not isinstance(name, str):
@@ -250,11 +261,19 @@ def at(row: object, path: str) -> Any:
     return row
 
 
-def _first(item: dict[str, Any], paths: Iterable[str]) -> Any:
+def first(item: object, paths: Iterable[str]) -> Any:
+    """The first value of some paths that holds something, or else the first that is there."""
+    empty = None
     for path in paths:
         if (value := at(item, path)) is not None:
-            return value
-    return None
+            if _holds(value):
+                return value
+            empty = value if empty is None else empty
+    return empty
+
+
+def _holds(value: object) -> bool:
+    return bool(value) and not (isinstance(value, str) and value.isspace())
 
 
 def _decoded(value: object) -> object:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from stillhouse.schemas.config import ConfigError, EvaluationConfig, SourceConfig
 from stillhouse.stages.sources import formats
-from stillhouse.stages.sources.conversation import CONTENT_FIELDS, Spelling, at
+from stillhouse.stages.sources.conversation import CONTENT_FIELDS, Spelling, at, first
 from stillhouse.stages.sources.files import files_of, open_file
 from stillhouse.stages.sources.row import Row, SourceError
 
@@ -92,4 +92,4 @@ def _texts(value: object) -> Iterator[str]:
         for part in value:
             yield from _texts(part)
     elif isinstance(value, dict):
-        yield from _texts(next((value[name] for name in CONTENT_FIELDS if name in value), None))
+        yield from _texts(first(value, CONTENT_FIELDS))

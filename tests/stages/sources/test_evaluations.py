@@ -45,10 +45,15 @@ def test_files_of_every_format(tmp_path: Path) -> None:
 def test_messages_and_paths_into_objects(tmp_path: Path) -> None:
     (tmp_path / "set.jsonl").write_text(
         '{"turns": [{"role": "user", "content": "First?"}, "Second?"], "meta": {"key": " "}}\n'
+        '{"turns": [{"content": null, "text": "Fourth?"}, {"data": {"content": "Fifth?"}}]}\n'
         '{"meta": {"key": "Third?"}}\n'
     )
     found = read_evaluation(config(tmp_path / "set.jsonl", ("turns", "meta.key")))
-    assert found == [("set/0", "First?"), ("set/0", "Second?"), ("set/1", "Third?")]
+    assert found == [
+        *(("set/0", text) for text in ("First?", "Second?")),
+        *(("set/1", text) for text in ("Fourth?", "Fifth?")),
+        ("set/2", "Third?"),
+    ]
 
 
 def test_another_file_than_the_configuration_says_is_refused(tmp_path: Path) -> None:
