@@ -114,9 +114,13 @@ class Spelling:
 
     @property
     def message_fields(self) -> frozenset[str]:
-        """What is looked at of a message, or of what stands for one."""
+        """What is looked at of a message, or of what stands for one, in lower case."""
         fields = (*self._role_fields, *self._content_fields, *ASKED_FIELDS, *ANSWERED_FIELDS, "system", "toxic")
-        return frozenset(part for field in fields for part in field.split("."))
+        return frozenset(part for field in fields for part in field.casefold().split("."))
+
+    def is_asked(self, path: str) -> bool:
+        """Whether a place in a row is asked for by itself, not as part of a conversation."""
+        return path in (self.columns or ()) or any(f"{path}.".startswith(f"{name}.") for name in self._more_columns)
 
     def has_conversation(self, row: object) -> bool:
         return isinstance(row, dict) and self._find(row) is not None

@@ -116,6 +116,9 @@ SYSTEMS: dict[str, dict[str, Any]] = {
     "a message": {"system": SYSTEM, "messages": TURNS},
     "a message with a value": {"system": {"from": "system", "value": "Be brief."}, "conversations": SHAREGPT},
     "one of two is empty": {"system": " ", "system_prompt": "Be brief.", "prompt": "One?"},
+    "system in a round with capitals": {
+        "conversation": [{"system": "Be brief.", "Human": "One?", "Assistant": CANARY}]
+    },
     "system in a round": {"conversation": [{"system": "Be brief.", "human": "One?", "assistant": CANARY}]},
     "both": {"system": "Be brief.", "messages": [SYSTEM, *TURNS]},
     "role System": {"messages": [{"role": "System", "content": "Be brief."}, *TURNS]},
