@@ -99,11 +99,13 @@ def _read_lines(stream: "Reader", at: int = 0, end: int | None = None) -> Iterat
 
 def _read_objects(stream: "Reader") -> Iterator[Row]:
     """Objects that are written over several lines, one after the other. A line that begins with { begins one, so that
-    one without an end costs one row."""
+    one without an end costs one row; unless lines are not indented, and it may be inside of the one before."""
     lines = bytearray()
     depth = 0
+    is_indented = False
     while line := stream.readline(MAX_ROW_BYTES + 1):
-        if lines and line.startswith(b"{"):
+        is_indented |= line[:1] in (b" ", b"\t")
+        if lines and line.startswith(b"{") and (is_indented or not _may_be_inside(line, lines[-9:])):
             yield Row(None, INVALID_JSON if len(lines) <= MAX_ROW_BYTES else ROW_TOO_LARGE)
             lines.clear()
             depth = 0
@@ -121,6 +123,11 @@ def _read_objects(stream: "Reader") -> Iterator[Row]:
             depth = 0
     if lines:
         yield Row(None, TRUNCATED_SOURCE)
+
+
+def _may_be_inside(line: bytes, before: bytes) -> bool:
+    """Whether a line may open an object inside of another one, as `json.dumps(row, indent=0)` does."""
+    return line.strip(b", \r\n") in (b"{", b"{}") and before.rstrip().endswith((b"[", b",", b":"))
 
 
 _OUTSIDE_STRING = re.compile(rb'[^"\[\]{},]*+')

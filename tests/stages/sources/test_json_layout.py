@@ -37,6 +37,7 @@ LAYOUTS: dict[str, Callable[[list[Any]], bytes]] = {
     "printed objects": pretty,
     "printed objects with commas": lambda rows: pretty(rows, ",\n"),
     "printed objects with blank lines": lambda rows: pretty(rows, "\n\n\n"),
+    "printed objects without indentation": lambda rows: b"\n".join(json.dumps(row, indent=0).encode() for row in rows),
     "printed objects of Windows": lambda rows: pretty(rows).replace(b"\n", b"\r\n"),
     "printed objects, opened on the first key's line": lambda rows: pretty(rows).replace(
         b'{\n  "conversation_id"', b'{ "conversation_id"'
@@ -201,6 +202,9 @@ def test_a_printed_object_without_an_end_costs_one_row(tmp_path: Path) -> None:
     assert [row.error for row in read(path)] == [None, INVALID_JSON, None]
     path.write_bytes(first + b"\n" + second[:-3])
     assert read(path)[1:] == [Row(None, TRUNCATED_SOURCE)]
+    flat = [json.dumps(row, indent=0).encode() for row in ROWS[:3]]
+    path.write_bytes(flat[0] + b"\n" + flat[1][:-2] + b"\n" + flat[2])
+    assert [row.error for row in read(path)] == [None, INVALID_JSON, None]
 
 
 def test_a_broken_first_line_is_still_a_line(tmp_path: Path) -> None:
