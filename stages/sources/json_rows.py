@@ -105,7 +105,7 @@ def _read_objects(stream: "Reader") -> Iterator[Row]:
     is_indented = False
     while line := stream.readline(MAX_ROW_BYTES + 1):
         is_indented |= line[:1] in (b" ", b"\t")
-        if lines and line.startswith(b"{") and (is_indented or not _may_be_inside(line, lines[-9:])):
+        if lines and line.startswith(b"{") and (is_indented or not _may_be_inside(line, bytes(lines[-9:]))):
             yield Row(None, INVALID_JSON if len(lines) <= MAX_ROW_BYTES else ROW_TOO_LARGE)
             lines.clear()
             depth = 0
