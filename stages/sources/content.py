@@ -9,6 +9,8 @@ def text_of(content: object) -> str:
         raise RefusedError(MALFORMED_CONVERSATION)
     if isinstance(content, list):
         content = "".join(_part(part) for part in content)
+    if isinstance(content, bytes):
+        content = content.decode("utf-8", "surrogateescape")
     if not isinstance(content, str):
         raise RefusedError(NOT_TEXT)
     if not is_unicode(content):

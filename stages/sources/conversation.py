@@ -14,6 +14,7 @@ from stillhouse.stages.sources.row import (
     MALFORMED_CONVERSATION,
     MISSING_CONVERSATION,
     TRANSCRIPT,
+    UNDECODABLE,
     UNKNOWN_ROLE,
     RefusedError,
 )
@@ -146,7 +147,7 @@ class Spelling:
         """The values that may be the row's id, the best first."""
         column = next((name for name in _FIRST_IDS if name in row), "messages")
         names = self._ids or dict.fromkeys((*_FIRST_IDS[column], *IDS))
-        return [at(row, name) for name in names]
+        return [_raw_at(row, name) for name in names]
 
     def language(self, row: dict[str, Any]) -> object:
         return at(row, self._language)
@@ -167,6 +168,8 @@ class Spelling:
             raise RefusedError(MISSING_CONVERSATION)
         value = at(row, name)
         is_plain = name in PLAIN or name == "body.input" or name == self._columns.conversation
+        if isinstance(value, bytes):
+            raise RefusedError(UNDECODABLE)
         if isinstance(value, str):
             parsed = _decoded(value)
             if not isinstance(parsed, str) and (not is_plain or self._are_messages(parsed)):
@@ -174,10 +177,11 @@ class Spelling:
             if not is_plain:
                 raise RefusedError(MALFORMED_CONVERSATION)
             # A table of single messages (OpenAssistant's) has answers in this column too.
-            spoken_by = self._roles.get(str(row.get("role")).strip().casefold(), USER)
+            spoken_by = self._roles.get(str(at(row, "role")).strip().casefold(), USER)
             return [*self._history(row, name), Message(spoken_by, f"{self._plain(value, name)}{_input(row, name)}")]
-        if isinstance(value, list) and value and (is_plain or name == "turns") and isinstance(value[0], str):
-            decoded = [_decoded(turn) for turn in value]
+        if isinstance(value, list) and value and (is_plain or name == "turns") and isinstance(value[0], str | bytes):
+            value = list(map(as_text, value))
+            decoded = list(map(_decoded, value))
             if self._are_messages(decoded):
                 return self._expanded(decoded)
             return [Message(USER, self._plain(turn, name)) for turn in value]
@@ -255,6 +259,18 @@ class Spelling:
 
 def at(row: object, path: str) -> Any:
     """What a row holds at a dotted path, through JSON texts too; None where there is nothing."""
+    return as_text(_raw_at(row, path))
+
+
+def as_text(value: object) -> Any:
+    """Bytes as the text that they are; what is no text stays as it is."""
+    try:
+        return value.decode() if isinstance(value, bytes) else value
+    except UnicodeDecodeError:
+        return value
+
+
+def _raw_at(row: object, path: str) -> Any:
     if isinstance(row, dict) and (path in row or "." not in path):
         return row.get(path)
     for name in path.split("."):
@@ -282,6 +298,7 @@ def _holds(value: object) -> bool:
 
 def _decoded(value: object) -> object:
     """An object or list that is written as a text, of JSON or of Python; anything else as it is."""
+    value = as_text(value)
     if isinstance(value, str) and value.lstrip()[:1] in ("{", "["):
         parsed = parse_text(value)
         return parse_printed(value) if parsed.error is not None else parsed.value
@@ -306,8 +323,8 @@ def _is_spoken(text: str) -> bool:
 def _may_hold(name: str, value: object) -> bool:
     """Whether a column has a conversation, well spelled or not. Some names mean other things too, such as a number of
     `turns`."""
-    if isinstance(value, str):
-        return name not in (*CHATS[3:], *LAST_CHATS) or value.lstrip()[:1] in ("[", "{")
+    if isinstance(value, str | bytes):  # bytes that are no text are a reason to refuse the row
+        return name not in (*CHATS[3:], *LAST_CHATS) or value.lstrip()[:1] in ("[", "{", b"[", b"{")
     if name in (*CHATS[3:], *NESTED_CHATS, *PLAIN, *LAST_CHATS):
         return isinstance(value, list | dict)
     return value is not None
@@ -317,5 +334,7 @@ def _input(row: dict[str, Any], name: str) -> str:
     """What belongs to an `instruction`: Alpaca's `input`, Dolly's `context`."""
     if name != "instruction":
         return ""
-    found = next((row[beside] for beside in ("input", "context") if row.get(beside)), "")
+    found = first(row, ("input", "context"))
+    if isinstance(found, bytes):
+        raise RefusedError(UNDECODABLE)
     return f"\n\n{found}" if isinstance(found, str) and found.strip() else ""

@@ -173,6 +173,42 @@ def test_what_holds_nothing_has_a_reason(row: dict[str, Any], reason: str | None
     assert ingested([row])[0]["drop_reason"] == reason
 
 
+def in_bytes(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: in_bytes(item) for name, item in value.items()}
+    return (
+        value.encode() if isinstance(value, str) else [in_bytes(v) for v in value] if isinstance(value, list) else value
+    )
+
+
+BINARY: dict[str, dict[str, Any]] = {
+    "messages": {"messages": TURNS[:3]},
+    "rounds": {"conversation": PAIRS},
+    "messages as a JSON text": {"messages": json.dumps(TURNS[:3])},
+    "a batch as a JSON text": {"body": json.dumps({"messages": TURNS})},
+    "a prompt": {"prompt": "One?"},
+    "a list of turns": {"prompt": ["One?", "Two?"]},
+    "an instruction": {"instruction": "Say:", "input": "One?"},
+    "a system prompt": {"prompt": "One?", "system": "Be brief."},
+    "an answer in a table of messages": {"role": "assistant", "text": CANARY},
+}
+
+
+@pytest.mark.parametrize("name", BINARY)
+def test_bytes_are_texts(name: str, tmp_path: Path) -> None:
+    row = BINARY[name] | {"id": b"a\nb".hex(), "language": "en"}
+    write(in_bytes(row) | {"id": b"a\nb"}, tmp_path / "a.parquet")
+    config = configured(tmp_path / "a.parquet", turns="all")
+    (record,) = ingested(read_rows(config.source), config)
+    assert record == ingested([row], configured(tmp_path / "a.parquet", turns="all"))[0]
+
+
+def test_bytes_that_are_no_text_are_told() -> None:
+    rows: list[dict[str, Any]] = [{"prompt": b"\xff"}, {"messages": [user("One?") | {"content": b"\xff"}]}]
+    rows += [{"messages": b"\xff"}, {"instruction": "Say:", "input": b"\xff"}, {"prompt": "One?", "system": b"\xff"}]
+    assert [record["drop_reason"] for record in ingested(rows)] == ["undecodable"] * 5
+
+
 def test_a_system_prompt_is_kept_or_its_row_is_refused() -> None:
     systems: list[Any] = [{"role": "system", "content": None}, {"parts": []}, "", {"says": "Be brief."}, 5, None]
     found = ingested([{"system": system, "prompt": "One?", "id": i} for i, system in enumerate(systems)])
