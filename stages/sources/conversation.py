@@ -259,7 +259,8 @@ class Spelling:
 
 def at(row: object, path: str) -> Any:
     """What a row holds at a dotted path, through JSON texts too; None where there is nothing."""
-    return as_text(_raw_at(row, path))
+    value = _raw_at(row, path)
+    return as_text(value) if isinstance(value, bytes) else value
 
 
 def as_text(value: object) -> Any:

@@ -82,12 +82,13 @@ def is_end_of_object(name: str, key: str, rest: Iterator[bytes], spelling: Spell
             break
     text = tail.decode("utf-8", "surrogateescape")
     members, end = _members(text, _past_space(text, 0))
-    _refuse_more_rows(name, [key, *(member.key for member in members if _is_of_rows(member, spelling))])
-    if spelling.has_conversation({member.key: member.value for member in members}):
+    lists, others = _parted(members, spelling)
+    if spelling.has_conversation(others):
         raise SourceError(
             f"{name}: is an object with a list like rows under {_named([key])}, and with a conversation; "
             "write one row a line (jq -c .), and name the file .jsonl"
         )
+    _refuse_more_rows(name, [key, *(member.key for member in lists)])
     return end is not None and not text[end:].strip() and not any(data.strip() for data in rest)
 
 
@@ -110,16 +111,19 @@ def _wrapped(name: str, text: str, spelling: Spelling) -> Layout | None:
         return None
     for member in members:
         _refuse_columns(name, member, spelling)
-    lists = [member for member in members if _is_of_rows(member, spelling)]
-    others = [member for member in members if not _is_of_rows(member, spelling)]
-    if spelling.has_conversation({member.key: member.value for member in others}):
+    lists, others = _parted(members, spelling)
+    if spelling.has_conversation(others):
         return None
     if lists:
         _refuse_more_rows(name, [member.key for member in lists])
         return Layout(ARRAY, len(text[: lists[0].start + 1].encode("utf-8", "surrogateescape")), lists[0].key)
-    if any(
-        spelling.is_row_of("", value) for key, value, _ in others if not key.startswith(("body", "params", "request"))
-    ):
+    rows = [
+        key
+        for key in others
+        if spelling.is_row_of("", others[key]) and not key.startswith(("body", "params", "request"))
+    ]
+    # Of an object that is not whole here, a conversation may come later: something else than rows says so.
+    if rows and (end is not None or all(isinstance(value, dict) for value in others.values())):
         raise SourceError(f"{name}: is an object of rows by key; write one row a line (jq -c '.[]')")
     return None
 
@@ -148,6 +152,12 @@ def _begun(text: str, at: int) -> Any:
     if text[at : at + 1] == "[":
         return [_decode(text, _past_space(text, at + 1))[0]]
     return {"{": {"": None}, '"': text[at + 1 :]}.get(text[at : at + 1])
+
+
+def _parted(members: list[_Member], spelling: Spelling) -> tuple[list[_Member], dict[str, Any]]:
+    """Those that are lists of rows, and all else by its key."""
+    lists = [member for member in members if _is_of_rows(member, spelling)]
+    return lists, {member.key: member.value for member in members if not _is_of_rows(member, spelling)}
 
 
 def _is_of_rows(member: _Member, spelling: Spelling) -> bool:

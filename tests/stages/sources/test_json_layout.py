@@ -135,7 +135,7 @@ def test_a_first_row_longer_than_the_head(name: str, tmp_path: Path, monkeypatch
     documents = [{"text": f"DOC {n}" + "x" * 500} for n in range(2_400)]
     rows: list[dict[str, Any]] = [{"documents": documents, "question": "hi"}, *({"question": "hi"} for _ in range(2))]
     if name == "a.json":  # which may as well be an object with rows
-        rows[0] = dict(reversed(rows[0].items()))
+        rows[0] = {"about": {"prompt": "x"}, "question": "hi", "documents": documents}
     data = jsonl(rows)
     assert len(data) > head.HEAD_BYTES
     (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
@@ -165,6 +165,16 @@ def test_a_second_list_of_rows_is_told(
         with pytest.raises(SourceError, match=rf"a\.json: {message}") as error:
             read(tmp_path / "a.json")
         assert "turn 1" not in str(error.value)
+
+
+def test_an_object_that_is_not_whole_in_the_head(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(head, "HEAD_BYTES", 100)
+    row = {"about": {"prompt": "x"}, "scores": [1] * 99, "question": "hi"}
+    (tmp_path / "a.json").write_bytes(pretty([row, row]))
+    assert values(read(tmp_path / "a.json")) == [row, row]
+    (tmp_path / "a.json").write_text(json.dumps({n: {"prompt": "x"} for n in "abcdefghi"}))
+    with pytest.raises(SourceError, match="rows by key"):
+        read(tmp_path / "a.json")
 
 
 def test_what_follows_wrapped_rows_is_no_silence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
