@@ -295,7 +295,7 @@ def _prompt(value: dict[str, Any], spelling: conversation.Spelling, prompt_id: s
     if config.reads_answers:
         given["answers"] = [text_of(messages[i + 1].content) for i in kept]
         if config.score is not None and config.given_ids:
-            found = given_ids(value, len(kept), config.score, first_only=config.ingest.turns == "first")
+            found = given_ids(value, roles.count(conversation.ASSISTANT), len(kept), config.score)
             given |= {"given_ids": found.ids, "given_labels": found.labels, "asked_ids": found.asked}
             given["student_logprobs"] = found.logprobs
     redacted = value.get("redacted")

@@ -32,8 +32,8 @@ def read_rows(config: SourceConfig, *, every_column: bool = False, more_columns:
 def count_rows(config: SourceConfig) -> int | None:
     """How many rows ingest will take of those that `read_rows` gives, at most `source.limit` and `source.sample`.
 
-    Known without reading the rows only for formats that count them (Parquet), and not for a hub data set, which would
-    have to be downloaded first. Elsewhere this is the lower of these two, so None where neither is set.
+    Known without reading the rows only for formats that count them (Parquet), and not for a damaged file or a hub data
+    set, which would have to be downloaded first. Elsewhere this is the lower of these two; None where neither is set.
     """
     most = min(filter(None, (config.limit, config.sample)), default=None)
     if config.dataset is not None:
@@ -44,7 +44,10 @@ def count_rows(config: SourceConfig) -> int | None:
         if file_format.count_rows is None:
             return most
         with file.open() as stream:
-            total += file_format.count_rows(stream)
+            counted = file_format.count_rows(stream)
+        if counted is None:
+            return most
+        total += counted
     return total if most is None else min(total, most)
 
 

@@ -33,7 +33,9 @@ def read_arrow(name: str, stream: "Reader", spelling: Spelling) -> Iterator[Row]
     try:
         for batch in map(reader.get_batch, range(reader.num_record_batches)) if is_file else reader:
             chosen = batch.select(wanted)
-            chosen.validate(full=True)  # a damaged one could end the process
+            for column in chosen.columns:  # a damaged one could end the process
+                type_ = _as_bytes(column.type)
+                (column if type_ == column.type else column.view(type_)).validate(full=True)
             yield from batch_rows(chosen)
     except _DAMAGED as error:
         raise_if_io(error)
@@ -47,3 +49,18 @@ def read_arrow(name: str, stream: "Reader", spelling: Spelling) -> Iterator[Row]
 
 def _is_wanted(column: str, spelling: Spelling) -> bool:
     return spelling.columns is None or any(f"{name}.".startswith(f"{column}.") for name in spelling.columns)
+
+
+def _as_bytes(type_: pa.DataType) -> pa.DataType:
+    """A type with bytes in the place of texts: one that is not UTF-8 costs its row, and is no damage to others."""
+    if pa.types.is_string(type_):
+        return pa.binary()
+    if pa.types.is_large_string(type_):
+        return pa.large_binary()
+    if pa.types.is_list(type_):
+        return pa.list_(type_.value_field.with_type(_as_bytes(type_.value_type)))
+    if pa.types.is_large_list(type_):
+        return pa.large_list(type_.value_field.with_type(_as_bytes(type_.value_type)))
+    if pa.types.is_struct(type_):
+        return pa.struct([field.with_type(_as_bytes(field.type)) for field in type_])
+    return type_

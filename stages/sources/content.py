@@ -9,6 +9,8 @@ def text_of(content: object) -> str:
         raise RefusedError(MALFORMED_CONVERSATION)
     if isinstance(content, list):
         content = "".join(_part(part) for part in content)
+    if isinstance(content, bytes):
+        content = content.decode("utf-8", "surrogateescape")
     if not isinstance(content, str):
         raise RefusedError(NOT_TEXT)
     if not is_unicode(content):
@@ -17,7 +19,9 @@ def text_of(content: object) -> str:
 
 
 def _part(part: object) -> str:
-    """The text of a part; Google's and Bedrock's parts have no type."""
+    """The text of a part; Google's and Bedrock's parts have no type, those of ChatGPT's export are texts."""
+    if isinstance(part, str):
+        return part
     text = part.get("text") if isinstance(part, dict) and part.get("type") in ("text", "input_text", None) else None
     if not isinstance(text, str):
         raise RefusedError(NOT_TEXT)

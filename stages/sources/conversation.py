@@ -14,6 +14,7 @@ from stillhouse.stages.sources.row import (
     MALFORMED_CONVERSATION,
     MISSING_CONVERSATION,
     TRANSCRIPT,
+    UNDECODABLE,
     UNKNOWN_ROLE,
     RefusedError,
 )
@@ -114,16 +115,20 @@ class Spelling:
 
     @property
     def message_fields(self) -> frozenset[str]:
-        """What is looked at of a message, or of what stands for one."""
+        """What is looked at of a message, or of what stands for one, in lower case."""
         fields = (*self._role_fields, *self._content_fields, *ASKED_FIELDS, *ANSWERED_FIELDS, "system", "toxic")
-        return frozenset(part for field in fields for part in field.split("."))
+        return frozenset(part for field in fields for part in field.casefold().split("."))
+
+    def is_asked(self, path: str) -> bool:
+        """Whether a place in a row is asked for by itself, not as part of a conversation."""
+        return path in (self.columns or ()) or any(f"{path}.".startswith(f"{name}.") for name in self._more_columns)
 
     def has_conversation(self, row: object) -> bool:
         return isinstance(row, dict) and self._find(row) is not None
 
     def is_message(self, value: object) -> bool:
         """Whether an object is one turn rather than a row."""
-        role = _first(value, self._role_fields) if isinstance(value, dict) else None
+        role = first(value, self._role_fields) if isinstance(value, dict) else None
         return isinstance(role, str) and role.strip().casefold() in self._roles and not self._has_chat(value)
 
     def is_row_of(self, key: str, value: object) -> bool:
@@ -142,15 +147,19 @@ class Spelling:
         """The values that may be the row's id, the best first."""
         column = next((name for name in _FIRST_IDS if name in row), "messages")
         names = self._ids or dict.fromkeys((*_FIRST_IDS[column], *IDS))
-        return [at(row, name) for name in names]
+        return [_raw_at(row, name) for name in names]
 
     def language(self, row: dict[str, Any]) -> object:
         return at(row, self._language)
 
     def system(self, row: dict[str, Any]) -> object:
         """What a column beside the conversation holds of a system prompt; None where there is none."""
-        found = next((value for name in self._systems if (value := at(row, name)) is not None), None)
-        return found.get("parts") if isinstance(found, dict) else found
+        found = first(row, self._systems)
+        if isinstance(found, dict):
+            content = self._content(found, CONTENT_FIELDS)
+            # An object that says nothing in a known way is refused, not left out.
+            found = content if content is not None or found.keys() & {*CONTENT_FIELDS} else found
+        return found if _holds(found) else None
 
     def messages(self, row: dict[str, Any]) -> list[Message]:
         """The conversation of a row, whose contents are looked at by nobody yet. Raises `RefusedError`."""
@@ -159,6 +168,8 @@ class Spelling:
             raise RefusedError(MISSING_CONVERSATION)
         value = at(row, name)
         is_plain = name in PLAIN or name == "body.input" or name == self._columns.conversation
+        if isinstance(value, bytes):
+            raise RefusedError(UNDECODABLE)
         if isinstance(value, str):
             parsed = _decoded(value)
             if not isinstance(parsed, str) and (not is_plain or self._are_messages(parsed)):
@@ -166,10 +177,11 @@ class Spelling:
             if not is_plain:
                 raise RefusedError(MALFORMED_CONVERSATION)
             # A table of single messages (OpenAssistant's) has answers in this column too.
-            spoken_by = self._roles.get(str(row.get("role")).strip().casefold(), USER)
+            spoken_by = self._roles.get(str(at(row, "role")).strip().casefold(), USER)
             return [*self._history(row, name), Message(spoken_by, f"{self._plain(value, name)}{_input(row, name)}")]
-        if isinstance(value, list) and value and (is_plain or name == "turns") and isinstance(value[0], str):
-            decoded = [_decoded(turn) for turn in value]
+        if isinstance(value, list) and value and (is_plain or name == "turns") and isinstance(value[0], str | bytes):
+            value = list(map(as_text, value))
+            decoded = list(map(_decoded, value))
             if self._are_messages(decoded):
                 return self._expanded(decoded)
             return [Message(USER, self._plain(turn, name)) for turn in value]
@@ -178,7 +190,13 @@ class Spelling:
     def _find(self, row: dict[str, Any]) -> str | None:
         if self._columns.conversation is not None:
             return None if at(row, self._columns.conversation) is None else self._columns.conversation
-        return next((name for name in self.candidates if _may_hold(name, at(row, name))), None)
+        empty = None
+        for name in self.candidates:
+            if _may_hold(name, value := at(row, name)):
+                if _holds(value):
+                    return name
+                empty = empty or name
+        return empty
 
     def _plain(self, text: object, name: str) -> object:
         """A plain text, unless it is a whole conversation written out: its answers would pass for the user's words."""
@@ -191,7 +209,7 @@ class Spelling:
         return (
             isinstance(value, list)
             and bool(value)
-            and all(isinstance(item, dict) and _first(item, self._role_fields) is not None for item in value)
+            and all(isinstance(item, dict) and first(item, self._role_fields) is not None for item in value)
         )
 
     def _history(self, row: dict[str, Any], name: str) -> Iterable[Message]:
@@ -214,20 +232,21 @@ class Spelling:
             return [Message(self._role(item[0]), item[1])]
         if not isinstance(item, dict):
             raise RefusedError(MALFORMED_CONVERSATION)
-        role = _first(item, self._role_fields)
+        role = first(item, self._role_fields)
         if isinstance(role, dict):  # ChatGPT's export: {"author": {"role": …}}
             role = role.get("role")
         if role is not None:
-            content = _first(item, self._content_fields)
-            if isinstance(content, dict):
-                content = content.get("parts", content)
-            return [Message(self._role(role), content, item.get("toxic"))]
-        fields = {name.casefold(): text for name, text in item.items() if text is not None}
+            return [Message(self._role(role), self._content(item), item.get("toxic"))]
+        fields = {name.casefold(): text for name, text in item.items() if isinstance(name, str) and text is not None}
         pair = ((SYSTEM, ("system",)), (USER, ASKED_FIELDS), (ASSISTANT, ANSWERED_FIELDS))
         found = [(role, name) for role, names in pair if (name := next(filter(fields.__contains__, names), None))]
         if self._columns.role is not None or not any(role != SYSTEM for role, _ in found):
             raise RefusedError(MALFORMED_CONVERSATION)
         return [Message(role, fields[name]) for role, name in found]
+
+    def _content(self, item: dict[str, Any], more_fields: tuple[str, ...] = ()) -> object:
+        content = first(item, (*self._content_fields, *more_fields))
+        return content.get("parts", content) if isinstance(content, dict) else content
 
     def _role(self, name: object) -> str:
         if not isinstance(name, str):
@@ -240,6 +259,19 @@ class Spelling:
 
 def at(row: object, path: str) -> Any:
     """What a row holds at a dotted path, through JSON texts too; None where there is nothing."""
+    value = _raw_at(row, path)
+    return as_text(value) if isinstance(value, bytes) else value
+
+
+def as_text(value: object) -> Any:
+    """Bytes as the text that they are; what is no text stays as it is."""
+    try:
+        return value.decode() if isinstance(value, bytes) else value
+    except UnicodeDecodeError:
+        return value
+
+
+def _raw_at(row: object, path: str) -> Any:
     if isinstance(row, dict) and (path in row or "." not in path):
         return row.get(path)
     for name in path.split("."):
@@ -250,15 +282,24 @@ def at(row: object, path: str) -> Any:
     return row
 
 
-def _first(item: dict[str, Any], paths: Iterable[str]) -> Any:
+def first(item: object, paths: Iterable[str]) -> Any:
+    """The first value of some paths that holds something, or else the first that is there."""
+    empty = None
     for path in paths:
         if (value := at(item, path)) is not None:
-            return value
-    return None
+            if _holds(value):
+                return value
+            empty = value if empty is None else empty
+    return empty
+
+
+def _holds(value: object) -> bool:
+    return bool(value) and not (isinstance(value, str) and value.isspace())
 
 
 def _decoded(value: object) -> object:
     """An object or list that is written as a text, of JSON or of Python; anything else as it is."""
+    value = as_text(value)
     if isinstance(value, str) and value.lstrip()[:1] in ("{", "["):
         parsed = parse_text(value)
         return parse_printed(value) if parsed.error is not None else parsed.value
@@ -283,8 +324,8 @@ def _is_spoken(text: str) -> bool:
 def _may_hold(name: str, value: object) -> bool:
     """Whether a column has a conversation, well spelled or not. Some names mean other things too, such as a number of
     `turns`."""
-    if isinstance(value, str):
-        return name not in (*CHATS[3:], *LAST_CHATS) or value.lstrip()[:1] in ("[", "{")
+    if isinstance(value, str | bytes):  # bytes that are no text are a reason to refuse the row
+        return name not in (*CHATS[3:], *LAST_CHATS) or value.lstrip()[:1] in ("[", "{", b"[", b"{")
     if name in (*CHATS[3:], *NESTED_CHATS, *PLAIN, *LAST_CHATS):
         return isinstance(value, list | dict)
     return value is not None
@@ -294,5 +335,7 @@ def _input(row: dict[str, Any], name: str) -> str:
     """What belongs to an `instruction`: Alpaca's `input`, Dolly's `context`."""
     if name != "instruction":
         return ""
-    found = next((row[beside] for beside in ("input", "context") if row.get(beside)), "")
+    found = first(row, ("input", "context"))
+    if isinstance(found, bytes):
+        raise RefusedError(UNDECODABLE)
     return f"\n\n{found}" if isinstance(found, str) and found.strip() else ""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from stillhouse.schemas.config import ConfigError, EvaluationConfig, SourceConfig
 from stillhouse.stages.sources import formats
-from stillhouse.stages.sources.conversation import CONTENT_FIELDS, Spelling, at
+from stillhouse.stages.sources.conversation import CONTENT_FIELDS, Spelling, as_text, at, first
 from stillhouse.stages.sources.files import files_of, open_file
 from stillhouse.stages.sources.row import Row, SourceError
 
@@ -85,6 +85,7 @@ def _checked(config: EvaluationConfig, where: str) -> bytes:
 
 def _texts(value: object) -> Iterator[str]:
     """All texts in a value: itself, those of a list at any depth, what a message says."""
+    value = as_text(value)
     if isinstance(value, str):
         if value.strip():
             yield value
@@ -92,4 +93,4 @@ def _texts(value: object) -> Iterator[str]:
         for part in value:
             yield from _texts(part)
     elif isinstance(value, dict):
-        yield from _texts(next((value[name] for name in CONTENT_FIELDS if name in value), None))
+        yield from _texts(first(value, CONTENT_FIELDS))

@@ -3,7 +3,6 @@
 Shape legend: T tokens of a conversation.
 """
 
-import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,8 +20,8 @@ MALFORMED_IDS = "malformed_ids"
 INPUT_IDS, LABELS = "input_ids", "labels"
 MASKS = ("assistant_masks", "assistant_mask", "loss_mask", "completion_mask")
 """Columns of 0 and 1 that say which ids are supervised, where there are no `labels`."""
-LARGEST_LOGPROB = 1e-2
-"""Of a student's own: an engine may compute its softmax in bfloat16."""
+LOWEST_LOGPROB, LARGEST_LOGPROB = float(np.finfo(np.float32).min), 1e-2
+"""Of a student's own: float32 holds them, and an engine may compute its softmax in bfloat16."""
 
 
 def columns(score: ScoreConfig | None) -> tuple[str, ...]:
@@ -57,15 +56,16 @@ class GivenIds(NamedTuple):
     logprobs: list[float] | None
 
 
-def given_ids(row: dict[str, Any], num_answers: int, score: ScoreConfig, *, first_only: bool) -> GivenIds:
-    """What a row gives; with `first_only` up to the end of the first answer.
+def given_ids(row: dict[str, Any], num_answers: int, num_kept: int, score: ScoreConfig) -> GivenIds:
+    """What a row gives up to the end of the last of its first `num_kept` answers.
 
-    Raises `RefusedError` unless each of `num_answers` is one run of labels.
+    Raises `RefusedError` unless each of the conversation's `num_answers` is one run of labels: with fewer, or more,
+    nobody could tell whose a run is.
     """
     ids, labels = at(row, INPUT_IDS), at(row, LABELS)
     if labels is None and isinstance(ids, list):
         mask = next((value for name in MASKS if (value := at(row, name)) is not None), None)
-        if isinstance(mask, list) and len(mask) == len(ids):
+        if isinstance(mask, list) and len(mask) == len(ids) and all(chosen in (0, 1) for chosen in mask):
             labels = [token if chosen else IGNORE_INDEX for token, chosen in zip(ids, mask, strict=True)]
     if not _are_ids(ids) or not _are_ids(labels) or len(ids) != len(labels):
         raise RefusedError(MALFORMED_IDS)
@@ -73,9 +73,9 @@ def given_ids(row: dict[str, Any], num_answers: int, score: ScoreConfig, *, firs
     ours_T = labels_T != IGNORE_INDEX
     starts, ends = supervised_runs(labels_T)
     are_wrong = (labels_T[ours_T] != ids_T[ours_T]).any() or (ids_T < 0).any()
-    if are_wrong or not len(starts) or starts[0] == 0 or (len(starts) != num_answers and not first_only):
+    if are_wrong or not len(starts) or starts[0] == 0 or len(starts) != num_answers:
         raise RefusedError(MALFORMED_IDS)
-    end = int(ends[0 if first_only else -1])
+    end = int(ends[num_kept - 1])
     asked = None if score.asked_ids is None else _asked(at(row, score.asked_ids), int(ours_T.sum()))
     if asked is not None:
         asked = asked[: int(ours_T[:end].sum()) * (len(asked) // int(ours_T.sum()))]
@@ -100,7 +100,7 @@ def _logprobs(value: object, num_tokens: int) -> list[float]:
     """One log-probability for each of `num_tokens` tokens. Raises `RefusedError` for anything else."""
     if not isinstance(value, list) or len(value) != num_tokens:
         raise RefusedError(MALFORMED_IDS)
-    if not all(isinstance(number, int | float) and -math.inf < number <= LARGEST_LOGPROB for number in value):
+    if not all(isinstance(number, int | float) and LOWEST_LOGPROB <= number <= LARGEST_LOGPROB for number in value):
         raise RefusedError(MALFORMED_IDS)
     return [float(number) for number in value]
 

@@ -75,9 +75,17 @@ def _readable(name: str, root: str = "") -> bool:
     return is_known(name) and not is_beside and not any(part.startswith((".", "_")) for part in parts)
 
 
+def _is_chosen(name: str, pattern: str) -> bool:
+    """Whether a file that a glob matches is data. One that is hidden is where the glob spells that."""
+    name, is_spelled = PurePosixPath(name).name, PurePosixPath(pattern).name.startswith((".", "_"))
+    return is_known(name) if is_spelled else _readable(name)
+
+
 def _require(names: Sequence[str], where: str, num_seen: int) -> None:
     if not names:
-        raise SourceError(f"{where}: matches no data file ({num_seen} of other kinds); wanted {known_suffixes()}")
+        raise SourceError(
+            f"{where}: matches no data file ({num_seen} hidden or of other kinds); wanted {known_suffixes()}"
+        )
 
 
 def _local_files(path: str) -> Iterator[File]:
@@ -89,7 +97,7 @@ def _local_files(path: str) -> Iterator[File]:
         found = _walk(expanded, path)
     elif _GLOB.search(expanded):
         matches = sorted(glob.glob(expanded, recursive=True))
-        found = [match for match in matches if os.path.isfile(match) and _readable(os.path.basename(match))]
+        found = [match for match in matches if os.path.isfile(match) and _is_chosen(match, expanded)]
         _require(found, path, len(matches))
     else:
         raise SourceError(f"{path}: does not exist; check source.path")
@@ -97,7 +105,17 @@ def _local_files(path: str) -> Iterator[File]:
 
 
 def _walk(folder: str, where: str) -> list[str]:
-    found = [Path(parent, name).as_posix() for parent, _, names in os.walk(folder) for name in names]
+    """The data files of a folder and of those that are linked in it, each folder once: links may lead in a circle."""
+    found, seen, waiting = list[str](), set[str](), [folder]
+    for place in waiting:
+        for parent, folders, names in os.walk(place):
+            if (real := os.path.realpath(parent)) in seen:
+                folders.clear()
+                continue
+            seen.add(real)
+            found += [Path(parent, name).as_posix() for name in names]
+            links = [Path(parent, name) for name in folders if not name.startswith((".", "_"))]
+            waiting += [str(link) for link in links if link.is_symlink()]
     root = Path(folder).as_posix()
     readable = sorted(name for name in found if _readable(name, root))
     _require(readable, where, len(found))
@@ -141,7 +159,7 @@ def _store_files(url: str) -> Iterator[File]:
         if _GLOB.search(key):
             fixed = next(i for i, part in enumerate(parts) if _GLOB.search(part))
             listed = _list(store, "/".join(parts[:fixed]))
-            found = [name for name in listed if _readable(PurePosixPath(name).name) and _matches(name, parts)]
+            found = [name for name in listed if _is_chosen(name, key) and _matches(name, parts)]
             _require(found, url, len(listed))
         elif is_known(key) and (size := _size(store, key)) is not None:
             listed = {key: size}

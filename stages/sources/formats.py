@@ -23,8 +23,8 @@ class Format(NamedTuple):
     name: str
     read_rows: "Callable[[str, Reader, Spelling], Iterator[Row]]"
     """Yields the rows of an open file, given its name, its (decompressed) bytes and what a row may look like."""
-    count_rows: "Callable[[Reader], int] | None" = None
-    """Counts the rows of an open file without reading them, where the format allows that."""
+    count_rows: "Callable[[Reader], int | None] | None" = None
+    """Counts the rows of an open file without reading them, where the format allows that; None of a damaged one."""
     parts_of: "Callable[[str, Reader, Spelling, int], list[Part]] | None" = None
     """Parts of an open file, in order, of about so many bytes, which can be read apart; empty where it has none."""
     read_part: "Callable[[str, Reader, Spelling, Part], Iterator[Row]] | None" = None

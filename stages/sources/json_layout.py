@@ -3,10 +3,11 @@ are printed over many lines)."""
 
 import json
 import re
+from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
 from stillhouse.stages.sources.conversation import Spelling
-from stillhouse.stages.sources.head import BOM, refuse_other_kinds
+from stillhouse.stages.sources.head import BOM, HEAD_BYTES, refuse_other_kinds
 from stillhouse.stages.sources.json_values import parse_bytes
 from stillhouse.stages.sources.row import SourceError
 
@@ -14,7 +15,10 @@ Kind = Literal["array", "lines", "objects"]
 ARRAY: Kind = "array"
 LINES: Kind = "lines"
 OBJECTS: Kind = "objects"
-_WRAPPERS = ("data", "dataset", "entries", "examples", "instances", "items", "records", "rows", "samples", "train")
+_WRAPPERS = (
+    *("data", "dataset", "entries", "examples", "instances", "items", "records", "rows", "samples"),
+    *("train", "validation", "dev", "test"),
+)
 """Keys under which files of one object keep their rows. Any other counts too where its first element is a row."""
 
 
@@ -22,8 +26,8 @@ class Layout(NamedTuple):
     kind: Kind
     start: int = 0
     """Bytes before the first row: a byte order mark, or all that comes before the first element of a wrapped array."""
-    is_wrapped: bool = False
-    """The array is inside of an object, and its [ is before `start`."""
+    key: str | None = None
+    """Of a wrapped array, whose [ is before `start`: under which its object has it."""
 
 
 def layout_of(name: str, head: bytes, is_whole: bool, spelling: Spelling) -> Layout:
@@ -42,14 +46,15 @@ def layout_of(name: str, head: bytes, is_whole: bool, spelling: Spelling) -> Lay
     if is_called_lines and (kind, first[-1:]) in ((b"[", b"]"), (b"{", b"}")):
         is_line = True  # whole, though it may be too deep to be read
     has_more = rest[:1] in (b"[", b"{") or (rest and is_called_lines)
-    if kind not in (b"[", b"{") or (is_line and has_more):
+    is_cut_line = is_called_lines and kind == b"{" and not newline and not is_whole
+    if kind not in (b"[", b"{") or (is_line and has_more) or is_cut_line:
         return Layout(LINES, start)
     if kind == b"[":
         return _of_array(head, start, is_line, is_called_lines, spelling)
     begin = head.index(b"{", start)
     wrapped = _wrapped(name, head[begin:].decode("utf-8", "surrogateescape"), spelling)
     if wrapped is not None:
-        return Layout(ARRAY, begin + wrapped, is_wrapped=True)
+        return Layout(ARRAY, begin + wrapped.start, wrapped.key)
     if is_line or not newline or first[-1:] not in (b"{", b"[", b",", b":") or rest[:1] not in (b'"', b"}", b"{", b"["):
         return Layout(LINES, start)
     return Layout(OBJECTS, start)
@@ -67,40 +72,122 @@ def _of_array(head: bytes, start: int, is_line: bool, is_called_lines: bool, spe
     return Layout(ARRAY, start)
 
 
-def _wrapped(name: str, text: str, spelling: Spelling) -> int | None:
-    """Where the rows of a file begin that is one object with a list of them, in bytes past that list's [; None where it
-    is no such object. Raises `SourceError` for an object that holds rows in another way."""
-    at = _past_space(text, 1)
-    while text[at : at + 1] == '"':
-        key, at = _decode(text, at)
-        at = _past_space(text, at)
-        if text[at : at + 1] != ":":
-            return None
-        at = _past_space(text, at + 1)
-        inner = _past_space(text, at + 1)
-        if text[at : at + 1] == "[" and text[inner : inner + 1] == "{":
-            element, _ = _decode(text, inner)
-            if spelling.is_row_of(str(key), element) or (key in _WRAPPERS and not spelling.is_message(element)):
-                return len(text[: at + 1].encode("utf-8", "surrogateescape"))
-        value, at = _decode(text, at)
-        _refuse_other_tables(name, str(key), value, spelling)
-        at = _past_space(text, at)
-        if text[at : at + 1] != ",":
-            return None
-        at = _past_space(text, at + 1)
+def is_end_of_object(name: str, key: str, rest: Iterator[bytes], spelling: Spelling) -> bool:
+    """Whether `rest`, which follows the ] of a wrapped array, ends its object and the file. Only a bounded part is
+    looked at: what is longer is no such end. Raises `SourceError` where the object has more rows."""
+    tail = bytearray()
+    for data in rest:
+        tail += data
+        if len(tail) >= HEAD_BYTES:
+            break
+    text = tail.decode("utf-8", "surrogateescape")
+    members, end = _members(text, _past_space(text, 0))
+    lists, others = _parted(members, spelling)
+    if spelling.has_conversation(others):
+        raise SourceError(
+            f"{name}: is an object with a list like rows under {_named([key])}, and with a conversation; "
+            "write one row a line (jq -c .), and name the file .jsonl"
+        )
+    _refuse_more_rows(name, [key, *(member.key for member in lists)])
+    return end is not None and not text[end:].strip() and not any(data.strip() for data in rest)
+
+
+class _Member(NamedTuple):
+    """A key of an object, its value, and where that begins."""
+
+    key: str
+    value: Any
+    start: int
+
+
+def _wrapped(name: str, text: str, spelling: Spelling) -> Layout | None:
+    """Where the rows of a file begin that is one object with a list of them; None where it is no such object. Raises
+    `SourceError` for an object that holds rows in another way.
+
+    An object that has a conversation is a row, and so is one that others follow, whatever lists are in them.
+    """
+    members, end = _members(text, 0)
+    if end is not None and text[end:].lstrip(", \t\r\n").startswith("{"):
+        return None
+    for member in members:
+        _refuse_columns(name, member, spelling)
+    lists, others = _parted(members, spelling)
+    if spelling.has_conversation(others):
+        return None
+    if lists:
+        _refuse_more_rows(name, [member.key for member in lists])
+        return Layout(ARRAY, len(text[: lists[0].start + 1].encode("utf-8", "surrogateescape")), lists[0].key)
+    rows = [
+        key
+        for key in others
+        if spelling.is_row_of("", others[key]) and not key.startswith(("body", "params", "request"))
+    ]
+    # Of an object that is not whole here, a conversation may come later: something else than rows says so.
+    if rows and (end is not None or all(isinstance(value, dict) for value in others.values())):
+        raise SourceError(f"{name}: is an object of rows by key; write one row a line (jq -c '.[]')")
     return None
 
 
-def _refuse_other_tables(name: str, key: str, value: object, spelling: Spelling) -> None:
+def _members(text: str, at: int) -> tuple[list[_Member], int | None]:
+    """What an object holds, of which a text has the { or a comma at a place, and the place after its }; None where
+    it is not there. Of a value that is not whole, something stands for it that begins like it."""
+    found = []
+    while text[at : at + 1] in ("{", ","):
+        at = _past_space(text, at + 1)
+        if text[at : at + 1] != '"':
+            break
+        key, at = _decode(text, at)
+        at = _past_space(text, at)
+        if text[at : at + 1] != ":":
+            break
+        start = _past_space(text, at + 1)
+        value, at = _decode(text, start)
+        found.append(_Member(key, _begun(text, start) if value is None else value, start))
+        at = _past_space(text, at)
+    return found, at + 1 if text[at : at + 1] == "}" else None
+
+
+def _begun(text: str, at: int) -> Any:
+    """What stands for a value without an end: its first element, an object, its text."""
+    if text[at : at + 1] == "[":
+        return [_decode(text, _past_space(text, at + 1))[0]]
+    return {"{": {"": None}, '"': text[at + 1 :]}.get(text[at : at + 1])
+
+
+def _parted(members: list[_Member], spelling: Spelling) -> tuple[list[_Member], dict[str, Any]]:
+    """Those that are lists of rows, and all else by its key."""
+    lists = [member for member in members if _is_of_rows(member, spelling)]
+    return lists, {member.key: member.value for member in members if not _is_of_rows(member, spelling)}
+
+
+def _is_of_rows(member: _Member, spelling: Spelling) -> bool:
+    first = member.value[0] if isinstance(member.value, list) and member.value else None
+    if not isinstance(first, dict):
+        return False
+    return spelling.is_row_of(member.key, first) or (member.key in _WRAPPERS and not spelling.is_message(first))
+
+
+def _refuse_columns(name: str, member: _Member, spelling: Spelling) -> None:
+    value = member.value
     first = next(iter(value.items()), ("", None)) if isinstance(value, dict) else ("", None)
     is_listed = isinstance(value, list) and bool(value) and isinstance(value[0], list) and len(value[0]) > 0
-    if key in spelling.candidates and (
-        (first[0] == "0" and isinstance(first[1], list | str))
-        or (is_listed and isinstance(value, list) and isinstance(value[0][0], dict))
+    if member.key in spelling.candidates and (
+        (first[0] == "0" and isinstance(first[1], list | str)) or (is_listed and isinstance(value[0][0], dict))
     ):
         raise SourceError(f"{name}: is a table by columns; write it by rows (pandas: orient='records', lines=True)")
-    if spelling.is_row_of("", value) and not key.startswith(("body", "params", "request")):
-        raise SourceError(f"{name}: is an object of rows by key; write one row a line (jq -c '.[]')")
+
+
+def _refuse_more_rows(name: str, keys: list[str]) -> None:
+    if len(keys) > 1:
+        raise SourceError(
+            f"{name}: holds lists of rows under {_named(keys)}; write those to be read, one row a line "
+            f"(jq -c '.{_named(keys[:1])}[]')"
+        )
+
+
+def _named(keys: list[str]) -> str:
+    """Keys for a message, which must not quote a question that is one."""
+    return ", ".join(key if re.fullmatch(r"[\w.-]{1,30}", key) else "…" for key in keys[:5])
 
 
 def _decode(text: str, at: int) -> tuple[Any, int]:

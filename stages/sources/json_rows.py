@@ -2,12 +2,14 @@
 
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from stillhouse.stages.sources.conversation import Spelling
 from stillhouse.stages.sources.head import BOM, Head
-from stillhouse.stages.sources.json_layout import ARRAY, LINES, layout_of
+from stillhouse.stages.sources.json_layout import ARRAY, LINES, is_end_of_object, layout_of
 from stillhouse.stages.sources.json_values import parse_bytes
 from stillhouse.stages.sources.row import (
     INVALID_JSON,
@@ -35,8 +37,10 @@ def read_json(name: str, stream: "Reader", spelling: Spelling) -> Iterator[Row]:
     layout = layout_of(name, head.data, head.is_whole, spelling)
     rewound = io.BufferedReader(head, READ_BYTES)
     rewound.read(layout.start)
+    if layout.kind == ARRAY and layout.key is not None:
+        return _read_array(rewound, partial(is_end_of_object, name, layout.key, spelling=spelling), is_open=True)
     if layout.kind == ARRAY:
-        return _read_array(rewound, is_wrapped=layout.is_wrapped)
+        return _read_array(rewound, _is_blank, is_open=False)
     return _read_lines(rewound) if layout.kind == LINES else _read_objects(rewound)
 
 
@@ -95,11 +99,13 @@ def _read_lines(stream: "Reader", at: int = 0, end: int | None = None) -> Iterat
 
 def _read_objects(stream: "Reader") -> Iterator[Row]:
     """Objects that are written over several lines, one after the other. A line that begins with { begins one, so that
-    one without an end costs one row."""
+    one without an end costs one row; unless lines are not indented, and it may be inside of the one before."""
     lines = bytearray()
     depth = 0
+    is_indented = False
     while line := stream.readline(MAX_ROW_BYTES + 1):
-        if lines and line.startswith(b"{"):
+        is_indented |= line[:1] in (b" ", b"\t")
+        if lines and line.startswith(b"{") and (is_indented or not _may_be_inside(line, bytes(lines[-9:]))):
             yield Row(None, INVALID_JSON if len(lines) <= MAX_ROW_BYTES else ROW_TOO_LARGE)
             lines.clear()
             depth = 0
@@ -119,24 +125,32 @@ def _read_objects(stream: "Reader") -> Iterator[Row]:
         yield Row(None, TRUNCATED_SOURCE)
 
 
+def _may_be_inside(line: bytes, before: bytes) -> bool:
+    """Whether a line may open an object inside of another one, as `json.dumps(row, indent=0)` does."""
+    return line.strip(b", \r\n") in (b"{", b"{}") and before.rstrip().endswith((b"[", b",", b":"))
+
+
 _OUTSIDE_STRING = re.compile(rb'[^"\[\]{},]*+')
 _INSIDE_STRING = re.compile(rb'(?:[^"\\]++|\\.)*+', re.DOTALL)
 _QUOTE, _BACKSLASH, _COMMA, _CLOSE_LIST = b'"\\,]'
 
 
-def _read_array(stream: "Reader", *, is_wrapped: bool) -> Iterator[Row]:
-    """The elements of one JSON array, found by counting brackets and quotes, so that a bad element costs one row.
-    `is_wrapped`: it is inside of an object, and its [ has been read.
+def _is_blank(rest: Iterator[bytes]) -> bool:
+    return not any(data.strip() for data in rest)
 
-    An array without an end gives a last row `truncated_source`, which stands for all that is missing. Anything after
-    its end gives one row `invalid_json`, unless it is the rest of the object.
+
+def _read_array(stream: "Reader", is_end: Callable[[Iterator[bytes]], bool], *, is_open: bool) -> Iterator[Row]:
+    """The elements of one JSON array, found by counting brackets and quotes, so that a bad element costs one row.
+    `is_open`: its [ has been read.
+
+    An array without an end gives a last row `truncated_source`, which stands for all that is missing. What follows its
+    ] gives one row `invalid_json`, unless `is_end` finds nothing wrong with it.
     """
     element = bytearray()
     is_too_large = False
     depth = 0
     in_string = False
     carry = b""
-    is_open = is_wrapped  # past the array's [
     while data := stream.read1(READ_BYTES):
         chunk = carry + data
         carry = b""
@@ -169,9 +183,7 @@ def _read_array(stream: "Reader", *, is_wrapped: bool) -> Iterator[Row]:
                 elif not is_last or element.strip():  # an empty array, or a comma before its end, is not a row
                     yield parse_bytes(bytes(element))
                 if is_last:
-                    if is_wrapped:
-                        return
-                    if chunk[at + 1 :].strip() or any(rest.strip() for rest in iter(stream.read1, b"")):
+                    if not is_end(chain([chunk[at + 1 :]], iter(stream.read1, b""))):
                         yield Row(None, INVALID_JSON)
                     return
                 element.clear()

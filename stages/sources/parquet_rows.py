@@ -69,11 +69,15 @@ def parts_of_parquet(name: str, stream: "Reader", spelling: Spelling, num_bytes:
     return parts
 
 
-def count_parquet(stream: "Reader") -> int:
-    """The number of rows, from the footer alone."""
+def count_parquet(stream: "Reader") -> int | None:
+    """The number of rows, from the footer alone. None of a damaged file: reading says what is wrong with it."""
     import pyarrow.parquet as pq
 
-    return int(pq.read_metadata(stream).num_rows)
+    try:
+        return int(pq.read_metadata(stream).num_rows)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise_if_io(error)
+        return None
 
 
 def _counts_agree(metadata: Any) -> bool:
@@ -101,5 +105,9 @@ def _leaves(parquet: Any, spelling: Spelling) -> list[str]:
     chosen: list[str] = []
     for column, found in leaves.items():
         fields = {"flagged"} if column == "openai_moderation" else spelling.message_fields
-        chosen += [path for path in found if fields.intersection(path[len(column) :].split("."))] or found
+        chosen += [
+            path
+            for path in found
+            if fields.intersection(path[len(column) :].casefold().split(".")) or spelling.is_asked(path)
+        ] or found
     return chosen

@@ -91,10 +91,10 @@ def test_broken_rows_in_parquet(tmp_path: Path) -> None:
         "b": ({"conversation_id": [1, 2], "conversation": ["text", "text"]}, "malformed_conversation"),
         "c": ({"conversation_id": [1.5], "conversation": [[user("hi")]]}, "language"),
         "d": (
-            {"conversation_id": ["d"], "conversation": [[{"role": b"user", "content": b"hi"}]]},
+            {"conversation_id": ["d"], "conversation": [[{"role": b"\xff", "content": b"hi"}]]},
             "malformed_conversation",
         ),
-        "e": ({"conversation_id": ["e"], "conversation": [[user(b"hi")]]}, "not_text"),
+        "e": ({"conversation_id": ["e"], "conversation": [[user(b"\xff")]]}, "undecodable"),
         "f": ({"conversation_id": ["f"], "conversation": [[user("hi")]], "language": [5]}, "language"),
         "g": ({"something": ["else"]}, "missing_conversation"),
     }

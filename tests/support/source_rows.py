@@ -98,7 +98,7 @@ KINDS: list[tuple[bytes, str]] = [
                 {"text": "hi"},
                 [IMAGE],
                 [{"type": "text", "text": "see"}, IMAGE],
-                ["hi"],
+                [["hi"]],
                 [{"type": "code", "text": "hi"}],
             )
         ),

@@ -9,7 +9,7 @@ import pytest
 
 from stillhouse.schemas.config import SourceConfig
 from stillhouse.stages.sources import Row, SourceError, read_rows
-from stillhouse.stages.sources.row import TRUNCATED_SOURCE
+from stillhouse.stages.sources.row import TRUNCATED_SOURCE, UNDECODABLE
 from tests.support.ingesting import ingested
 from tests.support.source_files import ROWS, errors, read, values
 
@@ -69,6 +69,22 @@ def test_damage_ends_no_process(tmp_path: Path) -> None:
         except SourceError:
             continue
         assert len(rows) <= 10
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_a_text_that_is_not_utf8_costs_one_row(large: bool, tmp_path: Path) -> None:
+    text, raw, a_list = (
+        (pa.large_string(), pa.large_binary(), pa.LargeListArray) if large else (pa.string(), pa.binary(), pa.ListArray)
+    )
+    texts = pa.array([b"one", b"\xff", b"three", b"four", b"five", b"six"], raw).view(text)
+    messages = pa.StructArray.from_arrays([pa.array(["user"] * 6), texts], ["role", "content"])
+    table = pa.table({"id": range(6), "messages": a_list.from_arrays(range(7), messages)})
+    for make in (pa.ipc.new_stream, pa.ipc.new_file):
+        with pa.OSFile(str(tmp_path / "a.arrow"), "wb") as sink, make(sink, table.schema) as writer:
+            writer.write_table(table, max_chunksize=3)
+        assert errors(read(tmp_path / "a.arrow")) == [None, UNDECODABLE, None, None, None, None]
+        kept = [record["user_turns"] for record in ingested(read(tmp_path / "a.arrow"))]
+        assert kept == [["one"], None, ["three"], ["four"], ["five"], ["six"]]
 
 
 def read_bytes(folder: Path, data: bytes) -> list[Row]:

@@ -52,6 +52,12 @@ TWO: dict[str, dict[str, Any]] = {
         "messages": [{"role": "user", "content": [{"type": "input_text", "text": m}]} for m in ("One?", "Two?")]
     },
     "Google's contents": {"contents": [{"role": "user", "parts": [{"text": m}]} for m in ("One?", "Two?")]},
+    "ChatGPT's export": {
+        "messages": [
+            {"author": {"role": "user"}, "content": {"content_type": "text", "parts": [m]}} for m in ("One?", "Two?")
+        ]
+    },
+    "Google's parts as texts": {"contents": [{"role": "user", "parts": [m]} for m in ("One?", "Two?")]},
     "TRL's prompt": {"prompt": TURNS, "completion": [assistant()]},
     "verl's prompt": {"prompt": TURNS[:3], "data_source": "x", "reward_model": {"ground_truth": CANARY}},
     "prompt as a JSON text of messages": {"prompt": json.dumps(TURNS)},
@@ -70,6 +76,10 @@ TWO: dict[str, dict[str, Any]] = {
     "roles prompter and ai": {"messages": renamed("prompter", "ai", "prompter")},
     "roles of tools": {"messages": [*TURNS[:2], *({"role": r, "content": CANARY} for r in TOOLS), *TURNS[2:]]},
     "a union of columns, null but one": {"conversation": None, "messages": None, "conversations": SHAREGPT},
+    "a union of columns, empty but one": {"conversation": [], "messages": "", "conversations": SHAREGPT},
+    "a union of fields, empty but one": {
+        "messages": [{"role": "user", "from": "", "content": "", "text": " ", "value": m} for m in ("One?", "Two?")]
+    },
 }
 ONE: dict[str, dict[str, Any]] = {
     "prompt": {"prompt": "One?", "completion": CANARY},
@@ -83,6 +93,8 @@ ONE: dict[str, dict[str, Any]] = {
     "batch of responses, a text": {"body": {"input": "One?"}},
     "a table of messages": {"role": "prompter", "text": "One?"},
     "a number of turns beside": {"turns": 2, "prompt": "One?"},
+    "no messages": {"messages": [], "prompt": "One?"},
+    "an empty prompt": {"prompt": "", "instruction": " ", "question": "One?"},
 }
 SYSTEMS: dict[str, dict[str, Any]] = {
     "system": {"system": "Be brief.", "conversations": SHAREGPT},
@@ -94,6 +106,18 @@ SYSTEMS: dict[str, dict[str, Any]] = {
             "contents": [{"role": "user", "parts": [{"text": "One?"}]}],
             "systemInstruction": {"parts": [{"text": "Be brief."}]},
         }
+    },
+    "systemInstruction with a text": {
+        "request": {
+            "contents": [{"role": "user", "parts": [{"text": "One?"}]}],
+            "systemInstruction": {"text": "Be brief."},
+        }
+    },
+    "a message": {"system": SYSTEM, "messages": TURNS},
+    "a message with a value": {"system": {"from": "system", "value": "Be brief."}, "conversations": SHAREGPT},
+    "one of two is empty": {"system": " ", "system_prompt": "Be brief.", "prompt": "One?"},
+    "system in a round with capitals": {
+        "conversation": [{"system": "Be brief.", "Human": "One?", "Assistant": CANARY}]
     },
     "system in a round": {"conversation": [{"system": "Be brief.", "human": "One?", "assistant": CANARY}]},
     "both": {"system": "Be brief.", "messages": [SYSTEM, *TURNS]},
@@ -132,6 +156,66 @@ def test_spelling(
     assert record["user_turns"][0] == "One?"
     assert record["system_prompt"] == system
     assert CANARY not in repr(record)
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"messages": [], "conversation": []}, "no_user_turn"),
+        ({"prompt": "", "question": " "}, "empty"),
+        ({"messages": [{"role": "user", "content": "", "value": " "}]}, "empty"),
+        ({"conversations": ""}, "malformed_conversation"),
+        ({"conversations": "[{'human': 'x', 1: 'y'}]"}, None),
+        ({"conversations": "[{2: 'x', 1: 'y'}]"}, "malformed_conversation"),
+    ],
+)
+def test_what_holds_nothing_has_a_reason(row: dict[str, Any], reason: str | None) -> None:
+    assert ingested([row])[0]["drop_reason"] == reason
+
+
+def in_bytes(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: in_bytes(item) for name, item in value.items()}
+    return (
+        value.encode() if isinstance(value, str) else [in_bytes(v) for v in value] if isinstance(value, list) else value
+    )
+
+
+BINARY: dict[str, dict[str, Any]] = {
+    "messages": {"messages": TURNS[:3]},
+    "rounds": {"conversation": PAIRS},
+    "messages as a JSON text": {"messages": json.dumps(TURNS[:3])},
+    "a batch as a JSON text": {"body": json.dumps({"messages": TURNS})},
+    "a prompt": {"prompt": "One?"},
+    "a list of turns": {"prompt": ["One?", "Two?"]},
+    "an instruction": {"instruction": "Say:", "input": "One?"},
+    "a system prompt": {"prompt": "One?", "system": "Be brief."},
+    "an answer in a table of messages": {"role": "assistant", "text": CANARY},
+}
+
+
+@pytest.mark.parametrize("name", BINARY)
+def test_bytes_are_texts(name: str, tmp_path: Path) -> None:
+    row = BINARY[name] | {"id": b"a\nb".hex(), "language": "en"}
+    write(in_bytes(row) | {"id": b"a\nb"}, tmp_path / "a.parquet")
+    config = configured(tmp_path / "a.parquet", turns="all")
+    (record,) = ingested(read_rows(config.source), config)
+    assert record == ingested([row], configured(tmp_path / "a.parquet", turns="all"))[0]
+
+
+def test_bytes_that_are_no_text_are_told() -> None:
+    rows: list[dict[str, Any]] = [{"prompt": b"\xff"}, {"messages": [user("One?") | {"content": b"\xff"}]}]
+    rows += [{"messages": b"\xff"}, {"instruction": "Say:", "input": b"\xff"}, {"prompt": "One?", "system": b"\xff"}]
+    assert [record["drop_reason"] for record in ingested(rows)] == ["undecodable"] * 5
+
+
+def test_a_system_prompt_is_kept_or_its_row_is_refused() -> None:
+    systems: list[Any] = [{"role": "system", "content": None}, {"parts": []}, "", {"says": "Be brief."}, 5, None]
+    found = ingested([{"system": system, "prompt": "One?", "id": i} for i, system in enumerate(systems)])
+    assert [record["drop_reason"] for record in found] == [None, None, None, "not_text", "not_text", None]
+    config = configured(source={"columns": {"content": "said", "conversation": "log", "role": "who"}})
+    (record,) = ingested([{"log": [{"who": "user", "said": "One?"}], "system": SYSTEM}], config)
+    assert record["system_prompt"] == "Be brief."
 
 
 def test_instruction_has_its_input() -> None:

@@ -1,6 +1,7 @@
 """Evaluation sets in every place and format, and that a set which is not what it was is refused."""
 
 import hashlib
+import json
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,6 @@ def config(place: Path | str, columns: tuple[str, ...] = ("question", "choices")
 
 
 def jsonl(path: Path) -> Path:
-    import json
-
     path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     return path
 
@@ -46,10 +45,15 @@ def test_files_of_every_format(tmp_path: Path) -> None:
 def test_messages_and_paths_into_objects(tmp_path: Path) -> None:
     (tmp_path / "set.jsonl").write_text(
         '{"turns": [{"role": "user", "content": "First?"}, "Second?"], "meta": {"key": " "}}\n'
+        '{"turns": [{"content": null, "text": "Fourth?"}, {"data": {"content": "Fifth?"}}]}\n'
         '{"meta": {"key": "Third?"}}\n'
     )
     found = read_evaluation(config(tmp_path / "set.jsonl", ("turns", "meta.key")))
-    assert found == [("set/0", "First?"), ("set/0", "Second?"), ("set/1", "Third?")]
+    assert found == [
+        *(("set/0", text) for text in ("First?", "Second?")),
+        *(("set/1", text) for text in ("Fourth?", "Fifth?")),
+        ("set/2", "Third?"),
+    ]
 
 
 def test_another_file_than_the_configuration_says_is_refused(tmp_path: Path) -> None:
@@ -78,6 +82,13 @@ def test_what_cannot_be_read_says_so_without_text(tmp_path: Path) -> None:
             (tmp_path / name).write_bytes(b"question\n\xff\n")
         with pytest.raises(ConfigError, match=rf"decontamination\.evaluations \(set\): .*{reason}"):
             read_evaluation(config(tmp_path / name))
+
+
+def test_a_file_of_several_splits_is_refused(tmp_path: Path) -> None:
+    for names in (("dev", "test"), ("train", "validation"), ("en", "fr")):
+        (tmp_path / "set.json").write_text(json.dumps(dict.fromkeys(names, ROWS)))
+        with pytest.raises(ConfigError, match=rf"set\.json: holds lists of rows under {', '.join(names)}; "):
+            read_evaluation(config(tmp_path / "set.json"))
 
 
 @pytest.mark.parametrize(

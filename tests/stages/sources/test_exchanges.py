@@ -79,6 +79,36 @@ def test_given_ids_and_labels() -> None:
     assert (found["given_ids"], found["given_labels"]) == (ids[:6], labels[:6])
 
 
+@pytest.mark.parametrize("turns", ["first", "all"])
+def test_whose_labels_are_whose_is_known_or_the_row_is_refused(turns: str) -> None:
+    ids, one, two = [1, 2, 3, 4, 5], [-100, 2, -100, -100, -100], [-100, 2, -100, 4, -100]
+    row = {"messages": talk("a", "one", "b", "two"), "input_ids": ids}
+    again = {"role": "assistant", "content": "again"}
+    for messages, labels, expected in (
+        (row["messages"], two, [1, 2] if turns == "first" else [1, 2, 3, 4]),
+        (row["messages"], [-100, -100, -100, 4, 5], None),  # only the last turn is supervised
+        (talk("a", "one"), one, [1, 2]),
+        (talk("a", "one"), two, None),  # a hole
+        (talk("a", "one", "b", " "), two, [1, 2]),
+        ([*talk("a", "one", "b", "two"), again], [-100, 2, -100, 4, -100], None),
+        ([*talk("a", "one", "b", "two"), again], one, None),
+        ([*talk("a", "one", "b", "two"), again], [-100, 2, -100, 4, -100, 6], [1, 2]),
+    ):
+        given = row | {"messages": messages, "labels": labels, "input_ids": [*ids, 6][: len(labels)]}
+        (found,) = ingested([given], turns=turns, ids="source")
+        assert found["given_ids"] == expected, labels
+        assert found["drop_reason"] == (None if expected else "malformed_ids")
+
+
+def test_a_mask_is_of_zeros_and_ones() -> None:
+    row = {"messages": talk("a", "one"), "input_ids": [1, 2, 3]}
+    masks: list[list[float]] = [[0, 1, 1], [0.0, 1.0, 1.0], [False, True, True]]
+    for mask in masks:
+        assert ingested([row | {"loss_mask": mask}], ids="source")[0]["given_labels"] == [-100, 2, 3]
+    for last in (float("nan"), 2, None, "1", [1]):
+        assert ingested([row | {"loss_mask": [0, 1, last]}], ids="source")[0]["drop_reason"] == "malformed_ids"
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -118,6 +148,16 @@ def test_a_students_own_log_probabilities_are_numbers_one_for_each_token() -> No
     for turns, kept in (("all", [-0.5, 0.0, -2.0]), ("first", [-0.5, 0.0])):
         (found,) = ingested([row | {"own": [-0.5, 0, -2.0]}], turns=turns, ids="source", student_logprobs="own")
         assert found["student_logprobs"] == kept
-    for wrong in ([-1.0], [-1.0] * 4, [-1.0, -1.0, 0.5], [-1.0, float("nan"), -1.0], [-1.0, "x", -1.0], None, 3):
+    beyond = [[-1.0, -1.0, lowest] for lowest in (-(10**400), -1e300, float("-inf"), 10**400)]
+    for wrong in (
+        [-1.0],
+        [-1.0] * 4,
+        [-1.0, -1.0, 0.5],
+        [-1.0, float("nan"), -1.0],
+        [-1.0, "x", -1.0],
+        None,
+        3,
+        *beyond,
+    ):
         (found,) = ingested([row | {"own": wrong}], ids="source", student_logprobs="own")
         assert found["drop_reason"] == "malformed_ids"

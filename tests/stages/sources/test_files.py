@@ -63,6 +63,29 @@ def test_a_glob_may_cross_folders_and_a_literal_name_beats_a_glob(folder: Path) 
     assert values(read(f"{folder}/q[1].jsonl")) == [ROWS[9]]
 
 
+def test_linked_folders_are_read_once(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    other = tmp_path_factory.mktemp("other")
+    (other / "sub").mkdir()
+    (other / "sub/y.jsonl").write_bytes(jsonl([ROWS[7]]))
+    (other / "sub/back").symlink_to(folder)
+    (folder / "y").symlink_to(other)
+    (folder / "a").symlink_to(folder / "c")
+    (folder / "c/up").symlink_to(folder)
+    (folder / "_no").symlink_to(tmp_path_factory.mktemp("none"))
+    (folder / "y2").symlink_to(other)
+    assert values(read(folder)) == [ROWS[i] for i in (0, 1, 2, 3, 4, 7, 5)]
+
+
+def test_a_glob_that_spells_hidden_names_finds_them(folder: Path) -> None:
+    for i, name in enumerate((".h.jsonl", "_c1.jsonl", "_c2.txt")):
+        (folder / "c" / name).write_bytes(jsonl([ROWS[i]]))
+    for prefix in ("", "file://"):
+        assert values(read(f"{prefix}{folder}/c/_c*")) == [ROWS[1]]
+        assert values(read(f"{prefix}{folder}/c/.h*.jsonl")) == [ROWS[0]]
+        with pytest.raises(SourceError, match="hidden or of other kinds"):
+            read(f"{prefix}{folder}/c/*c*.jsonl")
+
+
 def test_a_file_url_is_percent_encoded(folder: Path) -> None:
     assert values(read((folder / "c/x y%20é.parquet").as_uri())) == [ROWS[2]]
 
@@ -82,7 +105,6 @@ def test_a_file_url_is_percent_encoded(folder: Path) -> None:
         ("file://{}/notes.txt", "no known suffix"),
         ("file://{}/*.nope", "matches no data file"),
         ("file://{}/broken.parquet", "footer"),
-        ("", "is empty"),
     ],
 )
 def test_a_wrong_source_is_one_clear_sentence(path: str, message: str, tmp_path: Path) -> None:

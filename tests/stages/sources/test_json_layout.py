@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
-from stillhouse.stages.sources import Row, SourceError, head
+from stillhouse.schemas.config import SourceConfig
+from stillhouse.stages.sources import Row, SourceError, head, json_layout, json_rows, pieces, read_rows
+from stillhouse.stages.sources.conversation import Spelling
 from stillhouse.stages.sources.row import INVALID_JSON, TRUNCATED_SOURCE
 from tests.support.ingesting import configured, ingested
 from tests.support.source_files import ROWS, array, errors, jsonl, parquet, read, values
@@ -35,6 +37,7 @@ LAYOUTS: dict[str, Callable[[list[Any]], bytes]] = {
     "printed objects": pretty,
     "printed objects with commas": lambda rows: pretty(rows, ",\n"),
     "printed objects with blank lines": lambda rows: pretty(rows, "\n\n\n"),
+    "printed objects without indentation": lambda rows: b"\n".join(json.dumps(row, indent=0).encode() for row in rows),
     "printed objects of Windows": lambda rows: pretty(rows).replace(b"\n", b"\r\n"),
     "printed objects, opened on the first key's line": lambda rows: pretty(rows).replace(
         b'{\n  "conversation_id"', b'{ "conversation_id"'
@@ -98,6 +101,110 @@ def test_one_conversation_is_not_many_rows(name: str, suffix: str, indent: int |
         assert [record["user_turns"] for record in ingested(read(path))] == [["hi"]] * count
 
 
+INSIDE: dict[str, dict[str, Any]] = {
+    "documents before": {"n": 1, "documents": [{"text": "doc"}, {"text": "doc"}], "question": "hi"},
+    "sources after": {"messages": MESSAGES, "sources": [{"text": "doc"}]},
+    "data and train": {"data": [{"prompt": "doc"}], "prompt": "hi", "train": [{"messages": MESSAGES}]},
+    "few shots": {"instruction": "hi", "instances": [{"input": "doc", "output": "no"}]},
+    "an object before": {"metadata": {"prompt": "doc"}, "messages": MESSAGES},
+    "an object after": {"prompt": "hi", "document": {"text": "doc"}},
+    "a batch request": {"examples": [{"question": "doc"}], "body": {"messages": MESSAGES}},
+}
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+@pytest.mark.parametrize("suffix", ["json", "jsonl", "jsonl.gz"])
+@pytest.mark.parametrize("name", INSIDE)
+def test_what_is_inside_of_a_row_is_no_row(name: str, suffix: str, indent: int | None, tmp_path: Path) -> None:
+    path = tmp_path / f"a.{suffix}"
+    for count in (1, 3):
+        data = "\n".join(json.dumps(INSIDE[name], indent=indent) for _ in range(count)).encode()
+        path.write_bytes(gzip.compress(data) if suffix.endswith(".gz") else data)
+        assert values(read(path)) == [INSIDE[name]] * count
+        assert [record["user_turns"] for record in ingested(read(path))] == [["hi"]] * count
+
+
+def test_a_first_row_without_a_conversation_costs_one_row(tmp_path: Path) -> None:
+    rows = [{"messages": None, "sources": [{"text": "doc"}], "about": {"text": "x"}}, {"messages": MESSAGES}]
+    (tmp_path / "a.json").write_bytes(pretty(rows))
+    assert [r["drop_reason"] for r in ingested(read(tmp_path / "a.json"))] == ["missing_conversation", None]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.ndjson.gz"])
+def test_a_first_row_longer_than_the_head(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    documents = [{"text": f"DOC {n}" + "x" * 500} for n in range(2_400)]
+    rows: list[dict[str, Any]] = [{"documents": documents, "question": "hi"}, *({"question": "hi"} for _ in range(2))]
+    if name == "a.json":  # which may as well be an object with rows
+        rows[0] = {"about": {"prompt": "x"}, "question": "hi", "documents": documents}
+    data = jsonl(rows)
+    assert len(data) > head.HEAD_BYTES
+    (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+    assert [record["user_turns"] for record in ingested(read(tmp_path / name))] == [["hi"]] * 3
+    monkeypatch.setattr(pieces, "PIECE_BYTES", 50_000)
+    config = SourceConfig(path=str(tmp_path))
+    apart = [row for piece in pieces.pieces_of(config) for row in piece.rows(Spelling(config))]
+    assert apart == list(read_rows(config))
+
+
+@pytest.mark.parametrize("head_bytes", [1 << 20, 400])
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ({"en": ROWS, "fr": ROWS}, r"holds lists of rows under en, fr; write .* \(jq -c '\.en\[\]'\)"),
+        ({"version": 1, "train": [{"q": "a"}] * 99, "test": [{"q": "b"}]}, "holds lists of rows under train, test; "),
+        ({"data": ROWS, "about": {"n": 2}, "What is turn 1?": ROWS}, "holds lists of rows under data, …; "),
+        ({"data": ROWS, "items": [{"messages": MESSAGES}]}, "holds lists of rows under data, items; "),
+    ],
+)
+def test_a_second_list_of_rows_is_told(
+    value: object, message: str, head_bytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(head, "HEAD_BYTES", head_bytes)
+    for indent in (None, 1):
+        (tmp_path / "a.json").write_text(json.dumps(value, indent=indent))
+        with pytest.raises(SourceError, match=rf"a\.json: {message}") as error:
+            read(tmp_path / "a.json")
+        assert "turn 1" not in str(error.value)
+
+
+def test_an_object_that_is_not_whole_in_the_head(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(head, "HEAD_BYTES", 100)
+    row = {"about": {"prompt": "x"}, "scores": [1] * 99, "question": "hi"}
+    (tmp_path / "a.json").write_bytes(pretty([row, row]))
+    assert values(read(tmp_path / "a.json")) == [row, row]
+    (tmp_path / "a.json").write_text(json.dumps({n: {"prompt": "x"} for n in "abcdefghi"}))
+    with pytest.raises(SourceError, match="rows by key"):
+        read(tmp_path / "a.json")
+
+
+def test_what_follows_wrapped_rows_is_no_silence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, data = tmp_path / "a.json", json.dumps({"data": ROWS, "n": 1}).encode()
+    monkeypatch.setattr(head, "HEAD_BYTES", 400)
+    for rest in (data, b"\n" + data, b", x", b"\n[]"):
+        path.write_bytes(data + rest)
+        assert errors(read(path)) == [None] * len(ROWS) + [INVALID_JSON], rest
+    for end in (b", nope}", b", 'n': 1}", b'"n": 1}', b"", b"]}"):
+        path.write_bytes(json.dumps({"data": ROWS}).encode()[:-1] + end)
+        assert errors(read(path)) == [None] * len(ROWS) + [INVALID_JSON], end
+    path.write_bytes(data + b" \n" * 1000)
+    assert errors(read(path)) == [None] * len(ROWS)
+    path.write_text(json.dumps({"documents": [{"text": "turn 1"}] * 99, "question": "turn 1"}))
+    with pytest.raises(SourceError, match="is an object with a list like rows under documents, and with a conv") as e:
+        read(path)
+    assert "turn 1" not in str(e.value)
+    monkeypatch.setattr(json_layout, "HEAD_BYTES", 100)  # what is kept of the end
+    monkeypatch.setattr(json_rows, "READ_BYTES", 100)
+    path.write_text(json.dumps({"data": ROWS, "vectors": [0] * 99_999, "test": ROWS}))
+    assert errors(read(path)) == [None] * len(ROWS) + [INVALID_JSON]
+
+
+def test_objects_with_rows_one_after_the_other_are_rows(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_bytes(pretty([{"data": ROWS}] * 2))
+    assert [r["drop_reason"] for r in ingested(read(tmp_path / "a.json"))] == ["missing_conversation"] * 2
+    (tmp_path / "a.json").write_text(json.dumps({"data": ROWS}) * 2)
+    assert errors(read(tmp_path / "a.json")) == [INVALID_JSON]
+
+
 def test_a_printed_object_without_an_end_costs_one_row(tmp_path: Path) -> None:
     first, second, third = (pretty([row]) for row in ROWS[:3])
     path = tmp_path / "a.jsonl"
@@ -105,6 +212,9 @@ def test_a_printed_object_without_an_end_costs_one_row(tmp_path: Path) -> None:
     assert [row.error for row in read(path)] == [None, INVALID_JSON, None]
     path.write_bytes(first + b"\n" + second[:-3])
     assert read(path)[1:] == [Row(None, TRUNCATED_SOURCE)]
+    flat = [json.dumps(row, indent=0).encode() for row in ROWS[:3]]
+    path.write_bytes(flat[0] + b"\n" + flat[1][:-2] + b"\n" + flat[2])
+    assert [row.error for row in read(path)] == [None, INVALID_JSON, None]
 
 
 def test_a_broken_first_line_is_still_a_line(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Whose a row is: rules in order, columns and paths, what counts as a value."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,19 @@ def test_columns_of_rules_are_read(tmp_path: Path) -> None:
     assert isinstance(row.value, dict)
     assert row.value["meta"] == {"task": "math"}
     assert "other" not in row.value
+
+
+def test_parquet_and_json_give_a_row_the_same_teacher(tmp_path: Path) -> None:
+    """Though a column beside a conversation has fields that look like a message's."""
+    rows = [{"question": "Q", "context": {"text": "t", "source": "wiki", "at": {"content": "c", "year": 5}}}]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+    (tmp_path / "a.jsonl").write_text(json.dumps(rows[0]))
+    for when in ({"context.source": ["wiki"]}, {"context.at.year": ["5"]}):
+        for name in ("a.parquet", "a.jsonl"):
+            made = config({"path": str(tmp_path / name)}, when, None)
+            (row,) = read_rows(made.source, more_columns=more_columns(made))
+            assert isinstance(row.value, dict)
+            assert Rules(made.teachers or [], Spelling(made.source), "a").teacher(row.value) == "t0"
 
 
 def test_a_prompt_is_as_long_as_its_teacher_finds_it() -> None:

@@ -88,6 +88,9 @@ def test_rows_are_counted_without_reading_them(tmp_path: Path) -> None:
     assert count_rows(SourceConfig(path=either)) is None
     assert count_rows(SourceConfig(path=either, limit=25)) == 25
     assert count_rows(SourceConfig(dataset="org/chats", revision="v1", limit=3)) == 3
+    for damaged in (b"", b"PAR1", parquet(ROWS)[:-6]):
+        (tmp_path / "b.PARQUET").write_bytes(damaged)
+        assert count_rows(SourceConfig(path=both)) is None
 
 
 # Each file in a child of its own, whose peak begins where its parent is: everything is imported once.
