@@ -21,8 +21,8 @@ killed."""
 def status(config: Config) -> dict[str, Any]:
     """Shards done and missing per stage, shards set aside, damaged ones, and whether the dataset is finished.
 
-    Damage is looked for where that is cheap: in what was written since the run last looked, in footers and published
-    files; and what the run itself has put away is counted. Writes nothing.
+    Damage is looked for where that is cheap: in the footers of what was written since the run last looked; and what
+    the run itself has put away is counted. Writes nothing.
     """
     folder = open_folder(config.run_dir)
     finished = manifest.finished(folder)

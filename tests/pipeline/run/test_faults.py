@@ -78,7 +78,7 @@ def test_damaged_shards_are_named_and_made_again(finished: Config, config: Confi
     ]
     for key in damaged:
         flip(run_dir / key, in_footer=key.startswith("ingest"))
-    seen = ("ingest/00005.parquet", "dataset/data/train-00004-of-00006.parquet")
+    seen = ("ingest/00005.parquet",)  # in a footer
     before = status.status(config)
     assert [line.partition(": ")[0] for line in before["damaged"]] == [str(run_dir / key) for key in seen]
     _, told = run_inline(config)
