@@ -152,7 +152,8 @@ def assign(sketches: Iterable[pa.Table], config: DedupeConfig) -> Iterator[pa.Ta
     `prompt_id` of the leader's first row; `cluster_size` counts all rows of the cluster, dropped ones included.
 
     Signatures go to a temporary file ($TMPDIR), P x 4 bytes per row, and `leaders` writes 8 bytes per row and band to
-    another. Memory: about 300 bytes per row; `sketches` may be a generator. Raises OSError where the disk is full.
+    another, then the signatures of rows that share a band. Memory: about 200 bytes per row; `sketches` may be a
+    generator. Raises OSError where the disk is full.
     """
     schema = sketch_schema(config.num_perm)
     columns: dict[str, list[Any]] = {}

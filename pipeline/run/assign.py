@@ -47,7 +47,7 @@ def assign(config: Config, name: str, names: list[str], digests: dict[str, str])
     except OSError as error:  # of a temporary file: those of the run folder are `StorageError`
         raise StorageError(
             f"{name}: what is compared has no room in {tempfile.gettempdir()} ({error.strerror}); make room there, or "
-            "set TMPDIR to a larger disk (about 700 bytes a row)"
+            "set TMPDIR to a larger disk (700 to 1,100 bytes a row)"
         ) from None
     for shard, assignment in zip(names, assignments, strict=True):
         rows = assignment.num_rows

@@ -18,7 +18,8 @@ SCRIPT = """
 import signal
 from stillhouse.pipeline.dataset.processes import in_processes
 from tests.pipeline.dataset.test_processes import slow
-signal.signal(signal.SIGTERM, signal.default_int_handler)  # as the command has it
+for by in (signal.SIGTERM, signal.SIGINT):  # as the command has it; SIGINT is ignored in the background of a shell
+    signal.signal(by, signal.default_int_handler)
 for _ in in_processes(slow, range(9), 2):
     print(flush=True)
 """
