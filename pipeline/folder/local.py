@@ -99,13 +99,9 @@ class LocalFolder:
         return {name: entry.size for name, entry in self.entries(folder).items()}
 
     def walk(self, folder: str) -> tuple[str, ...]:
-        found, seen = list[Path](), set[str]()
+        top = self._root / folder
         with self._blamed(folder, "listed"):
-            for parent, folders, names in os.walk(self._root / folder, followlinks=True):
-                found += [Path(parent, name) for name in names]
-                real = {name: os.path.realpath(os.path.join(parent, name)) for name in folders}
-                folders[:] = [name for name in folders if real[name] not in seen]  # links may lead in circles
-                seen.update(real.values())
+            found = [Path(parent, name) for parent, _, names in os.walk(top) for name in names]
         return tuple(sorted(path.relative_to(self._root).as_posix() for path in found))
 
     def delete(self, key: str) -> None:

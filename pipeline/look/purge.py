@@ -19,6 +19,8 @@ def show_purge(url: str, result: dict[str, Any]) -> None:
             message(f"  {name}")
     for name in result["exports"]:
         message(f"deleted: {url}/exports/{name}; export it again")
+    for name in result["links"]:
+        message(f"not touched: {url}/exports/{name} is a link; delete what is behind it yourself")
     if result["prompts"]:
         message("note: prompts that were dropped as duplicates of a purged one stay dropped")
         message("note: copies elsewhere (a hub, --output, a student) are not reached")

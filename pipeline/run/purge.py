@@ -18,7 +18,7 @@ from stillhouse.pipeline.folder.certified import encode_certified, parse_certifi
 from stillhouse.pipeline.folder.identity import config_of
 from stillhouse.pipeline.folder.shard import ShardId
 from stillhouse.pipeline.run.rewrite import rewrite
-from stillhouse.schemas.config import Config, ConfigError, config_hash
+from stillhouse.schemas.config import Config, ConfigError, as_path, config_hash
 
 EXPORTS = "exports"
 REPORT_FOLDERS = ("", "dataset")
@@ -41,7 +41,8 @@ def read_ids(path: str) -> list[str]:
 def purge(url: str, ids: Iterable[str], report: Callable[[str], None] = lambda message: None) -> dict[str, Any]:
     """Deletes prompts, named by a `prompt_id` or a `sample_id`, with all that was made of them. Returns `prompts` (how
     many were found now), `already` (ids that an earlier purge deleted), `unknown` (ids that are neither), `shards`
-    rewritten, `exports` deleted, and `rows` of the dataset before and after (None where it is not finished).
+    rewritten, `exports` deleted, `links` among the exports, behind which nothing is touched, and `rows` of the dataset
+    before and after (None where it is not finished).
 
     Raises `ConfigError` where no run is there, `ShardError` where a stage's files are gone or damaged.
     """
@@ -63,6 +64,7 @@ def purge(url: str, ids: Iterable[str], report: Callable[[str], None] = lambda m
         "unknown": [name for name in missing if name not in already],
         "shards": 0,
         "exports": [],
+        "links": _links(url),
         "rows": [None, None],
     }
     if not prompt_ids:
@@ -77,6 +79,12 @@ def purge(url: str, ids: Iterable[str], report: Callable[[str], None] = lambda m
     written = finish(config, report)
     rows = [finished and finished["rows"], written and written["rows"]]
     return result | {"shards": len(affected), "exports": exports, "rows": rows}
+
+
+def _links(url: str) -> list[str]:
+    """Exports that are links: what is behind one may be anybody's, or the run itself."""
+    place = Path(as_path(url)) / EXPORTS
+    return [] if "://" in as_path(url) else sorted(path.name for path in place.glob("*") if path.is_symlink())
 
 
 def finish(config: Config, report: Callable[[str], None]) -> dict[str, Any] | None:

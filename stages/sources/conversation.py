@@ -126,6 +126,16 @@ class Spelling:
     def has_conversation(self, row: object) -> bool:
         return isinstance(row, dict) and self._find(row) is not None
 
+    def holds_conversation(self, row: dict[str, Any]) -> bool:
+        """Whether a row has a conversation that is not empty, and no object of something else under its name."""
+        name = self._find(row)
+        value = None if name is None else at(row, name)
+        return _holds(value) and (not isinstance(value, dict) or self._are_messages(value))
+
+    def is_plain(self, row: dict[str, Any]) -> bool:
+        """Whether the conversation of a row, which has one, is a text or nothing that is read as messages."""
+        return not isinstance(at(row, self._find(row) or ""), list)
+
     def is_message(self, value: object) -> bool:
         """Whether an object is one turn rather than a row."""
         role = first(value, self._role_fields) if isinstance(value, dict) else None

@@ -47,12 +47,13 @@ def layout_of(name: str, head: bytes, is_whole: bool, spelling: Spelling) -> Lay
         is_line = True  # whole, though it may be too deep to be read
     has_more = rest[:1] in (b"[", b"{") or (rest and is_called_lines)
     is_cut_line = is_called_lines and kind == b"{" and not newline and not is_whole
+    is_cut_line = is_cut_line and not _keeps_rows(first.decode("utf-8", "surrogateescape"), spelling)
     if kind not in (b"[", b"{") or (is_line and has_more) or is_cut_line:
         return Layout(LINES, start)
     if kind == b"[":
         return _of_array(head, start, is_line, is_called_lines, spelling)
     begin = head.index(b"{", start)
-    wrapped = _wrapped(name, head[begin:].decode("utf-8", "surrogateescape"), spelling)
+    wrapped = _wrapped(name, head[begin:].decode("utf-8", "surrogateescape"), spelling, is_called_lines)
     if wrapped is not None:
         return Layout(ARRAY, begin + wrapped.start, wrapped.key)
     if is_line or not newline or first[-1:] not in (b"{", b"[", b",", b":") or rest[:1] not in (b'"', b"}", b"{", b"["):
@@ -83,7 +84,7 @@ def is_end_of_object(name: str, key: str, rest: Iterator[bytes], spelling: Spell
     text = tail.decode("utf-8", "surrogateescape")
     members, end = _members(text, _past_space(text, 0))
     lists, others = _parted(members, spelling)
-    if spelling.has_conversation(others):
+    if spelling.holds_conversation(others):
         raise SourceError(
             f"{name}: is an object with a list like rows under {_named([key])}, and with a conversation; "
             "write one row a line (jq -c .), and name the file .jsonl"
@@ -100,7 +101,7 @@ class _Member(NamedTuple):
     start: int
 
 
-def _wrapped(name: str, text: str, spelling: Spelling) -> Layout | None:
+def _wrapped(name: str, text: str, spelling: Spelling, is_called_lines: bool) -> Layout | None:
     """Where the rows of a file begin that is one object with a list of them; None where it is no such object. Raises
     `SourceError` for an object that holds rows in another way.
 
@@ -112,7 +113,9 @@ def _wrapped(name: str, text: str, spelling: Spelling) -> Layout | None:
     for member in members:
         _refuse_columns(name, member, spelling)
     lists, others = _parted(members, spelling)
-    if spelling.has_conversation(others):
+    if spelling.holds_conversation(others):
+        if end is not None and not is_called_lines and spelling.is_plain(others):
+            _refuse_text_beside_rows(name, [member.key for member in lists if member.key in _WRAPPERS])
         return None
     if lists:
         _refuse_more_rows(name, [member.key for member in lists])
@@ -150,7 +153,9 @@ def _members(text: str, at: int) -> tuple[list[_Member], int | None]:
 def _begun(text: str, at: int) -> Any:
     """What stands for a value without an end: its first element, an object, its text."""
     if text[at : at + 1] == "[":
-        return [_decode(text, _past_space(text, at + 1))[0]]
+        inner = _past_space(text, at + 1)
+        value, _ = _decode(text, inner)
+        return [_begun(text, inner) if value is None else value]
     return {"{": {"": None}, '"': text[at + 1 :]}.get(text[at : at + 1])
 
 
@@ -158,6 +163,12 @@ def _parted(members: list[_Member], spelling: Spelling) -> tuple[list[_Member], 
     """Those that are lists of rows, and all else by its key."""
     lists = [member for member in members if _is_of_rows(member, spelling)]
     return lists, {member.key: member.value for member in members if not _is_of_rows(member, spelling)}
+
+
+def _keeps_rows(text: str, spelling: Spelling) -> bool:
+    """Whether an object that is not whole keeps rows where files do, and is none itself as far as it goes."""
+    lists, others = _parted(_members(text, 0)[0], spelling)
+    return any(member.key in _WRAPPERS for member in lists) and not spelling.holds_conversation(others)
 
 
 def _is_of_rows(member: _Member, spelling: Spelling) -> bool:
@@ -177,12 +188,26 @@ def _refuse_columns(name: str, member: _Member, spelling: Spelling) -> None:
         raise SourceError(f"{name}: is a table by columns; write it by rows (pandas: orient='records', lines=True)")
 
 
+def _refuse_text_beside_rows(name: str, keys: list[str]) -> None:
+    """A text and a list of rows: the row and its examples, or rows and what they are about. Nobody can tell."""
+    if keys:
+        raise SourceError(
+            f"{name}: is one object with a text that may be a prompt, and with a list of rows under {_named(keys)}; "
+            f"write what is meant one row a line: the list{_by_jq(keys)}, or the object (jq -c ., named .jsonl)"
+        )
+
+
 def _refuse_more_rows(name: str, keys: list[str]) -> None:
     if len(keys) > 1:
+        keys = sorted(keys, key=lambda key: key not in _WRAPPERS)
         raise SourceError(
-            f"{name}: holds lists of rows under {_named(keys)}; write those to be read, one row a line "
-            f"(jq -c '.{_named(keys[:1])}[]')"
+            f"{name}: holds lists of rows under {_named(keys)}; write those to be read, one row a line{_by_jq(keys)}"
         )
+
+
+def _by_jq(keys: list[str]) -> str:
+    """How jq writes the list under the first key, where that may be shown."""
+    return "" if _named(keys[:1]) == "…" else f""" (jq -c '.["{keys[0]}"][]')"""
 
 
 def _named(keys: list[str]) -> str:

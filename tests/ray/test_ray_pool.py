@@ -252,6 +252,7 @@ def test_resources_that_no_node_has_end_the_run_at_once(command: Command, cluste
         assert not list(command.run_dir.glob("ingest/*"))
 
 
+@pytest.mark.slow
 def test_a_run_says_what_it_waits_for(finished: Command, tmp_path: Path, head: Head) -> None:
     """Another job has all the cores."""
     hold = (

@@ -93,6 +93,7 @@ def test_a_terminal_may_leave_and_a_job_may_be_stopped(head: Head, finished: Com
     assert "has ended already (stopped)" in err
 
 
+@pytest.mark.slow
 def test_a_preview_is_submitted_up_to_a_stage(head: Head, command: Command, tmp_path: Path) -> None:
     """In a folder of its own."""
     file = folder_that_travels(tmp_path / "w", command)

@@ -36,22 +36,6 @@ def test_first_writer_wins(store: Folder) -> None:
     assert store.list("a") == {"b.parquet": 3}
 
 
-def test_what_links_lead_to_is_in_the_folder(store: Folder, tmp_path: Path) -> None:
-    """An export may be on another disk; a link back ends nothing."""
-    store.put("exports/a/x", b"1")
-    (tmp_path / "big").mkdir()
-    (tmp_path / "big/y").write_bytes(b"2")
-    (tmp_path / "run/exports/b").symlink_to(tmp_path / "big")
-    (tmp_path / "big/back").symlink_to(tmp_path / "run/exports")
-    (tmp_path / "run/exports/a/self").symlink_to(tmp_path / "run/exports/a")
-    found = store.walk("exports")
-    assert {"exports/a/x", "exports/b/y"} <= set(found)
-    assert len(found) < 6
-    for key in found:
-        store.delete(key)
-    assert not (tmp_path / "big/y").exists()
-
-
 def test_one_of_many_racing_writers_wins(store: Folder) -> None:
     results: list[bool] = []
     barrier = threading.Barrier(16)

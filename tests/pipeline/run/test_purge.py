@@ -123,12 +123,18 @@ def test_purged_prompts_are_in_no_file(config: Config, tmp_path: Path, capsys: p
     for name in gone:
         assert name in everything(run)
 
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/weights").touch()
+    for link, place in (("linked", tmp_path / "model"), ("verl/tokenizer", tmp_path / "model"), ("verl/run", run)):
+        (run / "exports" / link).symlink_to(place)
     (tmp_path / "ids").write_text("\n".join([first, refused, unsafe, f"{plain}/1", "nobody", f"{plain}/7", ""]))
     assert cli.main(["purge", str(run), "--ids", str(tmp_path / "ids")]) == 0
     err = capsys.readouterr().err
     assert "purged: 4 prompts, in 4 shards" in err
     assert f"unknown: 2 ids, which no prompt of this run has or had:\n  nobody\n  {plain}/7\n" in err
     assert f"deleted: {run}/exports/verl; export it again" in err
+    assert f"not touched: {run}/exports/linked is a link; delete what is behind it yourself" in err
+    assert (tmp_path / "model/weights").exists(), "what is behind a link may be anybody's"
 
     left = everything(run)
     for name in gone:

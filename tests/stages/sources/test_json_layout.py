@@ -120,6 +120,10 @@ def test_what_is_inside_of_a_row_is_no_row(name: str, suffix: str, indent: int |
     for count in (1, 3):
         data = "\n".join(json.dumps(INSIDE[name], indent=indent) for _ in range(count)).encode()
         path.write_bytes(gzip.compress(data) if suffix.endswith(".gz") else data)
+        if suffix == "json" and count == 1 and name in ("data and train", "few shots"):
+            with pytest.raises(SourceError, match=r"with a text that may be a prompt, and with a list of rows under"):
+                values(read(path))
+            continue
         assert values(read(path)) == [INSIDE[name]] * count
         assert [record["user_turns"] for record in ingested(read(path))] == [["hi"]] * count
 
@@ -146,11 +150,22 @@ def test_a_first_row_longer_than_the_head(name: str, tmp_path: Path, monkeypatch
     assert apart == list(read_rows(config))
 
 
+@pytest.mark.parametrize("indent", [None, 1])
+@pytest.mark.parametrize("suffix", ["json", "jsonl"])
+@pytest.mark.parametrize("others", [{}, {"text": ""}, {"input": {"lang": "en"}}])
+def test_wrapped_rows_of_any_length(others: dict[str, Any], suffix: str, indent: int | None, tmp_path: Path) -> None:
+    """Beside fields that hold no conversation."""
+    long = {"prompt": "hi", "note": "x" * 1_100_000}
+    for rows in ([long, *ROWS], [*ROWS, long], ROWS):
+        (tmp_path / f"a.{suffix}").write_text(json.dumps(others | {"data": rows}, indent=indent))
+        assert values(read(tmp_path / f"a.{suffix}")) == rows
+
+
 @pytest.mark.parametrize("head_bytes", [1 << 20, 400])
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ({"en": ROWS, "fr": ROWS}, r"holds lists of rows under en, fr; write .* \(jq -c '\.en\[\]'\)"),
+        ({"en": ROWS, "fr": ROWS}, r"holds lists of rows under en, fr; write .* \(jq -c '\.\[\"en\"\]\[\]'\)"),
         ({"version": 1, "train": [{"q": "a"}] * 99, "test": [{"q": "b"}]}, "holds lists of rows under train, test; "),
         ({"data": ROWS, "about": {"n": 2}, "What is turn 1?": ROWS}, "holds lists of rows under data, …; "),
         ({"data": ROWS, "items": [{"messages": MESSAGES}]}, "holds lists of rows under data, items; "),
