@@ -5,7 +5,7 @@ from datetime import date
 from typing import Any
 
 from stillhouse.pipeline.dataset.manifest import MANIFEST, tokenizer_digests
-from stillhouse.schemas.config import Config, ConfigError, nested_values, override, validated
+from stillhouse.schemas.config import STORED, Config, ConfigError, nested_values, override, validated
 from stillhouse.stages.teacher.chat import Chat, load_chat
 
 SECTIONS = (
@@ -37,7 +37,7 @@ def origin_config(manifest: dict[str, Any], overrides: Sequence[str] = ()) -> Co
     raw = nested_values(manifest["config"], SECTIONS)
     raw |= {"run_dir": ".", "publish": {"license": manifest.get("license", "other")}}
     override(raw, [*overrides])
-    return validated(raw, MANIFEST)
+    return validated(raw, MANIFEST, STORED)
 
 
 def origin_chat(config: Config, manifest: dict[str, Any]) -> Chat:

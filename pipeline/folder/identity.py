@@ -9,7 +9,7 @@ from typing import Any
 from stillhouse.pipeline.folder import keys
 from stillhouse.pipeline.folder.certified import parse_object
 from stillhouse.pipeline.folder.store import Folder, open_folder
-from stillhouse.schemas.config import Config, ConfigError, config_hash, deciding_values, differing_keys
+from stillhouse.schemas.config import STORED, Config, ConfigError, config_hash, deciding_values, differing_keys
 
 
 def open_run(config: Config) -> Folder:
@@ -59,7 +59,7 @@ def config_of(url: str) -> Config:
         raw = facts["config"] | {"run_dir": url}
         for model in _with_env(raw):
             model["env"] = {}
-        config = Config.model_validate(raw)
+        config = Config.model_validate(raw, context=STORED)
         if config_hash(config) == facts["config_hash"]:
             return config
     raise ConfigError(f"{folder.path(keys.RUN)}: is damaged, or of another version of Stillhouse; restore that file")

@@ -42,7 +42,7 @@ from stillhouse.schemas.config.identity import (
 from stillhouse.schemas.config.load import absolute, load, override, sampled, validated
 from stillhouse.schemas.config.resources import ResourcesConfig, WorkersConfig
 from stillhouse.schemas.config.run import Config
-from stillhouse.schemas.config.section import ConfigError, Section, as_path, checked_location, is_local_path
+from stillhouse.schemas.config.section import STORED, ConfigError, Section, as_path, checked_location, is_local_path
 from stillhouse.schemas.config.teacher import (
     OWN_BACKEND,
     GenerateConfig,
@@ -57,6 +57,7 @@ from stillhouse.schemas.config.teachers import NamedTeacher
 
 __all__ = [
     "OWN_BACKEND",
+    "STORED",
     "BalanceConfig",
     "ClassifierConfig",
     "Config",

@@ -76,10 +76,11 @@ def override(raw: dict[str, Any], overrides: list[str]) -> None:
             raise ConfigError(f"--set {override!r}: its value is not YAML; quote it: --set {quoted}") from None
 
 
-def validated(raw: dict[str, Any], where: str) -> Config:
-    """The configuration that `raw` is, with absolute paths. Raises `ConfigError`, which begins with `where`."""
+def validated(raw: dict[str, Any], where: str, context: dict[str, Any] | None = None) -> Config:
+    """The configuration that `raw` is, with absolute paths; `context` is `STORED` for that of a run that exists. Raises
+    `ConfigError`, which begins with `where`."""
     try:
-        return absolute(Config.model_validate(raw))
+        return absolute(Config.model_validate(raw, context=context))
     except ValidationError as error:
         lines = []
         for problem in error.errors(include_url=False, include_input=False):

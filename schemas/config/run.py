@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, ValidationInfo, model_validator
 
 from stillhouse.schemas.config.curation import BalanceConfig, DecontaminationConfig
 from stillhouse.schemas.config.data import (
@@ -15,7 +15,7 @@ from stillhouse.schemas.config.data import (
     SourceConfig,
 )
 from stillhouse.schemas.config.resources import ResourcesConfig, WorkersConfig
-from stillhouse.schemas.config.section import Section, added, as_path, checked_location, free
+from stillhouse.schemas.config.section import Section, added, as_path, checked_location, free, is_stored
 from stillhouse.schemas.config.teacher import (
     GenerateConfig,
     RolloutConfig,
@@ -140,7 +140,7 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
-    def _scores(self) -> "Config":
+    def _scores(self, info: ValidationInfo) -> "Config":
         if self.score is None:
             return self
         if self.task != "score":
@@ -158,7 +158,8 @@ class Config(Section):
                 "personal.prompts: mask would change words whose ids are given (score.ids: source); set it to drop or "
                 "keep"
             )
-        if self.score.ids == "source" and any(isinstance(view.generate.system_prompts, list) for view in self.views()):
+        is_drawn = any(isinstance(view.generate.system_prompts, list) for view in self.views())
+        if self.score.ids == "source" and is_drawn and not is_stored(info):
             raise ValueError(
                 "generate.system_prompts: ids that are given (score.ids: source) hold the system prompts that they "
                 "were made with; set it to source, or remove it"

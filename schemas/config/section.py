@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated
 from urllib.parse import unquote
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo
 
 
 class Free:
@@ -58,6 +58,14 @@ def checked_location(path: str) -> str:
 def as_path(location: str) -> str:
     """The path that a `file://` URL means; any other location as it is."""
     return unquote(location.removeprefix("file://")) if location.startswith("file://") else location
+
+
+STORED = {"is_stored": True}
+"""Pydantic's context for the configuration of a run that exists: limits that are younger than it do not hold."""
+
+
+def is_stored(info: ValidationInfo) -> bool:
+    return bool(info.context and info.context.get("is_stored"))
 
 
 def is_local_path(name: str) -> bool:

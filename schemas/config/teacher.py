@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from datetime import date
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
-from stillhouse.schemas.config.section import Count, Fraction, Section, added, free, is_local_path
+from stillhouse.schemas.config.section import Count, Fraction, Section, added, free, is_local_path, is_stored
 
 OWN_BACKEND = "stillhouse.stages.teacher.engine:VLLMTeacher"
 
@@ -165,8 +165,15 @@ class SamplingConfig(Section):
     """Per assistant turn."""
     stop_token_ids: list[int] = []
     """In addition to the model's end-of-sequence and the template's end-of-turn tokens."""
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-    """Every sample's own seed is derived from this, its prompt_id and its number."""
+    seed: int = 0
+    """Every sample's own seed is derived from this, its prompt_id and its number. From 0 to 2^32 - 1."""
+
+    @field_validator("seed")
+    @classmethod
+    def _for_numpy(cls, seed: int, info: ValidationInfo) -> int:
+        if not 0 <= seed < 2**32 and not is_stored(info):
+            raise ValueError("must be from 0 to 4294967295 (2^32 - 1): the engine's process seeds NumPy with it")
+        return seed
 
 
 class KeepConfig(Section):
@@ -212,10 +219,10 @@ class TargetsConfig(Section):
     """Keep targets of some tokens only."""
 
     @model_validator(mode="after")
-    def _exact(self) -> "TargetsConfig":
+    def _exact(self, info: ValidationInfo) -> "TargetsConfig":
         if self.precision and math.frexp(self.precision)[0] != 0.5:
             raise ValueError(f"precision {self.precision} is not a power of two; write for example 0.015625 (1/64)")
-        if 0 < self.precision < 1 / 512:
+        if 0 < self.precision < 1 / 512 and not is_stored(info):
             # int16 counts the steps, and the last of K is often below -32 nats where the first is nearly certain.
             raise ValueError(
                 f"precision {self.precision} cannot hold log-probabilities below {-32767 * self.precision:.3g} nats; "

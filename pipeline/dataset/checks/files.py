@@ -11,7 +11,7 @@ from stillhouse.pipeline.errors import DamagedError
 from stillhouse.pipeline.folder import Folder, shard
 from stillhouse.pipeline.folder.shard import ShardId
 from stillhouse.schemas import tables
-from stillhouse.schemas.config import TargetsConfig
+from stillhouse.schemas.config import STORED, TargetsConfig
 
 MAY_BE_NULL = frozenset(
     {
@@ -97,7 +97,8 @@ def published_schema(table: pa.Table, targets: dict[str, Any]) -> pa.Schema:
     columns = ("prompt_scores", "response_scores", "prompt_personal")
     labels, response_labels, kinds = (_names_in(table.schema, column) for column in columns)
     precision, has_entropy = targets.get("precision") or 0.0, "teacher_entropy" in targets
-    settings = TargetsConfig(method=targets["method"], precision=precision, entropy=has_entropy or None)
+    raw = {"method": targets["method"], "precision": precision, "entropy": has_entropy or None}
+    settings = TargetsConfig.model_validate(raw, context=STORED)
     names = table.column_names
     more = {"asked": "asked_ids", "student": "student_logprobs", "several": tables.TEACHER.name}
     there = {key: name in names for key, name in more.items()}

@@ -10,11 +10,12 @@ from pydantic import ValidationError
 
 from stillhouse.pipeline import flow
 from stillhouse.pipeline.dataset import manifest
+from stillhouse.pipeline.dataset.origin import origin_config
 from stillhouse.pipeline.folder import identity
 from stillhouse.pipeline.folder.identity import compare_with_folder, open_run, run_date
 from stillhouse.pipeline.folder.local import LocalFolder
 from stillhouse.pipeline.run.partition import ingest
-from stillhouse.schemas.config import Config, ConfigError, GuardConfig, config_hash
+from stillhouse.schemas.config import STORED, Config, ConfigError, GuardConfig, config_hash, deciding_values
 from stillhouse.stages.generate import Generate
 
 DATED = (
@@ -87,6 +88,24 @@ def test_values_of_environment_variables_are_kept_nowhere(raw_config: dict[str, 
         again = identity.config_of(config.run_dir)
         assert config_hash(again) == config_hash(config)
         assert [one.env for one in again.screen.classifiers if isinstance(one, GuardConfig)] == [{}]
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [("sampling", "seed", -1), ("sampling", "seed", 2**32), ("targets", "precision", 2**-10)],
+)
+def test_what_is_refused_since_is_still_the_configuration_of_a_run(
+    section: str, key: str, value: float, raw_config: dict[str, Any]
+) -> None:
+    """Prompts must be purged from it, and others put into its dataset."""
+    raw_config[section] = raw_config.get(section, {}) | {key: value}
+    with pytest.raises(ValidationError):
+        Config.model_validate(raw_config)
+    config = Config.model_validate(raw_config, context=STORED)
+    open_run(config)
+    assert config_hash(identity.config_of(config.run_dir)) == config_hash(config)
+    stored = {"config": deciding_values(config)}
+    assert getattr(getattr(origin_config(stored), section), key) == value
 
 
 def test_a_run_folder_is_read_once(raw_config: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
