@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from stillhouse.pipeline.folder import keys
+from stillhouse.schemas.config import ConfigError, checked_location
 
 
 @dataclass(frozen=True)
@@ -96,4 +97,7 @@ def open_folder(url: str, staged: str = keys.STAGED) -> Folder:
         return RemoteFolder(url)
     from stillhouse.pipeline.folder.local import LocalFolder
 
-    return LocalFolder(url, staged)
+    try:
+        return LocalFolder(checked_location(url), staged)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None

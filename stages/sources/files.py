@@ -109,12 +109,13 @@ def _walk(folder: str, where: str) -> list[str]:
     found, seen, waiting = list[str](), set[str](), [folder]
     for place in waiting:
         for parent, folders, names in os.walk(place):
+            folders[:] = [name for name in folders if not name.startswith((".", "_"))]  # what is hidden may be linked
             if (real := os.path.realpath(parent)) in seen:
                 folders.clear()
                 continue
             seen.add(real)
             found += [Path(parent, name).as_posix() for name in names]
-            links = [Path(parent, name) for name in folders if not name.startswith((".", "_"))]
+            links = [Path(parent, name) for name in folders]
             waiting += [str(link) for link in links if link.is_symlink()]
     root = Path(folder).as_posix()
     readable = sorted(name for name in found if _readable(name, root))

@@ -54,8 +54,8 @@ def leaders(
 
     Signatures may be on disk (`np.memmap`). To temporary files are written 8 bytes for each of them and each band, and
     after that once more the signatures of texts that share a band. Texts that bands join directly or through others are
-    compared by themselves, about `COMPARED_AT_ONCE` at a time: others cannot change their leaders. Memory: 60 bytes for
-    each text, and 1.3 kB for each that is compared at once. Raises OSError where the disk is full.
+    compared by themselves, about `COMPARED_AT_ONCE` at a time: others cannot change their leaders. Memory: 60 to 100
+    bytes for each text, and 1.3 kB for each that is compared at once. Raises OSError where the disk is full.
 
     With `meanings`, a text that is like no earlier leader has the first that means the same. Then all texts are
     compared together: what bands do not join, meanings may.
@@ -78,12 +78,12 @@ def leaders(
 
 
 def _components(signature_NP: NDArray[np.uint32], row_T: NDArray[np.int64], threshold: float) -> NDArray[np.int32]:
-    """[T]: a number for all texts that shared bands join, directly or through others; now and then a collision of
-    hashes, too."""
+    """[T]: a number for all texts that shared bands join, directly or through others; a few are joined by chance, which
+    changes no text's leader."""
     num_rows, num_perm = signature_NP.shape
     num_bands, width = bands(threshold, num_perm)
     component_T = np.arange(len(row_T), dtype=np.int32)
-    if num_rows == 0:
+    if len(row_T) == 0:
         return component_T
     order_T = np.argsort(row_T)  # the order of the disk: keys are then read one after the other
     row_T = row_T[order_T]
@@ -109,7 +109,8 @@ def _components(signature_NP: NDArray[np.uint32], row_T: NDArray[np.int64], thre
 
 
 def _shared(key_T: NDArray[np.uint64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Of each key that several texts have, one text beside each of the others."""
+    """Of each key that several texts have, one text beside each of the others. Told apart are keys by their high bits,
+    as many as a number has left beside the text's own: among 10^8 texts some ten thousand pairs are none."""
     # Most keys stand alone, already by their low bits; the others are sorted.
     num_bits = len(key_T).bit_length()
     last_L, is_shared_L = np.empty(1 << num_bits, np.int32), np.zeros(1 << num_bits, bool)
