@@ -78,8 +78,7 @@ def leaders(
 
 
 def _components(signature_NP: NDArray[np.uint32], row_T: NDArray[np.int64], threshold: float) -> NDArray[np.int32]:
-    """[T]: a number for all texts that shared bands join, directly or through others; a few are joined by chance, which
-    changes no text's leader."""
+    """[T]: a number for all texts that shared bands join, directly or through others."""
     num_rows, num_perm = signature_NP.shape
     num_bands, width = bands(threshold, num_perm)
     component_T = np.arange(len(row_T), dtype=np.int32)
@@ -109,8 +108,7 @@ def _components(signature_NP: NDArray[np.uint32], row_T: NDArray[np.int64], thre
 
 
 def _shared(key_T: NDArray[np.uint64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Of each key that several texts have, one text beside each of the others. Told apart are keys by their high bits,
-    as many as a number has left beside the text's own: among 10^8 texts some ten thousand pairs are none."""
+    """Of each key that several texts have, one text beside each of the others."""
     # Most keys stand alone, already by their low bits; the others are sorted.
     num_bits = len(key_T).bit_length()
     last_L, is_shared_L = np.empty(1 << num_bits, np.int32), np.zeros(1 << num_bits, bool)
@@ -129,6 +127,16 @@ def _shared(key_T: NDArray[np.uint64]) -> tuple[NDArray[np.int64], NDArray[np.in
     packed_M >>= np.uint64(num_bits)
     is_first_M = np.ones(len(packed_M), bool)
     is_first_M[1:] = packed_M[1:] != packed_M[:-1]
+    # Of keys that differ in their low bits alone, few, those that are the same are put beside each other.
+    key_M = key_T[text_M]
+    is_mixed_M = ~is_first_M
+    is_mixed_M[1:] &= key_M[1:] != key_M[:-1]
+    if is_mixed_M.any():
+        group_M = np.cumsum(is_first_M)
+        mixed = np.flatnonzero(np.isin(group_M, group_M[is_mixed_M]))
+        mixed_in_order = mixed[np.lexsort((key_M[mixed], group_M[mixed]))]
+        text_M[mixed], key_M[mixed] = text_M[mixed_in_order], key_M[mixed_in_order]
+        is_first_M[1:] = key_M[1:] != key_M[:-1]
     group_E = np.cumsum(is_first_M)[~is_first_M] - 1
     return text_M[np.flatnonzero(is_first_M)[group_E]], text_M[~is_first_M]
 

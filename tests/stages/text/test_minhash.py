@@ -96,6 +96,22 @@ def test_pieces_hold_whole_components() -> None:
         assert sum(map(len, numbers)) == 5
 
 
+def test_keys_are_told_apart_by_all_of_their_bits() -> None:
+    """By chance many of a hundred million have the same high bits; families that these join are compared at once."""
+    rng = np.random.default_rng(3)
+    high_T, low_T = rng.integers(0, 8, 300, dtype=np.uint64), rng.integers(0, 6, 300, dtype=np.uint64)
+    for key_T in (
+        high_T << np.uint64(60) | low_T,
+        high_T << np.uint64(60),
+        low_T,
+        rng.permutation(300).astype(np.uint64),
+    ):
+        first_E, member_E = minhash._shared(key_T)
+        assert len(first_E) == 300 - len(set(key_T.tolist()))
+        assert (key_T[first_E] == key_T[member_E]).all()
+        assert len({*member_E.tolist()}) == len(member_E)
+
+
 def test_a_chain_is_broken_where_its_ends_are_unlike() -> None:
     """Each agrees with the next in 90 of 100 slots, with the one after it in 80, and so on."""
     signature_NP = np.tile(np.arange(100, dtype=np.uint32), (10, 1))
