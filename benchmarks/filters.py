@@ -190,18 +190,18 @@ def speed(num_rows: int) -> dict[str, Any]:
 def labelled(config_path: Path, path: Path) -> dict[str, Any]:
     """What each classifier takes at its thresholds: by language found and right of all found, and of all there are; and
     how many of each kind."""
-    from stillhouse.schemas.config import load_config
+    from stillhouse.schemas.config import load
     from stillhouse.stages.filters import combined, read_by
 
     rows, told = lines(path), dict[str, Any]()
     kinds = list(dict.fromkeys(row[1] for row in rows))
-    for config in read_by(load_config(config_path).screen.classifiers, "prompts"):
+    for config in read_by(load(config_path).screen.classifiers, "prompts"):
         classifier = combined([config])
         try:
             started = time.monotonic()
             by_language = classified(classifier, rows)
             seconds = time.monotonic() - started
-            by_kind = classified(classifier, [[kind, *rest] for _, kind, *rest in rows])
+            by_kind = classified(classifier, [[kind, kind, text] for _, kind, text in rows])
         finally:
             classifier.close()
         told[classifier.labels[0]] = {

@@ -128,8 +128,7 @@ class Spelling:
 
     def holds_conversation(self, row: dict[str, Any]) -> bool:
         """Whether a row has a conversation that is not empty, and no object of something else under its name."""
-        name = self._find(row)
-        value = None if name is None else at(row, name)
+        value = at(row, self._find(row) or "")
         return _holds(value) and (not isinstance(value, dict) or self._are_messages(value))
 
     def is_plain(self, row: dict[str, Any]) -> bool:

@@ -4,10 +4,14 @@ The sets were written for these tests, not taken from answers of models: figures
 their share in a data set.
 """
 
+import json
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+from benchmarks.filters import labelled as judged
 from stillhouse.schemas.config import DecontaminationConfig, IdentityConfig, JailbreaksConfig, ProfanityCheckConfig
 from stillhouse.stages.filters import Combined, combined, refusals
 from stillhouse.stages.filters.contamination import Contamination
@@ -99,3 +103,14 @@ def test_the_sets_are_as_large_as_the_page_says() -> None:
     total = sum(len(lines(path.stem)) for path in FOLDER.glob("*.tsv"))
     assert total >= 200
     assert f"{total} lines" in (ROOT / "docs/curation.md").read_text()
+
+
+def test_the_classifiers_of_a_configuration_are_judged(raw_config: dict[str, Any], tmp_path: Path) -> None:
+    """By the command that measures those whose weights a user has."""
+    raw_config["screen"] = {"classifiers": [{"name": "profanity-check"}]}
+    (tmp_path / "c.yaml").write_text(json.dumps(raw_config))
+    told = judged(tmp_path / "c.yaml", FOLDER / "profanity.tsv")["profanity"]
+    assert told["by language"] == {"en": "14/15; 14/14"} | dict.fromkeys(
+        ("es", "pt", "fr", "de", "ru", "zh"), "0/0; 0/3"
+    )
+    assert told["taken"] == {"yes": "14/32", "no": "1/28"}
