@@ -46,8 +46,8 @@ class Quick:
         p_SK = np.exp(logprobs_SK) / 0.97
         chosen_S = (random.random((S, 1)) > np.cumsum(p_SK, axis=1)).sum(axis=1).clip(max=K - 1)
         at = np.arange(S), chosen_S
-        logprobs_SK = logprobs_SK.astype(np.float32)
-        return Answer(ids_SK[at], ids_SK, logprobs_SK, logprobs_SK[at], "length")
+        stored_SK = logprobs_SK.astype(np.float32)
+        return Answer(ids_SK[at], ids_SK, stored_SK, stored_SK[at], "length")
 
     def shutdown(self) -> None:
         pass
