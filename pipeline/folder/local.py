@@ -99,9 +99,8 @@ class LocalFolder:
         return {name: entry.size for name, entry in self.entries(folder).items()}
 
     def walk(self, folder: str) -> tuple[str, ...]:
-        top = self._root / folder
         with self._blamed(folder, "listed"):
-            found = [Path(parent, name) for parent, _, names in os.walk(top) for name in names]
+            found = [Path(parent, name) for parent, _, names in os.walk(self._root / folder) for name in names]
         return tuple(sorted(path.relative_to(self._root).as_posix() for path in found))
 
     def delete(self, key: str) -> None:

@@ -161,8 +161,13 @@ def _begun(text: str, at: int) -> Any:
 
 def _parted(members: list[_Member], spelling: Spelling) -> tuple[list[_Member], dict[str, Any]]:
     """Those that are lists of rows, and all else by its key."""
-    lists = [member for member in members if _is_of_rows(member, spelling)]
-    return lists, {member.key: member.value for member in members if not _is_of_rows(member, spelling)}
+    lists, others = list[_Member](), dict[str, Any]()
+    for member in members:
+        if _is_of_rows(member, spelling):
+            lists.append(member)
+        else:
+            others[member.key] = member.value
+    return lists, others
 
 
 def _keeps_rows(text: str, spelling: Spelling) -> bool:

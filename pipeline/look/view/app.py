@@ -50,12 +50,12 @@ class View:
         self.files = files_of(place)
         listed = [key for files in self.files.values() for key in files]
         filesystem = None
-        if "://" in place.folder.url and not place.folder.url.startswith("file://"):
+        if "://" in place.folder.url:
             from stillhouse.pipeline.look.view.remote import FilesOfPlace, duckdb_path
 
             filesystem, paths = FilesOfPlace(place), {key: duckdb_path(key) for key in listed}
         else:
-            paths = {key: place.folder.path(key).removeprefix("file://") for key in listed}
+            paths = {key: place.folder.path(key) for key in listed}
         located = {name: [paths[key] for key in files] for name, files in self.files.items()}
         self.engine = Engine(located, filesystem, ALIASES)
         self.rows = Rows(place, self.files)
