@@ -165,17 +165,25 @@ def _digest_place(data: bytes | memoryview) -> int | None:
     return len(data) - footer_bytes + found + len(_DIGEST_MARK)
 
 
+def _without_checksum(where: str, num_bytes: int) -> DamagedError:
+    return DamagedError(f"{where}: is damaged or not written by a run (no checksum in {num_bytes} bytes)")
+
+
+def _of_other_checksum(where: str, num_bytes: int) -> DamagedError:
+    return DamagedError(f"{where}: is damaged (its {num_bytes} bytes do not have the checksum they carry)")
+
+
 def verify(data: bytes, where: str) -> str:
     """The digest that `data` carries and has. Raises `DamagedError`, with `where`, when it is not a whole shard."""
     place = _digest_place(data)
     if place is None:
-        raise DamagedError(f"{where}: is damaged or not written by a run (no checksum in {len(data)} bytes)")
+        raise _without_checksum(where, len(data))
     view = memoryview(data)
     digest = hashlib.sha256(view[:place])
     digest.update(_NO_DIGEST)
     digest.update(view[place + 64 :])
     if digest.hexdigest().encode() != view[place : place + 64]:
-        raise DamagedError(f"{where}: is damaged (its {len(data)} bytes do not have the checksum they carry)")
+        raise _of_other_checksum(where, len(data))
     return digest.hexdigest()
 
 
@@ -237,7 +245,7 @@ def read_whole(folder: Folder, key: str, size: int) -> tuple[Footer, str]:
     where, end = folder.path(key), _end(folder, key, size)
     place = _digest_place(end)
     if place is None:
-        raise DamagedError(f"{where}: is damaged or not written by a run (no checksum in {size} bytes)")
+        raise _without_checksum(where, size)
     carried, digest, of_file = end[place : place + 64], hashlib.sha256(), hashlib.sha256()
     place += size - len(end)
     for start in range(0, size, _PART_BYTES):
@@ -248,7 +256,7 @@ def read_whole(folder: Folder, key: str, size: int) -> tuple[Footer, str]:
             part[first:last] = _NO_DIGEST[: last - first]
         digest.update(part)
     if digest.hexdigest().encode() != carried:
-        raise DamagedError(f"{where}: is damaged (its {size} bytes do not have the checksum they carry)")
+        raise _of_other_checksum(where, size)
     return _footer(folder, key, end), of_file.hexdigest()
 
 
